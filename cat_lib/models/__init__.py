@@ -1,0 +1,88 @@
+"""One door to the engines: `load_model("embedded")`, a hub id, or a local folder.
+
+Nothing heavy is imported before a model is asked for, so the command line answers at once and Unsloth, where it is
+used, is imported before the libraries that it patches.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cat_lib.models.local import LocalModel
+
+ENGINES = ("transformers", "unsloth")
+
+
+class ModelError(RuntimeError):
+    """A model that cannot be had or used, and what to do about it."""
+
+
+def load_model(name: str, engine: str = "transformers") -> LocalModel:
+    """The model `name` ("embedded", a hub id such as "Qwen/Qwen3-4B", or a local folder), ready to generate.
+
+    On CPUs with bfloat16 instructions, and on GPUs, weights are bfloat16; else float32. Raises ModelError if it
+    cannot be reached or has no tokenizer or chat template, ValueError for an unknown engine.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine={engine!r}: allowed are {', '.join(ENGINES)}")
+    if name == "embedded":
+        from cat_lib.models.embedded import checkpoint
+
+        source = checkpoint()
+    else:
+        source = Path(name)
+        if not source.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+            raise ModelError(f'model={name!r} is no folder here and no hub id ("owner/name"); {_ADVICE}')
+    path = str(source) if source.is_dir() else name
+    model, tokenizer = _unsloth(path) if engine == "unsloth" else _transformers(path, name)
+    if tokenizer.chat_template is None:
+        raise ModelError(f"model={name!r} has no chat template: take its instruction-tuned variant, or {_ADVICE}")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    from cat_lib.models.local import LocalModel
+
+    return LocalModel(model, tokenizer, name, engine=engine)
+
+
+_ADVICE = 'model="embedded" works offline, and a local folder is given by its path, e.g. model="./my-model"'
+
+
+def _transformers(path: str, name: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, clean_up_tokenization_spaces=False)
+    except Exception as error:  # the hub raises a dozen unrelated types
+        raise ModelError(_cause(name, "tokenizer", error)) from error
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=preferred_dtype(), attn_implementation="sdpa")
+    except Exception as error:
+        raise ModelError(_cause(name, "weights", error)) from error
+    return model.to(device).eval(), tokenizer
+
+
+def _unsloth(path: str) -> tuple[Any, Any]:
+    from unsloth import FastLanguageModel  # must come before transformers, trl and peft
+
+    model, tokenizer = FastLanguageModel.from_pretrained(path, load_in_4bit=False, load_in_16bit=True)
+    return model, tokenizer
+
+
+def preferred_dtype() -> Any:
+    """bfloat16 where the processor computes in it, else float32: emulated, it is slower than float32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def _cause(name: str, what: str, error: Exception) -> str:
+    where = f"the folder {name}" if Path(name).is_dir() else f"the hub id {name}"
+    reached = "" if Path(name).is_dir() else " (no model hub reached, no such model, or access not granted)"
+    return f"can't load the {what} of {where}{reached}: {type(error).__name__}: {str(error)[:300]}; {_ADVICE}"

@@ -1,0 +1,118 @@
+"""Every figure. Functions take tables and return figures; they read no state and write no file.
+
+Colours are Okabe and Ito's, readable with colour-blind eyes; a method keeps its colour in all figures.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+COLOURS = {
+    "single": "#0072B2",
+    "greedy": "#56B4E9",
+    "majority": "#E69F00",
+    "synthesis": "#009E73",
+    "policy": "#0072B2",
+    "anchor": "#009E73",
+    "update": "#CC79A7",
+}
+_LABELS = {"single": "one sample", "greedy": "one greedy answer"}
+_GREY = "#777777"
+
+
+def accuracy(scores: pd.DataFrame, group_size: int) -> Figure:
+    """Accuracy by method, before and after, with 95 % intervals.
+
+    scores: columns phase ("before", "after"), method, accuracy, low, high, n (`evaluation.score_table`).
+    """
+    figure, axis = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    methods = list(dict.fromkeys(scores["method"]))
+    for offset, (phase, face) in enumerate((("before", "white"), ("after", None))):
+        part = scores[scores["phase"] == phase].set_index("method").loc[methods]
+        for i, (method, row) in enumerate(part.iterrows()):
+            colour = COLOURS.get(str(method), _GREY)
+            x = i + (offset - 0.5) * 0.3
+            axis.errorbar(
+                x, row.accuracy, [[row.accuracy - row.low], [row.high - row.accuracy]], fmt="o", color=colour,
+                markerfacecolor=face or colour, markersize=8, capsize=4,
+            )  # fmt: skip
+            axis.annotate(f"{row.accuracy:.2f}", (x, row.high), (0, 4), textcoords="offset points", ha="center")
+    names = [_LABELS.get(m, f"{m} of {group_size} rollouts") for m in methods]
+    axis.set_xticks(range(len(methods)), names)
+    axis.set_xlim(-0.6, len(methods) - 0.4)
+    axis.set_ylim(0, 1.05)
+    axis.set_ylabel("held-out accuracy")
+    axis.set_title(
+        f"Before (open) and after (filled) training; 95 % intervals over n = {scores['n'].iloc[0]} questions"
+    )
+    return _clean(figure)
+
+
+def lines(history: pd.DataFrame, keys: Mapping[str, str], ylabel: str, title: str) -> Figure:
+    """Metrics over training steps. history: one row a step; keys: column -> label of its line."""
+    figure, axis = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
+    colours = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7")
+    for (key, label), colour in zip(keys.items(), colours, strict=False):
+        part = history.dropna(subset=[key])
+        axis.plot(part["step"], part[key], marker="o", markersize=4, color=colour, label=label)
+    axis.set_xlabel("training step")
+    axis.set_ylabel(ylabel)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_ylim(bottom=0)
+    axis.set_title(title)
+    axis.legend(frameon=False)
+    return _clean(figure)
+
+
+def answer_distribution(
+    question: str, gold: str, before: Sequence[str | None], after: Sequence[str | None], most: int = 8
+) -> Figure:
+    """How one group's rollouts answer one question, before and after; the right answer is marked."""
+    counts = Counter(before) + Counter(after)
+    shown = [a for a, _ in counts.most_common(most)]
+    if gold not in shown:
+        shown.append(gold)
+    shown.sort(key=lambda a: (a is None, len(a or ""), a or ""))
+    figure, axis = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
+    width = 0.4
+    for side, (name, answers) in enumerate((("before", before), ("after", after))):
+        heights = [sum(a == s for a in answers) / len(answers) for s in shown]
+        places = [i + (side - 0.5) * width for i in range(len(shown))]
+        axis.bar(places, heights, width, color=("#BBBBBB", "#0072B2")[side], label=name)
+    axis.set_xticks(range(len(shown)), ["none" if a is None else f"{a} (right)" if a == gold else a for a in shown])
+    axis.set_xlabel("answer")
+    axis.set_ylabel("share of rollouts")
+    axis.set_ylim(0, 1)
+    axis.set_title(f"{question}  ({len(before)} rollouts each)")
+    axis.legend(frameon=False)
+    return _clean(figure)
+
+
+def compute(roles: pd.DataFrame) -> Figure:
+    """Where the run's compute went. roles: index role; columns tokens, flops, seconds."""
+    columns = {"tokens": "tokens (thousands)", "flops": "model TFLOP", "seconds": "seconds"}
+    scales = {"tokens": 1e3, "flops": 1e12, "seconds": 1.0}
+    figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.6), layout="constrained", sharey=True)
+    for axis, (column, label) in zip(axes, columns.items(), strict=True):
+        values = roles[column] / scales[column]
+        bars = axis.barh(list(roles.index), values, color=[COLOURS.get(str(r), _GREY) for r in roles.index])
+        axis.bar_label(bars, fmt="{:.3g}", padding=3)
+        axis.set_xlim(0, max(values) * 1.3)
+        axis.set_xlabel(label)
+    axes[0].invert_yaxis()
+    figure.suptitle("Compute by role: policy (rollouts), anchor (synthesis), update (training)", fontsize=11)
+    return _clean(figure)
+
+
+def _clean(figure: Figure) -> Figure:
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.25)
+        axis.set_axisbelow(True)
+    plt.close(figure)  # a notebook shows what a cell returns; open figures would pile up
+    return figure

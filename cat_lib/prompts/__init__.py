@@ -1,0 +1,37 @@
+"""Prompt texts, one .txt a prompt, and the one place that fills them.
+
+Model output that goes into a prompt is data: it is fenced by a run of backticks longer than any inside it, and
+filling is a single pass, so a rollout that contains `{{rollouts}}` stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+_OPTIONAL = re.compile(r"^\{\{\?(\w+)\}\}(.*\n)", re.MULTILINE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def fill(name: str, **values: str) -> str:
+    """The prompt `prompts/<name>.txt` with each `{{key}}` replaced by its value.
+
+    A line that opens with `{{?key}}` is kept only where `values[key]` is not empty. Raises KeyError for a
+    placeholder without a value.
+    """
+    template = resources.files(__package__).joinpath(f"{name}.txt").read_text(encoding="utf-8")
+    template = _OPTIONAL.sub(lambda m: m[2].lstrip(" ") if values.get(m[1]) else "", template)
+    return _PLACEHOLDER.sub(lambda m: values[m[1]], template).rstrip("\n")
+
+
+def fence(text: str) -> str:
+    """The text between two lines of backticks, more of them than any run inside; control characters go."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    bar = "`" * max(3, longest + 1)
+    return f"{bar}\n{_CONTROL.sub('', text)}\n{bar}"
+
+
+def one_line(text: str) -> str:
+    """The text on one line without control characters: the fence of prompts whose unit is the line."""
+    return " ".join(_CONTROL.sub(" ", text).split())

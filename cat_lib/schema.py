@@ -1,0 +1,103 @@
+"""The nouns of the method, in one place: every layer speaks in these types and in no others.
+
+Left out on purpose: behaviour. A `Model` generates, a `Task` asks and reads answers; both are Protocols so that
+an engine or a task is one file with no base class to inherit from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypedDict
+
+
+class Message(TypedDict):
+    """One turn of a conversation in the common chat format."""
+
+    role: str
+    content: str
+
+
+Prompt = str | list[Message]  # plain text is continued as it stands; messages go through the chat template
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens. `temperature=0` is greedy; `top_k=0` and `top_p=1` switch those filters off."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()  # generation ends at the first of these strings; the text is cut before it
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer of a model. `finish` is "stop" if the model ended it, "length" if it was cut."""
+
+    text: str
+    token_ids: tuple[int, ...]  # with the stop token, so that training can reinforce ending
+    finish: Literal["stop", "length"]
+    mean_logprob: float | None = None  # nats a token, under the model's unscaled distribution
+    mean_entropy: float | None = None  # nats a token, of the same distribution
+
+    @property
+    def ended(self) -> bool:
+        return self.finish == "stop"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question. `gold` is for evaluation only: no reward and no estimator may read it."""
+
+    id: str
+    question: str
+    prompt: Prompt
+    gold: str
+    level: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rollouts of one question: what estimators read and reward rules score, always whole.
+
+    It has no field for a gold answer, so none can reach a training signal by way of a group.
+    """
+
+    id: str
+    question: str
+    rollouts: tuple[Completion, ...]
+    answers: tuple[str | None, ...]  # of each rollout; None: it gives no answer, a fact about the rollout
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A pseudo-reference: what an estimator takes for the truth. `answer` is None where it has none."""
+
+    text: str
+    answer: str | None
+    estimator: str
+
+
+class Model(Protocol):
+    """An engine: `generate` returns, for each prompt, n completions; both calls are written to the ledger."""
+
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]: ...
+
+    def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]: ...
+
+
+class Task(Protocol):
+    """Questions, and the only place that knows what an answer looks like."""
+
+    sampling: Sampling  # how rollouts are drawn
+
+    def extract(self, completion: Completion, question: str) -> str | None: ...
+
+    def correct(self, answer: str | None, gold: str) -> bool: ...
+
+
+Estimator = Callable[[Sequence[Group]], list[Reference | None]]  # whole groups in one call, so that it can batch
+RewardRule = Callable[[Sequence[Group], Sequence[Reference | None]], list[list[float | None]]]

@@ -1,0 +1,94 @@
+"""Short arithmetic in five levels: the embedded model's task, small enough to learn from on two CPU cores.
+
+Prompts are a chat of two solved questions and a third (a chat was measured against plain text: 0.58 against 0.43
+right over these levels; the solved questions are shared by all prompts, so the engine computes them once). An
+answer is one equation that restates the question: an equation about other numbers is no answer, or every rollout
+could agree on `1 + 1 = 2`.
+
+Training and held-out questions are disjoint by operands: the unordered pair decides, whatever the operation, so
+neither `7 + 4` nor `4 x 7` can leak `4 + 7`. Pairs used in worked examples belong to neither side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from itertools import zip_longest
+from typing import Literal
+
+from cat_lib.schema import Completion, Example, Message, Sampling
+
+Split = Literal["train", "heldout"]
+
+SOLVED = (("4 + 3", "7"), ("6 x 8", "48"))
+_WORKED_PAIRS = {(3, 4), (6, 8), (3, 5), (6, 7), (30, 80)}  # in SOLVED and in prompts/synthesis_few_shot.txt
+_EQUATION = re.compile(r"([0-9]{1,6}) ?([+x-]) ?([0-9]{1,6}) ?= ?([0-9]{1,9})\.?")
+_LONGEST = 2_000  # characters of a completion that are read; an honest answer takes a hundredth of that
+
+LEVELS: dict[str, list[tuple[int, str, int]]] = {
+    "addition": [(a, "+", b) for a in range(2, 10) for b in range(2, 10)],
+    "times_table": [(a, "x", b) for a in range(2, 10) for b in range(2, 10)],
+    "subtraction": [(a, "-", b) for a in range(3, 13) for b in range(2, 10) if a > b],
+    "tens": [(a, "+", b) for a in range(10, 100, 10) for b in range(10, 100, 10)],
+    "two_digit": [(a, "+", b) for a in range(11, 90) for b in range(2, 9) if 0 < a % 10 < 10 - b],
+}
+
+
+class Arithmetic:
+    """The task: questions by split and level, and the strict reading of an answer."""
+
+    name = "arithmetic"
+    synthesis_prompt = "few_shot"  # the embedded model follows examples, not instructions
+    sampling = Sampling(max_new_tokens=16, temperature=1.0)
+
+    def examples(self, split: Split, n: int, seed: int) -> list[Example]:
+        """n questions of a split, levels in turn, in an order drawn from `seed`.
+
+        Raises ValueError if `split` is unknown or has fewer than n questions.
+        """
+        if split not in ("train", "heldout"):
+            raise ValueError(f"split={split!r}: allowed are 'train' and 'heldout'")
+        rng = random.Random(seed)
+        levels = []
+        for level, questions in LEVELS.items():
+            side = [(level, *q) for q in questions if _side(q[0], q[2]) == split]
+            rng.shuffle(side)
+            levels.append(side)
+        pool = [q for turn in zip_longest(*levels) for q in turn if q is not None]
+        if not 1 <= n <= len(pool):
+            raise ValueError(f"n={n}: the {split} split has {len(pool)} questions; ask for 1 to {len(pool)}")
+        return [_example(*q) for q in pool[:n]]
+
+    def extract(self, completion: Completion, question: str) -> str | None:
+        """The answer, or None: the completion ended and its last line is one equation of the asked question."""
+        text = completion.text.strip()
+        if not completion.ended or not text or len(text) > _LONGEST:
+            return None
+        match = _EQUATION.fullmatch(text.splitlines()[-1].strip())
+        if match is None or f"What is {match[1]} {match[2]} {match[3]}?" != question:
+            return None
+        return str(int(match[4]))
+
+    def correct(self, answer: str | None, gold: str) -> bool:
+        """Whether an extracted answer is the gold answer; no answer is not."""
+        return answer == gold
+
+
+def _side(a: int, b: int) -> Split | None:
+    pair = (min(a, b), max(a, b))
+    if pair in _WORKED_PAIRS:
+        return None
+    digest = hashlib.sha256(f"{pair[0]},{pair[1]}".encode()).digest()
+    return "heldout" if digest[0] % 5 < 2 else "train"
+
+
+def _example(level: str, a: int, operation: str, b: int) -> Example:
+    gold = {"+": a + b, "x": a * b, "-": a - b}[operation]
+    question = f"What is {a} {operation} {b}?"
+    prompt: list[Message] = []
+    for expression, result in SOLVED:
+        prompt.append({"role": "user", "content": f"What is {expression}?"})
+        prompt.append({"role": "assistant", "content": f"{expression} = {result}"})
+    prompt.append({"role": "user", "content": question})
+    return Example(f"{a}{operation}{b}", question, prompt, str(gold), level)

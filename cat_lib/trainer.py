@@ -1,0 +1,161 @@
+"""A GRPO update that computes each shared prompt once, exactly.
+
+TRL runs prompt plus completion for every rollout, so a prompt of a group is computed G times, and few-shot text
+that all prompts open with once more for each of them. Here a micro-batch becomes one row, a tree:
+
+    [common prefix] [prompt 1's rest] [rollout 1,1] ... [rollout 1,G] [prompt 2's rest] [rollout 2,1] ...
+
+with an attention mask that lets a token see its own ancestors only, and positions as if each branch stood alone.
+The log-probabilities are those of TRL's own pass (a test compares them, and the gradients). Attention over the row
+is quadratic in its length, so long rows, and batches with little to share, go TRL's way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
+
+from cat_lib.ledger import clock
+from cat_lib.models.local import LocalModel, common_prefix
+from cat_lib.tracking import Run
+
+LONGEST_ROW = 4096
+
+
+class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
+    """GRPOTrainer with the shared-prompt pass. `computed` counts (tokens with gradient, tokens without)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.computed = [0, 0]
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """As TRL's, less the shuffle of rows: micro-batches keep whole groups, which is what there is to share."""
+        steps = self.args.steps_per_generation
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            self._buffered_inputs = split_tensor_dict(self._generate_and_score_completions(generation_batch), steps)
+        return self._buffered_inputs[self._step % steps]
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Log-probabilities (B, C) and entropies (B, C) of the completion tokens, through the tree where it pays."""
+        input_ids, attention_mask, keep = args
+        size = kwargs.get("batch_size") or len(input_ids)
+        counter = 0 if torch.is_grad_enabled() else 1
+        parts = []
+        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            tree = Tree(ids, mask, keep)
+            if tree.length > LONGEST_ROW or 4 * tree.length > 3 * int(mask.sum()):
+                self.computed[counter] += int(input_ids.numel())
+                return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+            self.computed[counter] += tree.length
+            parts.append(tree.logps(model, self.temperature))
+        logps, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
+        return logps, entropies if kwargs.get("compute_entropy") else None, None
+
+
+class Tree:
+    """A left-padded batch of prompt + completion rows, laid out as one row of shared tokens."""
+
+    def __init__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_width: int) -> None:
+        rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        tails = attention_mask[:, -completion_width:].sum(1).tolist()
+        prompts = [row[: len(row) - tail] for row, tail in zip(rows, tails, strict=True)]
+        prefix = common_prefix(prompts)
+        self.device = input_ids.device
+        tokens, positions = list(rows[0][:prefix]), list(range(prefix))
+        branch, leaf = [0] * prefix, [0] * prefix  # 0: seen by all; a branch is a prompt, a leaf a rollout
+        self.source = torch.zeros(len(rows), completion_width, dtype=torch.long)  # row of the logits of each token
+        self.target = input_ids[:, -completion_width:]
+        last = prefix - 1
+        for b, (prompt, tail) in enumerate(zip(prompts, tails, strict=True)):
+            if b == 0 or prompt != prompts[b - 1]:
+                rest = prompt[prefix:]
+                tokens += rest
+                positions += range(prefix, len(prompt))
+                branch += [b + 1] * len(rest)
+                leaf += [0] * len(rest)
+                last, parent = len(tokens) - 1, b + 1
+            start = len(tokens)
+            tokens += rows[b][len(prompt) :]
+            positions += range(len(prompt), len(rows[b]))
+            branch += [parent] * tail
+            leaf += [b + 1] * tail
+            self.source[b, :tail] = torch.tensor([last, *range(start, start + tail - 1)])
+        self.tokens, self.positions = tokens, positions
+        self.branch, self.leaf = torch.tensor(branch), torch.tensor(leaf)
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    def mask(self) -> torch.Tensor:
+        """(1, 1, L, L), True where the row's token may look: earlier, and on the way from the root to it."""
+        branch, leaf = self.branch, self.leaf
+        same_branch = (branch[:, None] == branch) | (branch == 0)
+        same_leaf = (leaf[:, None] == leaf) | (leaf == 0)
+        return (same_branch & same_leaf).tril()[None, None]
+
+    def logps(self, model: Any, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities and entropies (B, C) at `temperature`; padding positions hold arbitrary numbers."""
+        wanted, index = self.source.unique(return_inverse=True)
+        logits = model(
+            input_ids=torch.tensor([self.tokens], device=self.device),
+            attention_mask=self.mask().to(self.device),
+            position_ids=torch.tensor([self.positions], device=self.device),
+            logits_to_keep=wanted.to(self.device),
+            use_cache=False,
+        ).logits[0]
+        logp = (logits.float() / temperature).log_softmax(-1)  # (rows wanted, V)
+        with torch.no_grad():
+            entropy = -(logp.exp() * logp).sum(-1)
+        index = index.to(self.device)
+        return logp[index, self.target], entropy[index]
+
+
+class StepLog(TrainerCallback):  # type: ignore[misc]
+    """Books each step under `update`, sends its metrics to the run, and prints one line.
+
+    FLOPs: 4 x parameters a token with gradient (forward, and backward through frozen weights, which need no
+    gradient of their own), 2 without. `computed` is the trainer's count; without one, all rows count in full.
+    """
+
+    def __init__(self, policy: LocalModel, run: Run, steps: int, computed: list[int] | None) -> None:
+        self.policy, self.run, self.steps = policy, run, steps
+        self.computed = computed
+        self.start = self.engine = 0.0
+        self.seen, self.counted = 0, [0, 0]
+
+    def _engine_seconds(self) -> float:
+        return sum(cost.seconds for role, cost in self.policy.ledger.roles.items() if role != "update")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.start, self.engine = clock(), self._engine_seconds()
+        self.seen = state.num_input_tokens_seen
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        tokens = state.num_input_tokens_seen - self.seen
+        counts = self.computed or [self.counted[0] + tokens, self.counted[1]]
+        grad, plain = (now - before for now, before in zip(counts, self.counted, strict=True))
+        self.counted = list(counts)
+        self.policy.ledger.add(
+            "update",
+            prompt_tokens=tokens,
+            completion_tokens=0,
+            flops=self.policy.parameters * (4.0 * grad + 2.0 * plain),
+            seconds=clock() - self.start - (self._engine_seconds() - self.engine),
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        if "reward" not in logs:  # the summary at the end
+            return
+        numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
+        self.run.step(numbers, state.global_step)
+        shown = ("reward", "agreement", "label_accuracy", "unscorable", "entropy", "step_time")
+        line = "  ".join(f"{k} {numbers[k]:.2f}" for k in shown if k in numbers)
+        print(f"step {state.global_step}/{self.steps}  {line}", flush=True)

@@ -1,0 +1,308 @@
+"""GRPO with LoRA through TRL: the only training loop.
+
+`train` takes an estimator and a reward rule; which method of the field that makes is the caller's line. Defaults of
+`GRPOSettings` are the paper's (v1, appendix E) where it states them. Everything TRL or Unsloth would choose
+silently is set here, and the trainer's effective arguments are written beside the results.
+
+Left out: evaluation during training (held-out questions are scored by `evaluation.py`, outside the loop that could
+be fitted to them) and full-parameter training (the paper does not say that it uses LoRA for RL; we do).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from cat_lib.rewards.signals import GOLD_SIGNALS, CollapseWatch, gold_signals, signals
+from cat_lib.schema import Estimator, Example, Group, Prompt, Reference, RewardRule, Sampling, Task
+from cat_lib.tracking import Run
+
+if TYPE_CHECKING:
+    from cat_lib.models.local import LocalModel
+
+INTERRUPTED = "interrupted.json"
+
+
+@dataclass(frozen=True)
+class GRPOSettings:
+    """One GRPO run. Numbers marked (paper) are stated there; the others it leaves open."""
+
+    steps: int = 1000  # (paper) maximum
+    group_size: int = 8  # (paper) rollouts per prompt
+    prompts_per_step: int = 32  # (paper) global batch 256, read as sequences: 32 prompts x 8 rollouts
+    prompts_per_micro_batch: int = 4  # bounds memory; the gradient is that of the whole step
+    learning_rate: float = 5e-7  # (paper) constant, no warm-up, AdamW
+    beta: float = 1e-3  # (paper) KL to the initial policy
+    epsilon: float = 0.2  # clip of the probability ratio
+    lora_rank: int = 32  # (paper) for SFT; RL's is not stated
+    save_steps: int = 50
+    seed: int = 0
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> GRPOSettings:
+        """The settings among a notebook's parameters; names are the same."""
+        return cls(**{f.name: parameters[f.name] for f in fields(cls) if f.name in parameters})
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size={self.group_size}: GRPO compares rollouts of one prompt; allowed is 2 or more"
+            )
+        if self.prompts_per_step % self.prompts_per_micro_batch:
+            raise ValueError(
+                f"prompts_per_step={self.prompts_per_step} is no multiple of prompts_per_micro_batch="
+                f"{self.prompts_per_micro_batch}: a batch that can't hold whole groups; "
+                f"take {self.prompts_per_micro_batch * max(1, self.prompts_per_step // self.prompts_per_micro_batch)}"
+            )
+        for name in ("steps", "prompts_per_step", "prompts_per_micro_batch", "lora_rank", "save_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: allowed is 1 or more")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run leaves: its per-step history, every rollout, and the folder with the adapter."""
+
+    history: pd.DataFrame  # one row a step; columns are the metrics of docs/metrics.md
+    rollouts: pd.DataFrame  # one row a completion: step, question, text, answer, reference, reward
+    adapter: Path
+    warnings: list[str]
+
+    def signal_metrics(self, window: int = 3) -> dict[str, float]:
+        """Flat `<signal>_first` and `<signal>_last`: means over the first and last `window` steps, and `collapsed`."""
+        numbers = {"collapsed": float(bool(self.warnings))}
+        for name in ("agreement", "disagreement", "unscorable", "zero_variance", *GOLD_SIGNALS):
+            values = self.history[name].dropna() if name in self.history else pd.Series(dtype=float)
+            if len(values):
+                numbers |= {f"{name}_first": values[:window].mean(), f"{name}_last": values[-window:].mean()}
+        return numbers
+
+
+def add_lora(model: LocalModel, rank: int, seed: int) -> LocalModel:
+    """The policy: the model with a fresh LoRA adapter on all linear layers (alpha = 2 x rank, no dropout).
+
+    Take the anchor from what this returns, so that both share one set of weights.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none", task_type="CAUSAL_LM"
+    )
+    return replace(model, model=get_peft_model(model.model, config))
+
+
+def grpo_arguments(settings: GRPOSettings, sampling: Sampling, output_dir: Path, on_cpu: bool) -> dict[str, Any]:
+    """Keyword arguments for `trl.GRPOConfig`, nothing left to a default that differs between versions."""
+    micro_steps = settings.prompts_per_step // settings.prompts_per_micro_batch
+    return {
+        "output_dir": str(output_dir),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.prompts_per_micro_batch * settings.group_size,
+        "gradient_accumulation_steps": micro_steps,
+        "steps_per_generation": micro_steps,
+        "num_generations": settings.group_size,
+        "num_iterations": 1,
+        "max_completion_length": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "optim": "adamw_torch",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "beta": settings.beta,
+        "epsilon": settings.epsilon,
+        "epsilon_high": settings.epsilon,
+        "loss_type": "grpo",  # (paper) 1/|o_i| length normalisation
+        "scale_rewards": "group",  # (paper) advantage over the group's standard deviation
+        "importance_sampling_level": "token",
+        "mask_truncated_completions": False,  # a cut rollout has no answer and must be punished for it
+        "shuffle_dataset": True,
+        "disable_dropout": True,
+        "gradient_checkpointing": False,
+        "use_vllm": False,
+        "bf16": not on_cpu,
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "log_completions": False,
+    }
+
+
+def train(
+    policy: LocalModel,
+    task: Task,
+    examples: Sequence[Example],
+    estimator: Estimator,
+    rule: RewardRule,
+    settings: GRPOSettings,
+    run: Run,
+    resume: bool = False,
+) -> Trained:
+    """Train `policy`'s adapter in place on its own rollouts.
+
+    Writes `checkpoints/`, `adapter/` and `rollouts/step_*.parquet` into the run's folder and the effective trainer
+    arguments into its `config.json`. With `resume`, continues from the folder's newest checkpoint, if there is one.
+    Ctrl-C saves a checkpoint marked by `interrupted.json` and raises KeyboardInterrupt.
+    Raises ValueError if the policy has no adapter or the examples are fewer than `prompts_per_step`.
+    """
+    if not hasattr(policy.model, "disable_adapter"):
+        raise ValueError("the policy has no LoRA adapter: pass it through add_lora first, then take its anchor()")
+    if len(examples) < settings.prompts_per_step:
+        raise ValueError(
+            f"{len(examples)} examples are fewer than prompts_per_step={settings.prompts_per_step}; "
+            "add questions or lower prompts_per_step"
+        )
+    record = _Record(settings, examples, run)
+    trainer = _trainer(policy, task, examples, estimator, rule, settings, run, record)
+    run.update_config(trainer={k: v for k, v in trainer.args.to_dict().items() if "token" not in k})
+    checkpoint = newest_checkpoint(run.dir) if resume else None
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt:
+        trainer._save_checkpoint(trainer.model, trial=None)
+        saved = run.dir / "checkpoints" / f"checkpoint-{trainer.state.global_step}"
+        (saved / INTERRUPTED).write_text(json.dumps({"step": trainer.state.global_step, "of": settings.steps}))
+        print(f"interrupted: saved {saved}; resume=True continues from it", flush=True)
+        raise
+    adapter = run.dir / "adapter"
+    policy.model.save_pretrained(adapter)
+    run.artifact(adapter)
+    history = pd.DataFrame([h for h in trainer.state.log_history if "reward" in h])
+    return Trained(history, record.rollouts(settings.steps), adapter, record.warnings)
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the highest step that was written whole, or None."""
+    found = [p for p in (run_dir / "checkpoints").glob("checkpoint-*") if (p / "trainer_state.json").exists()]
+    return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+class _Record:
+    """Keeps what the reward saw: every completion in a file, signals for the log, warnings where they are seen."""
+
+    def __init__(self, settings: GRPOSettings, examples: Sequence[Example], run: Run) -> None:
+        self.run, self.folder = run, run.dir / "rollouts"
+        self.golds = {e.id: e.gold for e in examples}  # for plots alone
+        self.watch, self.warnings = CollapseWatch(), list[str]()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def on_step(
+        self,
+        step: int,
+        groups: list[Group],
+        references: list[Reference | None],
+        rewards: list[list[float | None]],
+    ) -> dict[str, float]:
+        """Called by the reward once its numbers are fixed; returns the step's signals."""
+        table = rollout_table(groups, references, rewards).assign(step=step)
+        rank = os.environ.get("RANK", "0")
+        table.to_parquet(self.folder / f"step_{step:05d}_rank{rank}.parquet", index=False)
+        known = signals(groups, references, rewards)
+        warning = self.watch.update(known)
+        if warning and not self.warnings:  # once: a collapsed run would repeat it every step
+            self.warnings.append(f"step {step}: {warning}")
+            warnings.warn(self.warnings[0], stacklevel=2)
+            self.run.tag("collapse", self.warnings[0])
+        return known | gold_signals(groups, references, rewards, [self.golds[g.id] for g in groups])
+
+    def rollouts(self, steps: int) -> pd.DataFrame:
+        """All steps in one table, also written as the run's `rollouts.parquet`."""
+        table = pd.concat([pd.read_parquet(p) for p in sorted(self.folder.glob("step_*.parquet"))], ignore_index=True)
+        table = table[table["step"] <= steps]
+        self.run.table("rollouts", table)
+        return table
+
+
+def rollout_table(
+    groups: Sequence[Group], references: Sequence[Reference | None], rewards: Sequence[Sequence[float | None]]
+) -> pd.DataFrame:
+    """One row a rollout, with what it was measured against. Text that is no UTF-8 is replaced, so that it is kept."""
+    return pd.DataFrame(
+        {
+            "example": group.id,
+            "question": group.question,
+            "rollout": i,
+            "text": rollout.text.encode("utf-8", "replace").decode(),
+            "finish": rollout.finish,
+            "answer": answer,
+            "reference": reference.text.encode("utf-8", "replace").decode() if reference else None,
+            "reference_answer": reference.answer if reference else None,
+            "reward": reward,
+        }
+        for group, reference, rs in zip(groups, references, rewards, strict=True)
+        for i, (rollout, answer, reward) in enumerate(zip(group.rollouts, group.answers, rs, strict=True))
+    )
+
+
+def _trainer(
+    policy: LocalModel,
+    task: Task,
+    examples: Sequence[Example],
+    estimator: Estimator,
+    rule: RewardRule,
+    settings: GRPOSettings,
+    run: Run,
+    record: _Record,
+) -> Any:
+    """TRL's trainer with our rollouts, reward and log attached; Unsloth's patched one if the policy came from it."""
+    import trl
+    from datasets import Dataset
+
+    from cat_lib.rewards.trl import GroupReward
+    from cat_lib.trainer import SharedPromptTrainer, StepLog
+
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"; the pin holds it still
+    sampling = task.sampling
+    stop_ids = policy.stop_ids(sampling.stop)
+    arguments = grpo_arguments(settings, sampling, run.dir / "checkpoints", policy.model.device.type == "cpu")
+    reward = GroupReward(task, examples, estimator, rule, settings.group_size, stop_ids, record.on_step)
+    own = policy.engine == "transformers"
+    trainer = (SharedPromptTrainer if own else trl.GRPOTrainer)(
+        model=policy.model,
+        args=trl.GRPOConfig(**arguments),
+        reward_funcs=[reward],
+        train_dataset=Dataset.from_list([{"prompt": e.prompt, "example_id": e.id} for e in examples]),
+        processing_class=policy.tokenizer,
+        rollout_func=_rollouts(policy, sampling, settings.seed) if own else None,
+    )
+    trainer.add_callback(StepLog(policy, run, settings.steps, getattr(trainer, "computed", None)))
+    trainer.eos_token_ids = sorted(stop_ids)  # or TRL's clipped_ratio counts our stops as cut
+    return trainer
+
+
+def _rollouts(policy: LocalModel, sampling: Sampling, seed: int) -> Callable[[list[Prompt], Any], dict[str, Any]]:
+    """TRL's `rollout_func` on our engine. Prompts arrive repeated, one row a rollout (measured; its docs differ)."""
+
+    def rollout(prompts: list[Prompt], trainer: Any) -> dict[str, Any]:
+        runs = [(prompt, len(list(rows))) for prompt, rows in groupby(prompts)]
+        step_seed = (seed * 1_000_003 + trainer.state.global_step) * 64 + trainer.accelerator.process_index
+        n = max(count for _, count in runs)
+        groups = policy.generate([p for p, _ in runs], n, replace(sampling, seed=step_seed))
+        rows = [(p, c) for (p, count), group in zip(runs, groups, strict=True) for c in group[:count]]
+        return {
+            "prompt_ids": [policy.encode(p) for p, _ in rows],
+            "completion_ids": [list(c.token_ids) for _, c in rows],
+            "logprobs": None,
+        }
+
+    return rollout
