@@ -2,7 +2,7 @@
 
 papermill only warns of an unknown name, so a misspelt parameter would run the default. Here the tagged cell is the
 declaration: the annotation (or the default's type) is the type, and the comment above a name may hold
-`one of: a, b, c` (to the end of its line) or `at least N`. Values are literals; nothing in the cell is executed to read it.
+`one of: a, b, c` (to the end of its line) or `at least N`. Values are literals: nothing is executed to read them.
 """
 
 from __future__ import annotations

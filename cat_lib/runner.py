@@ -10,6 +10,7 @@ Ctrl-C goes to the kernel, where training saves a checkpoint; a second one, or S
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -82,6 +83,7 @@ def _execute(notebook: Path, parameters: dict[str, Any], run: tracking.Run) -> t
     from papermill.exceptions import PapermillExecutionError
 
     print(f"run folder: {run.dir}", flush=True)
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it calls annotated parameters unknown; ours are checked
     try:
         with _kernel_environment(run), _signals():
             papermill.execute_notebook(
@@ -118,6 +120,7 @@ def _kernel_environment(run: tracking.Run) -> Iterator[None]:
         "CAT_LIB_RUN_DIR": str(run.dir),
         "CAT_LIB_RUN_ID": run.run_id,
         "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # bars would flood the log; steps are printed
     }
     before = {key: os.environ.get(key) for key in mine}
     os.environ.update(mine)

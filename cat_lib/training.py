@@ -11,6 +11,7 @@ be fitted to them) and full-parameter training (the paper does not say that it u
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
 
 INTERRUPTED = "interrupted.json"
+
+# What `preset`, the one dial of a training notebook, stands for. `smoke` was tuned on the embedded model (README).
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {"model": "embedded", "steps": 16, "prompts_per_step": 16, "learning_rate": 1e-4},
+    "paper": {"model": "Qwen/Qwen3-4B-Instruct-2507", "steps": 1000, "prompts_per_step": 32, "learning_rate": 5e-7},
+}
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,7 @@ def grpo_arguments(settings: GRPOSettings, sampling: Sampling, output_dir: Path,
         "save_total_limit": 2,
         "report_to": "none",
         "disable_tqdm": True,
+        "log_level": "error",
         "log_completions": False,
     }
 
@@ -267,10 +275,13 @@ def _trainer(
     """TRL's trainer with our rollouts, reward and log attached; Unsloth's patched one if the policy came from it."""
     import trl
     from datasets import Dataset
+    from transformers import PrinterCallback
 
     from cat_lib.rewards.trl import GroupReward
     from cat_lib.trainer import SharedPromptTrainer, StepLog
 
+    # an unscorable group is expected and counted; TRL would print its prompts each time
+    logging.getLogger("trl.trainer.grpo_trainer").addFilter(lambda r: "functions returned None" not in r.getMessage())
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"; the pin holds it still
     sampling = task.sampling
     stop_ids = policy.stop_ids(sampling.stop)
@@ -285,6 +296,7 @@ def _trainer(
         processing_class=policy.tokenizer,
         rollout_func=_rollouts(policy, sampling, settings.seed) if own else None,
     )
+    trainer.remove_callback(PrinterCallback)  # it prints thirty numbers a step; StepLog prints six
     trainer.add_callback(StepLog(policy, run, settings.steps, getattr(trainer, "computed", None)))
     trainer.eos_token_ids = sorted(stop_ids)  # or TRL's clipped_ratio counts our stops as cut
     return trainer

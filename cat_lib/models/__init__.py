@@ -53,7 +53,9 @@ _ADVICE = 'model="embedded" works offline, and a local folder is given by its pa
 def _transformers(path: str, name: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, clean_up_tokenization_spaces=False)

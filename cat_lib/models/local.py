@@ -142,8 +142,13 @@ class LocalModel:
 
     def _weights(self) -> Any:
         """Adapter off for the anchor; a plain model has none to switch."""
-        off = not self.adapter and hasattr(self.model, "disable_adapter")
-        return self.model.disable_adapter() if off else nullcontext()
+        if self.adapter:
+            return nullcontext()
+        if hasattr(self.model, "disable_adapter"):
+            return self.model.disable_adapter()
+        if any("lora_" in name for name, _ in self.model.named_parameters()):
+            raise ValueError("this anchor would run with the adapter on: take the anchor from what add_lora returns")
+        return nullcontext()
 
     def _book(self, prompt_tokens: int, completion_tokens: int, computed: int, start: float) -> None:
         flops, seconds = 2.0 * self.parameters * computed, clock() - start

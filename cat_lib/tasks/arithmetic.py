@@ -1,4 +1,4 @@
-"""Short arithmetic in five levels: the embedded model's task, small enough to learn from on two CPU cores.
+"""Short arithmetic in four levels: the embedded model's task, small enough to learn from on two CPU cores.
 
 Prompts are a chat of two solved questions and a third (a chat was measured against plain text: 0.58 against 0.43
 right over these levels; the solved questions are shared by all prompts, so the engine computes them once). An
@@ -31,7 +31,6 @@ LEVELS: dict[str, list[tuple[int, str, int]]] = {
     "times_table": [(a, "x", b) for a in range(2, 10) for b in range(2, 10)],
     "subtraction": [(a, "-", b) for a in range(3, 13) for b in range(2, 10) if a > b],
     "tens": [(a, "+", b) for a in range(10, 100, 10) for b in range(10, 100, 10)],
-    "two_digit": [(a, "+", b) for a in range(11, 90) for b in range(2, 9) if 0 < a % 10 < 10 - b],
 }
 
 
@@ -80,7 +79,7 @@ def _side(a: int, b: int) -> Split | None:
     if pair in _WORKED_PAIRS:
         return None
     digest = hashlib.sha256(f"{pair[0]},{pair[1]}".encode()).digest()
-    return "heldout" if digest[0] % 5 < 2 else "train"
+    return "heldout" if digest[0] % 2 else "train"
 
 
 def _example(level: str, a: int, operation: str, b: int) -> Example:

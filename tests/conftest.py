@@ -1,0 +1,34 @@
+"""Shared fixtures: the embedded model once a session, and a tracking store of the test's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """The real embedded model; converted into the cache at its first use."""
+    from cat_lib.models import load_model
+
+    return load_model("embedded")
+
+
+@pytest.fixture
+def untracked(monkeypatch):
+    monkeypatch.setenv("CAT_LIB_TRACKING", "off")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch):
+    """An empty MLflow store, and results under the test's folder."""
+    from cat_lib import tracking
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setattr(tracking, "ROOT", tmp_path)
+    monkeypatch.setattr(tracking, "RUNS", tmp_path / "runs")
+    return tmp_path

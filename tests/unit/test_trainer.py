@@ -1,0 +1,128 @@
+"""The shared-prompt pass against TRL's own, and training that stops and goes on."""
+
+from __future__ import annotations
+
+import types
+
+import pandas as pd
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import GRPOTrainer
+
+from cat_lib.models import load_model
+from cat_lib.references.selection import majority
+from cat_lib.rewards.verifiable import verifiable
+from cat_lib.tasks.arithmetic import Arithmetic
+from cat_lib.tracking import Run
+from cat_lib.trainer import Tree
+from cat_lib.training import GRPOSettings, add_lora, grpo_arguments, train
+
+
+@pytest.fixture
+def batch():
+    """A left-padded batch: two prompts of unlike length with a common opening, three rollouts each."""
+    prompts = [[5, 6, 7, 8], [5, 6, 9, 10, 11, 12]]
+    tails = [[1, 2, 3], [4], [1, 2], [3, 3, 3], [2], [9, 8, 7]]
+    rows = [(p, t) for p, ts in zip(prompts, (tails[:3], tails[3:]), strict=True) for t in ts]
+    ids = torch.tensor([[0] * (6 - len(p)) + p + t + [0] * (3 - len(t)) for p, t in rows])
+    mask = torch.tensor(
+        [[0] * (6 - len(p)) + [1] * len(p) + [1] * len(t) + [0] * (3 - len(t)) for p, t in rows]
+    )
+    return ids, mask
+
+
+def test_tree_gives_the_logps_entropies_and_gradients_of_trl(batch):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    ids, mask = batch
+    real = mask[:, -3:].bool()
+    trainer = types.SimpleNamespace(temperature=0.7, model_kwarg_keys={"logits_to_keep"}, _entropy_bonus_enabled=False)
+    # TRL leaves positions to the model, which counts padding; the tree must equal the unpadded row
+    theirs, gradients = [], []
+    for row, keep in zip(ids, mask.bool(), strict=True):
+        one = row[keep][None]
+        tail = int(keep[-3:].sum())
+        theirs.append(GRPOTrainer._full_logits_logps(trainer, model, one, torch.ones_like(one), tail, compute_entropy=True))
+    torch.cat([t[0].flatten() for t in theirs]).sum().backward()
+    gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad.clone())
+    model.zero_grad()
+    tree = Tree(ids, mask, 3)
+    logps, entropies = tree.logps(model, 0.7)
+    logps[real].sum().backward()
+    gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad.clone())
+    assert tree.length == 2 + 2 + 6 + 4 + 7  # common opening, rest, tails, rest, tails
+    torch.testing.assert_close(logps[real], torch.cat([t[0].flatten() for t in theirs]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(entropies[real], torch.cat([t[1].flatten() for t in theirs]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+
+
+def test_every_argument_is_one_that_trl_knows(tmp_path):
+    from trl import GRPOConfig
+
+    task = Arithmetic()
+    args = GRPOConfig(**grpo_arguments(GRPOSettings(), task.sampling, tmp_path, on_cpu=True))
+    assert (args.loss_type, args.beta, args.num_generations, args.temperature) == ("grpo", 1e-3, 8, 1.0)
+    assert args.generation_batch_size == 256
+    assert args.epsilon_high == args.epsilon
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group_size": 1}, "group_size=1"),
+        ({"prompts_per_step": 6, "prompts_per_micro_batch": 4}, "can't hold whole groups; take 4"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        GRPOSettings(**change)
+
+
+def _train(folder, steps, resume=False, estimator=majority):
+    task = Arithmetic()
+    policy = add_lora(load_model("embedded"), 4, 0)
+    settings = GRPOSettings(
+        steps=steps, group_size=4, prompts_per_step=2, prompts_per_micro_batch=2, learning_rate=1e-3, lora_rank=4,
+        save_steps=2,
+    )  # fmt: skip
+    return train(policy, task, task.examples("train", 8, 0), estimator, verifiable, settings, Run(folder), resume)
+
+
+def test_resume_continues_the_same_curve(tmp_path):
+    whole = _train(tmp_path / "whole", 4)
+    _train(tmp_path / "parts", 2)
+    resumed = _train(tmp_path / "parts", 4, resume=True)
+    assert list(resumed.history["step"]) == [1, 2, 3, 4]
+    pd.testing.assert_frame_equal(resumed.rollouts, whole.rollouts)
+    columns = ["reward", "agreement", "kl", "grad_norm"]
+    pd.testing.assert_frame_equal(resumed.history[columns], whole.history[columns], rtol=1e-3)
+    assert len(whole.rollouts) == 4 * 2 * 4
+    assert (whole.adapter / "adapter_model.safetensors").exists()
+
+
+def test_ctrl_c_saves_a_checkpoint_that_training_resumes_from(tmp_path):
+    calls = 0
+
+    def interrupted(groups):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return majority(groups)
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path / "run", 4, estimator=interrupted)
+    assert (tmp_path / "run/checkpoints/checkpoint-2/interrupted.json").exists()
+    resumed = _train(tmp_path / "run", 4, resume=True)
+    assert list(resumed.history["step"]) == [1, 2, 3, 4]
+
+
+def test_a_policy_without_adapter_is_refused(embedded, tmp_path):
+    with pytest.raises(ValueError, match="add_lora"):
+        train(embedded, Arithmetic(), [], majority, verifiable, GRPOSettings(), Run(tmp_path))
