@@ -34,7 +34,7 @@ INTERRUPTED = "interrupted.json"
 
 # What `preset`, the one dial of a training notebook, stands for. `smoke` was tuned on the embedded model (README).
 PRESETS: dict[str, dict[str, Any]] = {
-    "smoke": {"model": "embedded", "steps": 16, "prompts_per_step": 16, "learning_rate": 1e-4},
+    "smoke": {"model": "embedded", "steps": 12, "prompts_per_step": 16, "learning_rate": 1e-4},
     "paper": {"model": "Qwen/Qwen3-4B-Instruct-2507", "steps": 1000, "prompts_per_step": 32, "learning_rate": 5e-7},
 }
 

@@ -1,9 +1,9 @@
 """Short arithmetic in four levels: the embedded model's task, small enough to learn from on two CPU cores.
 
-Prompts are a chat of two solved questions and a third (a chat was measured against plain text: 0.58 against 0.43
-right over these levels; the solved questions are shared by all prompts, so the engine computes them once). An
-answer is one equation that restates the question: an equation about other numbers is no answer, or every rollout
-could agree on `1 + 1 = 2`.
+Prompts are plain text: two solved questions and a third (the engine computes the shared opening once). The same as a
+chat was measured too: a sample is right more often (0.67 against 0.51 at temperature 1), but prompts are half as long
+again and the rollouts agree so much that there is little to learn from them. An answer is one equation that restates
+the question: an equation about other numbers is no answer, or every rollout could agree on `1 + 1 = 2`.
 
 Training and held-out questions are disjoint by operands: the unordered pair decides, whatever the operation, so
 neither `7 + 4` nor `4 x 7` can leak `4 + 7`. Pairs used in worked examples belong to neither side.
@@ -17,7 +17,7 @@ import re
 from itertools import zip_longest
 from typing import Literal
 
-from cat_lib.schema import Completion, Example, Message, Sampling
+from cat_lib.schema import Completion, Example, Sampling
 
 Split = Literal["train", "heldout"]
 
@@ -29,7 +29,7 @@ _LONGEST = 2_000  # characters of a completion that are read; an honest answer t
 LEVELS: dict[str, list[tuple[int, str, int]]] = {
     "addition": [(a, "+", b) for a in range(2, 10) for b in range(2, 10)],
     "times_table": [(a, "x", b) for a in range(2, 10) for b in range(2, 10)],
-    "subtraction": [(a, "-", b) for a in range(3, 13) for b in range(2, 10) if a > b],
+    "subtraction": [(a, "-", b) for a in range(3, 10) for b in range(2, 10) if a > b],
     "tens": [(a, "+", b) for a in range(10, 100, 10) for b in range(10, 100, 10)],
 }
 
@@ -39,7 +39,7 @@ class Arithmetic:
 
     name = "arithmetic"
     synthesis_prompt = "few_shot"  # the embedded model follows examples, not instructions
-    sampling = Sampling(max_new_tokens=16, temperature=1.0)
+    sampling = Sampling(max_new_tokens=16, temperature=1.0, stop=("\n",))
 
     def examples(self, split: Split, n: int, seed: int) -> list[Example]:
         """n questions of a split, levels in turn, in an order drawn from `seed`.
@@ -85,9 +85,6 @@ def _side(a: int, b: int) -> Split | None:
 def _example(level: str, a: int, operation: str, b: int) -> Example:
     gold = {"+": a + b, "x": a * b, "-": a - b}[operation]
     question = f"What is {a} {operation} {b}?"
-    prompt: list[Message] = []
-    for expression, result in SOLVED:
-        prompt.append({"role": "user", "content": f"What is {expression}?"})
-        prompt.append({"role": "assistant", "content": f"{expression} = {result}"})
-    prompt.append({"role": "user", "content": question})
+    solved = "".join(f"Q: What is {expression}?\nA: {expression} = {result}\n" for expression, result in SOLVED)
+    prompt = f"{solved}Q: {question}\nA:"
     return Example(f"{a}{operation}{b}", question, prompt, str(gold), level)

@@ -26,9 +26,7 @@ def batch():
     tails = [[1, 2, 3], [4], [1, 2], [3, 3, 3], [2], [9, 8, 7]]
     rows = [(p, t) for p, ts in zip(prompts, (tails[:3], tails[3:]), strict=True) for t in ts]
     ids = torch.tensor([[0] * (6 - len(p)) + p + t + [0] * (3 - len(t)) for p, t in rows])
-    mask = torch.tensor(
-        [[0] * (6 - len(p)) + [1] * len(p) + [1] * len(t) + [0] * (3 - len(t)) for p, t in rows]
-    )
+    mask = torch.tensor([[0] * (6 - len(p)) + [1] * len(p) + [1] * len(t) + [0] * (3 - len(t)) for p, t in rows])
     return ids, mask
 
 
@@ -47,7 +45,9 @@ def test_tree_gives_the_logps_entropies_and_gradients_of_trl(batch):
     for row, keep in zip(ids, mask.bool(), strict=True):
         one = row[keep][None]
         tail = int(keep[-3:].sum())
-        theirs.append(GRPOTrainer._full_logits_logps(trainer, model, one, torch.ones_like(one), tail, compute_entropy=True))
+        theirs.append(
+            GRPOTrainer._full_logits_logps(trainer, model, one, torch.ones_like(one), tail, compute_entropy=True)
+        )
     torch.cat([t[0].flatten() for t in theirs]).sum().backward()
     gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad.clone())
     model.zero_grad()

@@ -1,0 +1,29 @@
+"""One step on a real GPU by each engine. Not run by the authors yet: no GPU was at hand."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from cat_lib.models import load_model
+from cat_lib.references.synthesis import synthesis
+from cat_lib.rewards.verifiable import verifiable
+from cat_lib.tasks.arithmetic import Arithmetic
+from cat_lib.tracking import Run
+from cat_lib.training import GRPOSettings, add_lora, train
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("engine", ["transformers", "unsloth"])
+def test_one_step(engine, tmp_path):
+    if engine == "unsloth" and importlib.util.find_spec("unsloth") is None:
+        pytest.skip("unsloth is not installed")
+    task = Arithmetic()
+    policy = add_lora(load_model("embedded", engine), 8, 0)
+    estimator = synthesis(policy.anchor(), task.extract, task.synthesis_prompt, 16)
+    settings = GRPOSettings(steps=1, prompts_per_step=4, lora_rank=8)
+    trained = train(policy, task, task.examples("train", 8, 0), estimator, verifiable, settings, Run(tmp_path))
+    assert len(trained.rollouts) == 32

@@ -1,0 +1,281 @@
+"""Statistics, parameters, models from bad places, and runs: all that stands around the method."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from cat_lib import tracking
+from cat_lib.doctor import checks, locked
+from cat_lib.evaluation import compare_teachers, verdict
+from cat_lib.ledger import Ledger, cost_metrics
+from cat_lib.models import ModelError, load_model
+from cat_lib.models import embedded as wheel
+from cat_lib.parameters import ParameterError, declared, resolve, with_preset
+from cat_lib.runner import ConfigurationError, run_notebook
+from cat_lib.stats import mean_interval, over_seeds, paired_difference
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "notebooks" / "00_quickstart.ipynb"
+
+# statistics
+
+
+def test_interval_is_students_over_questions_not_over_samples():
+    scores = np.array([[1, 1], [0, 0], [1, 0], [1, 1]])
+    estimate = mean_interval(scores)
+    assert (estimate.mean, estimate.n) == (0.625, 4)
+    assert estimate.high - estimate.mean == pytest.approx(3.1824 * np.std([1, 0, 0.5, 1], ddof=1) / 2, rel=1e-4)
+
+
+def test_interval_covers_95_percent():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        estimate = mean_interval(rng.binomial(8, rng.beta(3, 2, 60)) / 8)
+        hits += estimate.low <= 0.6 <= estimate.high
+    assert 0.93 <= hits / 2000 <= 0.97
+
+
+def test_all_right_is_not_certain():
+    estimate = mean_interval(np.ones(20))
+    assert estimate.mean == 1
+    assert 0.8 < estimate.low < 0.9
+
+
+def test_paired_difference_finds_a_shift_and_calls_noise_noise():
+    rng = np.random.default_rng(0)
+    before = rng.uniform(size=60)
+    shift = paired_difference(before, before + 0.1 + rng.normal(0, 0.05, 60))
+    assert shift.conclusive
+    assert shift.p < 0.001
+    noise = paired_difference(before, before + rng.normal(0, 0.2, 60) - 0.0)
+    assert not noise.conclusive
+    assert noise.p > 0.05
+    assert paired_difference(before, before).p == 1.0
+
+
+@pytest.mark.parametrize("bad", [[1.0], [1.0, float("nan")], [], [[[1.0]]]])
+def test_scores_that_cannot_be_averaged_are_refused(bad):
+    with pytest.raises(ValueError, match="at least 2 questions"):
+        mean_interval(bad)
+
+
+def test_unpaired_scores_are_refused():
+    with pytest.raises(ValueError, match="3 before and 2 after"):
+        paired_difference([1, 0, 1], [1, 0])
+
+
+def test_verdict_says_no_gain_gain_and_loss():
+    assert "No gain is shown" in verdict("x", paired_difference([1, 0, 1, 0], [0, 1, 1, 0]))
+    low, high = np.linspace(0, 0.2, 30), np.linspace(0.5, 0.6, 30)
+    assert "x rose by" in verdict("x", paired_difference(low, high))
+    assert "x FELL by" in verdict("x", paired_difference(high, low))
+    assert "undecided" in compare_teachers(over_seeds([0.1, -0.1, 0.0]))
+    assert "Majority vote beats" in compare_teachers(paired_difference(high, low))
+
+
+def test_ledger_measures_a_block_by_role():
+    ledger = Ledger()
+    ledger.add("policy", prompt_tokens=1, completion_tokens=2, flops=3.0, seconds=4.0)
+    with ledger.measure() as spent:
+        ledger.add("anchor", prompt_tokens=10, completion_tokens=5, flops=7.0, seconds=1.0)
+    assert cost_metrics({"anchor": spent["anchor"]}) == {"anchor_tokens": 15, "anchor_seconds": 1, "anchor_flops": 7}
+    assert spent["policy"].tokens == 0
+
+
+# parameters
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"group_sise": "8"}, "unknown parameter 'group_sise'.*did you mean 'group_size'"),
+        ({"steps": "many"}, "steps='many': allowed is int or None"),
+        ({"group_size": "1"}, "group_size=1: allowed is 2 or more"),
+        ({"preset": "smok"}, "allowed is one of smoke, paper; did you mean 'smoke'"),
+        ({"estimator": "gold"}, "allowed is one of synthesis, majority"),
+        ({"include_question": "perhaps"}, "include_question='perhaps'"),
+    ],
+)
+def test_bad_parameters_are_refused_and_say_what_is_allowed(given, message):
+    with pytest.raises(ParameterError, match=message):
+        resolve(QUICKSTART, given, typed=False)
+
+
+def test_parameters_are_typed_and_defaults_filled():
+    values = resolve(QUICKSTART, {"beta": "0", "steps": "3", "include_question": "True", "model": "./m"}, typed=False)
+    assert (values["beta"], values["steps"], values["include_question"], values["model"]) == (0.0, 3, True, "./m")
+    assert values["group_size"] == 8
+    with pytest.raises(ParameterError, match="is str"):
+        resolve(QUICKSTART, {"steps": "3"})
+
+
+def test_explicit_values_win_over_the_preset():
+    assert with_preset({"smoke": {"steps": 12, "x": 1}}, {"preset": "smoke", "steps": 3, "x": None}) == {
+        "preset": "smoke", "steps": 3, "x": 1,
+    }  # fmt: skip
+
+
+def notebook(folder: Path, *sources: str, tag: bool = True) -> Path:
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    if tag:
+        nb.cells[0].metadata["tags"] = ["parameters"]
+    path = folder / "small.ipynb"
+    nbformat.write(nb, path)
+    return path
+
+
+def test_notebooks_without_a_usable_declaration_are_refused(tmp_path):
+    with pytest.raises(ParameterError, match="did you mean .*00_quickstart"):
+        declared(ROOT / "notebooks" / "00_quikstart.ipynb")
+    with pytest.raises(ParameterError, match="has 0 cells tagged"):
+        declared(notebook(tmp_path, "a = 1", tag=False))
+    with pytest.raises(ParameterError, match="no literal"):
+        declared(notebook(tmp_path, "a = print('executed')"))
+    (tmp_path / "x.ipynb").write_text("no json")
+    with pytest.raises(ParameterError, match="is no notebook"):
+        declared(tmp_path / "x.ipynb")
+
+
+# models
+
+
+def test_a_hub_that_cannot_be_reached_names_the_way_out(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match=r'hub id nobody/nothing-here.*model="embedded".*"./my-model"'):
+        load_model("nobody/nothing-here")
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "justaword"])
+def test_names_that_are_neither_folder_nor_hub_id_are_refused(name):
+    with pytest.raises(ModelError, match="no folder here and no hub id"):
+        load_model(name)
+
+
+def test_a_folder_without_tokenizer_or_chat_template_is_refused(tmp_path, embedded):
+    embedded.model.config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="can't load the tokenizer of the folder"):
+        load_model(str(tmp_path))
+    embedded.model.save_pretrained(tmp_path)
+    template, embedded.tokenizer.chat_template = embedded.tokenizer.chat_template, None
+    embedded.tokenizer.save_pretrained(tmp_path)
+    embedded.tokenizer.chat_template = template
+    with pytest.raises(ModelError, match="has no chat template"):
+        load_model(str(tmp_path))
+
+
+def test_a_damaged_cache_is_rebuilt_and_a_whole_one_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CAT_LIB_CACHE", str(tmp_path))
+
+    def convert(source, target):
+        target.mkdir()
+        (target / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setattr(wheel, "_convert", convert)
+    made = wheel.checkpoint() / "model.safetensors"
+    stamp = made.stat().st_ino
+    assert wheel.checkpoint() / "model.safetensors" == made
+    assert made.stat().st_ino == stamp
+    made.write_bytes(b"wEights")
+    assert wheel.checkpoint() == made.parent
+    assert made.read_bytes() == b"weights"
+    assert "damaged; rebuilding" in capsys.readouterr().out
+    (made.parent / "sha256.json").write_text("[]")
+    wheel.checkpoint()
+    assert [p.name for p in tmp_path.iterdir()] == [wheel.NAME]  # no half-made folders
+
+
+def test_a_full_or_closed_cache_says_how_much_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAT_LIB_CACHE", str(tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("usage", (), {"free": 5 * 2**20}))
+    with pytest.raises(ModelError, match=f"has 5 MB free and the embedded model needs {wheel.NEEDS_MB} MB"):
+        wheel.checkpoint()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CAT_LIB_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.raises(ModelError, match="set CAT_LIB_CACHE"):
+        wheel.checkpoint()
+
+
+# runs
+
+
+def test_a_run_is_a_folder_and_the_same_in_mlflow(store):
+    path = notebook(
+        store, "x = 2",
+        "from cat_lib import tracking\nrun = tracking.start_run('small', {'x': x})\n"
+        "run.step({'loss': 1.0, 'nan': float('nan')}, 1)\nrun.metrics({'score': x / 4})\nrun.finish()",
+    )  # fmt: skip
+    folder = run_notebook(path, {"x": 3}, runs=store / "runs")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["status"], config["parameters"]) == ("FINISHED", {"x": 3})
+    assert config["versions"]["torch"].startswith("2.13.0")
+    assert json.loads((folder / "metrics.json").read_text()) == {"score": 0.75}
+    run = tracking.connect().get_run(config["mlflow_run_id"])
+    assert (run.info.status, run.data.params, run.data.metrics["score"]) == ("FINISHED", {"x": "3"}, 0.75)
+    assert {a.path for a in tracking.connect().list_artifacts(run.info.run_id)} >= {"executed.ipynb", "config.json"}
+    with pytest.raises(ConfigurationError, match="x: 3 there, 4 now"):
+        run_notebook(path, {"x": 4}, run_id=folder.name, runs=store / "runs")
+    again = run_notebook(path, {"x": 3}, run_id=folder.name, runs=store / "runs")
+    assert again == folder
+    assert len(tracking._known(tracking.connect(), "small")) == 1
+
+
+def test_an_unreachable_server_fails_before_anything_starts(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(tracking.TrackingError, match=r"http://127\.0\.0\.1:9 can't be used"):
+        run_notebook(notebook(store, "x = 2", "1 / 0"), {}, runs=store / "runs")
+    assert not (store / "runs").exists()
+
+
+def test_a_metric_that_is_no_number_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="finite"):
+        tracking.Run(tmp_path).metrics({"score": float("nan")})
+
+
+def test_a_run_whose_process_is_gone_is_marked_killed(store):
+    run = tracking.create_run("small", {"a": 1}, store / "runs" / "one")
+    run.client.set_tag(run.run_id, "cat_lib.pid", "99999999")
+    tracking.create_run("small", {"a": 1}, store / "runs" / "two")
+    assert run.client.get_run(run.run_id).info.status == "KILLED"
+
+
+def test_doctor_checks_versions_against_the_lock(store):
+    report = {check.name: check for check in checks()}
+    assert report["versions"].state == "ok", report["versions"].found
+    assert all(check.fix or check.state == "ok" for check in report.values())
+
+
+# the repository
+
+
+def test_locks_hold_what_the_requirements_pin():
+    def pins(name: str) -> dict[str, str]:
+        found = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / name).read_text(), re.MULTILINE)
+        return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found}
+
+    for requirements, lock in (
+        ("requirements.txt", "cpu"), ("requirements-dev.txt", "cpu"), ("requirements.txt", "gpu"),
+        ("requirements-gpu.txt", "gpu"),
+    ):  # fmt: skip
+        wanted = pins(requirements)
+        assert wanted
+        assert wanted.items() <= locked(lock).items()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_are_stored_clean_and_short(path):
+    cells = nbformat.read(path, as_version=4).cells
+    code = [c for c in cells if c.cell_type == "code"]
+    assert not any(c.outputs or c.execution_count for c in code)
+    assert len(code) <= 15
+    plain = [c for c in code if "parameters" not in c.metadata.get("tags", [])]
+    assert max(len(c.source.splitlines()) for c in plain) <= 18
+    assert all(p.help for p in declared(path).values())
