@@ -15,6 +15,7 @@ import shutil
 import numpy as np
 import pandas as pd
 
+from cat_lib import plots
 from cat_lib.runner import run_notebook
 from cat_lib.stats import over_seeds, paired_difference
 from cat_lib.tracking import ROOT, RUNS
@@ -48,9 +49,10 @@ keys = ["teacher", "seed"] + [
 ]  # fmt: skip
 table = pd.DataFrame(rows)[keys].round(4)
 table.to_csv(published / "quickstart_seeds.csv", index=False)
-source = RUNS / "00_quickstart" / "synthesis-seed0" / "figures"
-for name in ("accuracy", "signal"):
-    shutil.copy(source / f"{name}.png", published / f"quickstart_{name}.png")
+source = RUNS / "00_quickstart" / "synthesis-seed0"
+shutil.copy(source / "figures" / "signal.png", published / "quickstart_signal.png")
+figure = plots.accuracy(pd.read_parquet(source / "scores.parquet"), group_size=8)
+figure.savefig(published / "quickstart_accuracy.png", dpi=110, bbox_inches="tight")
 print(table.to_string(index=False))
 for teacher, before, after, seeds, pooled in summary:
     print(f"{teacher}: {before:.3f} -> {after:.3f}; over seeds {seeds}; over questions {pooled}, p = {pooled.p:.4f}")

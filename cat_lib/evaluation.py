@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from cat_lib.ledger import Cost
+from cat_lib.references.selection import agreement
 from cat_lib.schema import Estimator, Example, Group, Sampling, Task
 from cat_lib.stats import Estimate, mean_interval, paired_difference
 from cat_lib.tasks import group_of
@@ -166,7 +167,7 @@ def verdict(name: str, difference: Estimate, teacher: Estimate | None = None) ->
     if not difference.conclusive:
         text = f"No gain is shown: {name} changed by {difference}, an interval that holds zero"
     else:
-        text = f"{name} {'rose' if difference.mean > 0 else 'FELL'} by {abs(difference.mean):.3f} ({difference})"
+        text = f"{name} {'rose' if difference.mean > 0 else 'FELL'}: change {difference}"
     text += f"; paired sign-flip test p = {difference.p:.4f}." if difference.p is not None else "."
     if teacher is not None:
         side = "above" if teacher.mean > 0 else "below"
@@ -184,6 +185,21 @@ def compare_teachers(difference: Estimate) -> str:
         return f"Synthesis against majority vote at the same rollouts: undecided, {difference}."
     better, worse = ("Synthesis", "majority vote") if difference.mean > 0 else ("Majority vote", "synthesis")
     return f"{better} beats {worse} at the same rollouts; synthesis minus majority is {difference}."
+
+
+def preview(groups: Sequence[Group], rollouts: int = 4) -> pd.DataFrame:
+    """One row a group: its question, its first rollouts as they are, and its agreement."""
+    rows = [
+        [group.question, *(r.text for r in group.rollouts[:rollouts]), round(agreement(group.answers), 2)]
+        for group in groups
+    ]
+    return pd.DataFrame(rows, columns=["question", *(f"rollout {i + 1}" for i in range(rollouts)), "agreement"])
+
+
+def both_phases(before: Evaluation, after: Evaluation, examples: Sequence[Example]) -> pd.DataFrame:
+    """`Evaluation.table` of both phases, with a column phase."""
+    phases = {"before": before, "after": after}
+    return pd.concat([e.table(examples).assign(phase=phase) for phase, e in phases.items()], ignore_index=True)
 
 
 def most_moved(before: Sequence[Group], after: Sequence[Group]) -> int:

@@ -6,11 +6,12 @@ Colours are Okabe and Ito's, readable with colour-blind eyes; a method keeps its
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = {
     "single": "#0072B2",
@@ -42,7 +43,7 @@ def accuracy(scores: pd.DataFrame, group_size: int) -> Figure:
                 markerfacecolor=face or colour, markersize=8, capsize=4,
             )  # fmt: skip
             axis.annotate(f"{row.accuracy:.2f}", (x, row.high), (0, 4), textcoords="offset points", ha="center")
-    names = [_LABELS.get(m, f"{m} of {group_size} rollouts") for m in methods]
+    names = [_LABELS.get(m, f"{m}\nof {group_size} rollouts") for m in methods]
     axis.set_xticks(range(len(methods)), names)
     axis.set_xlim(-0.6, len(methods) - 0.4)
     axis.set_ylim(0, 1.05)
@@ -53,16 +54,16 @@ def accuracy(scores: pd.DataFrame, group_size: int) -> Figure:
     return _clean(figure)
 
 
-def lines(history: pd.DataFrame, keys: Mapping[str, str], ylabel: str, title: str) -> Figure:
-    """Metrics over training steps. history: one row a step; keys: column -> label of its line."""
+def lines(history: pd.DataFrame, keys: Iterable[str], ylabel: str, title: str) -> Figure:
+    """Metrics over training steps. history: one row a step; keys: columns, each a line under its own name."""
     figure, axis = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
     colours = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7")
-    for (key, label), colour in zip(keys.items(), colours, strict=False):
+    for key, colour in zip(keys, colours, strict=False):
         part = history.dropna(subset=[key])
-        axis.plot(part["step"], part[key], marker="o", markersize=4, color=colour, label=label)
+        axis.plot(part["step"], part[key], marker="o", markersize=4, color=colour, label=key)
     axis.set_xlabel("training step")
     axis.set_ylabel(ylabel)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylim(bottom=0)
     axis.set_title(title)
     axis.legend(frameon=False)

@@ -32,6 +32,7 @@ class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no ty
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.computed = [0, 0]
+        self._buffered_inputs: Any = None
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """As TRL's, less the shuffle of rows: micro-batches keep whole groups, which is what there is to share."""
@@ -103,7 +104,7 @@ class Tree:
 
     def logps(self, model: Any, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and entropies (B, C) at `temperature`; padding positions hold arbitrary numbers."""
-        wanted, index = self.source.unique(return_inverse=True)
+        wanted, index = torch.unique(self.source, return_inverse=True)
         logits = model(
             input_ids=torch.tensor([self.tokens], device=self.device),
             attention_mask=self.mask().to(self.device),

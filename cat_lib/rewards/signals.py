@@ -32,7 +32,7 @@ def signals(groups: Sequence[Group], references: Sequence[Reference | None], rew
     votes = [m.answer if m else None for m in majority(groups)]
     both = [(v, r.answer) for v, r in zip(votes, references, strict=True) if v and r and r.answer]
     scorable = [set(group) for group in rewards if None not in group]
-    shares = {
+    shares: dict[str, Sequence[float]] = {
         "agreement": [agreement(group.answers) for group in groups],
         "disagreement": [v != r for v, r in both],
         "unscorable": [r is None for r in flat],
@@ -54,7 +54,7 @@ def gold_signals(
     """
     right = [[a == gold for a in group.answers] for group, gold in zip(groups, golds, strict=True)]
     scored = [(r, g) for rs, gs in zip(rewards, right, strict=True) for r, g in zip(rs, gs, strict=True)]
-    shares = {
+    shares: dict[str, Sequence[float]] = {
         "label_accuracy": [bool(r and r.answer == gold) for r, gold in zip(references, golds, strict=True)],
         "reward_accuracy": [r == float(g) for r, g in scored if r is not None],
         "rollout_accuracy": [g for _, g in scored],

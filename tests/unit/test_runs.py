@@ -74,8 +74,8 @@ def test_unpaired_scores_are_refused():
 def test_verdict_says_no_gain_gain_and_loss():
     assert "No gain is shown" in verdict("x", paired_difference([1, 0, 1, 0], [0, 1, 1, 0]))
     low, high = np.linspace(0, 0.2, 30), np.linspace(0.5, 0.6, 30)
-    assert "x rose by" in verdict("x", paired_difference(low, high))
-    assert "x FELL by" in verdict("x", paired_difference(high, low))
+    assert "x rose: change 0.35" in verdict("x", paired_difference(low, high))
+    assert "x FELL: change -0.35" in verdict("x", paired_difference(high, low))
     assert "undecided" in compare_teachers(over_seeds([0.1, -0.1, 0.0]))
     assert "Majority vote beats" in compare_teachers(paired_difference(high, low))
 
@@ -133,7 +133,7 @@ def notebook(folder: Path, *sources: str, tag: bool = True) -> Path:
 
 
 def test_notebooks_without_a_usable_declaration_are_refused(tmp_path):
-    with pytest.raises(ParameterError, match="did you mean .*00_quickstart"):
+    with pytest.raises(ParameterError, match=r"did you mean .*00_quickstart"):
         declared(ROOT / "notebooks" / "00_quikstart.ipynb")
     with pytest.raises(ParameterError, match="has 0 cells tagged"):
         declared(notebook(tmp_path, "a = 1", tag=False))
