@@ -8,11 +8,11 @@ Checks first that greedy text is the same.
 from __future__ import annotations
 
 import torch
-from common import compare
 
 from cat_lib.models import load_model
 from cat_lib.schema import Sampling
 from cat_lib.tasks.arithmetic import Arithmetic
+from common import compare
 
 NEW_TOKENS, ROLLOUTS = 14, 8
 

@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 
 import trl
-from common import compare
 from datasets import Dataset
 
 from cat_lib.models import load_model
@@ -23,6 +22,7 @@ from cat_lib.schema import Completion
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tracking import Run
 from cat_lib.training import GRPOSettings, _rollouts, add_lora, grpo_arguments, train
+from common import compare
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 task = Arithmetic()

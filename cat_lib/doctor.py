@@ -74,7 +74,7 @@ def _disk() -> Check:
 
 def locked(name: str) -> dict[str, str]:
     """Package -> version of locks/<name>.txt."""
-    text = (tracking.ROOT / "locks" / f"{name}.txt").read_text()
+    text = (Path(__file__).parent.parent / "locks" / f"{name}.txt").read_text()
     return dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s+;]+)", text, re.MULTILINE))
 
 

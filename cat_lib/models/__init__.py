@@ -87,4 +87,5 @@ def preferred_dtype() -> Any:
 def _cause(name: str, what: str, error: Exception) -> str:
     where = f"the folder {name}" if Path(name).is_dir() else f"the hub id {name}"
     reached = "" if Path(name).is_dir() else " (no model hub reached, no such model, or access not granted)"
-    return f"can't load the {what} of {where}{reached}: {type(error).__name__}: {str(error)[:300]}; {_ADVICE}"
+    said = " ".join(str(error).split())[:200]
+    return f"can't load the {what} of {where}{reached}: {type(error).__name__}: {said}; {_ADVICE}"

@@ -74,8 +74,8 @@ def test_unpaired_scores_are_refused():
 def test_verdict_says_no_gain_gain_and_loss():
     assert "No gain is shown" in verdict("x", paired_difference([1, 0, 1, 0], [0, 1, 1, 0]))
     low, high = np.linspace(0, 0.2, 30), np.linspace(0.5, 0.6, 30)
-    assert "x rose: change 0.35" in verdict("x", paired_difference(low, high))
-    assert "x FELL: change -0.35" in verdict("x", paired_difference(high, low))
+    assert "x rose: change 0.45" in verdict("x", paired_difference(low, high))
+    assert "x FELL: change -0.45" in verdict("x", paired_difference(high, low))
     assert "undecided" in compare_teachers(over_seeds([0.1, -0.1, 0.0]))
     assert "Majority vote beats" in compare_teachers(paired_difference(high, low))
 
