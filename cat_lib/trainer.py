@@ -12,9 +12,11 @@ is quadratic in its length, so long rows, and batches with little to share, go T
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
@@ -42,6 +44,15 @@ class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no ty
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             self._buffered_inputs = split_tensor_dict(self._generate_and_score_completions(generation_batch), steps)
         return self._buffered_inputs[self._step % steps]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As TRL's, then the adapter once more, exactly: PEFT loads it through the base model's bfloat16."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        parameters = dict((model or self.model).named_parameters())
+        saved = load_file(Path(resume_from_checkpoint) / "adapter_model.safetensors")
+        with torch.no_grad():
+            for name, value in saved.items():
+                parameters[name.removesuffix(".weight") + ".default.weight"].copy_(value)
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Log-probabilities (B, C) and entropies (B, C) of the completion tokens, through the tree where it pays."""
