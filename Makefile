@@ -41,7 +41,7 @@ $(INSTALLED): requirements.txt requirements-dev.txt locks/cpu.txt pyproject.toml
 demo: setup  ## the main job: train the embedded model by its own rollouts (about 6 minutes on 2 cores)
 	$(PY) -m cat_lib run notebooks/00_quickstart.ipynb
 
-seeds: setup  ## the README's results table: the demo with 3 seeds and 2 teachers (about 40 minutes)
+seeds: setup  ## the README's results table: the demo with 3 seeds, and with a majority vote as teacher (16 minutes)
 	$(PY) benchmarks/quickstart_seeds.py
 
 test: setup  ## all tests that need no GPU (tests/README.md has the tiers)

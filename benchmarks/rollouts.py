@@ -37,8 +37,10 @@ def ours(seed: int, n: int, greedy: bool) -> list[list[str]]:
     return [[c.text for c in group] for group in groups]
 
 
+model.model.float()  # in bfloat16 a near-tie can fall either way
 same = sum(a == b for a, b in zip(generate(0, 1, True), ours(0, 1, True), strict=True))
-print(f"greedy text equal on {same} of {len(prompts)} prompts")
+model.model.bfloat16()
+print(f"greedy text equal on {same} of {len(prompts)} prompts, in float32")
 compare(
     lambda seed: generate(seed, ROLLOUTS, False),
     lambda seed: ours(seed, ROLLOUTS, False),

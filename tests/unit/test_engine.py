@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cat_lib.models import load_model
 from cat_lib.schema import Sampling
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.training import add_lora
@@ -16,50 +17,58 @@ PROMPTS = [e.prompt for e in TASK.examples("train", 6, 0)]
 GREEDY = Sampling(12, temperature=0)
 
 
-def test_greedy_text_is_that_of_transformers(embedded):
-    ours = [c for (c,) in embedded.generate(PROMPTS, 1, GREEDY)]
+@pytest.fixture(scope="module")
+def exact():
+    """The embedded model in float32: in bfloat16, near-ties fall differently with the shape of a batch."""
+    model = load_model("embedded")
+    return replace(model, model=model.model.float())
+
+
+def test_greedy_text_is_that_of_transformers(exact):
+    ours = [c for (c,) in exact.generate(PROMPTS, 1, GREEDY)]
     for prompt, completion in zip(PROMPTS, ours, strict=True):
-        ids = torch.tensor([embedded.encode(prompt)])
-        theirs = embedded.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
-        assert completion.text == embedded.tokenizer.decode(theirs, skip_special_tokens=True)
+        ids = torch.tensor([exact.encode(prompt)])
+        theirs = exact.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+        assert completion.text == exact.tokenizer.decode(theirs, skip_special_tokens=True)
 
 
-def test_same_seed_same_completions_and_other_seed_others(embedded):
-    first, again, other = (embedded.generate(PROMPTS, 4, Sampling(12, seed=s)) for s in (3, 3, 4))
+def test_same_seed_same_completions_and_other_seed_others(exact):
+    first, again, other = (exact.generate(PROMPTS, 4, Sampling(12, seed=s)) for s in (3, 3, 4))
     assert first == again
     assert first != other
 
 
-def test_samples_do_not_depend_on_the_split_into_batches(embedded):
-    whole = embedded.generate(PROMPTS, 4, Sampling(12, seed=3))
-    split = replace(embedded, batch_tokens=600).generate(PROMPTS, 4, Sampling(12, seed=3))
+def test_samples_do_not_depend_on_the_split_into_batches(exact):
+    whole = exact.generate(PROMPTS, 4, Sampling(12, seed=3))
+    split = replace(exact, batch_tokens=600).generate(PROMPTS, 4, Sampling(12, seed=3))
     same = [a.text == b.text for g, h in zip(whole, split, strict=True) for a, b in zip(g, h, strict=True)]
-    assert sum(same) >= 0.9 * len(same)  # bfloat16 sums differ with the batch's shape; a shifted draw would keep few
+    assert sum(same) >= len(same) - 2  # a shifted draw would change nearly all; rounding can move one in the tail
 
 
-def test_a_cut_completion_says_so(embedded):
-    (cut,), (ended,) = (embedded.generate(PROMPTS[:1], 1, replace(GREEDY, max_new_tokens=n))[0] for n in (2, 16))
+def test_a_cut_completion_says_so(exact):
+    by_line = replace(GREEDY, stop=("\n",))
+    (cut,), (ended,) = (exact.generate(PROMPTS[:1], 1, replace(by_line, max_new_tokens=n))[0] for n in (2, 16))
     assert (cut.finish, cut.ended, len(cut.token_ids)) == ("length", False, 2)
     assert ended.ended
-    assert ended.token_ids[-1] == embedded.tokenizer.eos_token_id
+    assert "\n" in exact.tokenizer.decode(ended.token_ids[-1:])
 
 
-def test_stop_string_ends_and_is_not_in_the_text(embedded):
-    ((completion,),) = embedded.generate(["a, b, c\nd, e, f\n"], 1, Sampling(30, temperature=0, stop=("\n",)))
+def test_stop_string_ends_and_is_not_in_the_text(exact):
+    ((completion,),) = exact.generate(["a, b, c\nd, e, f\n"], 1, Sampling(30, temperature=0, stop=("\n",)))
     assert completion.ended
     assert "\n" not in completion.text
 
 
-def test_logprobs_agree_with_a_full_pass_and_with_what_generate_recorded(embedded):
-    ((completion,),) = embedded.generate(PROMPTS[:1], 1, GREEDY)
-    text = embedded.tokenizer.decode(completion.token_ids)  # with the stop token, as recorded
-    (ours,) = embedded.logprobs(PROMPTS[:1], [text])
-    ids = torch.tensor([embedded.encode(PROMPTS[0]) + list(completion.token_ids)])
+def test_logprobs_agree_with_a_full_pass_and_with_what_generate_recorded(exact):
+    ((completion,),) = exact.generate(PROMPTS[:1], 1, GREEDY)
+    text = exact.tokenizer.decode(completion.token_ids)
+    (ours,) = exact.logprobs(PROMPTS[:1], [text])
+    ids = torch.tensor([exact.encode(PROMPTS[0]) + list(completion.token_ids)])
     with torch.inference_mode():
-        logp = embedded.model(ids).logits[0, :-1].float().log_softmax(-1)
+        logp = exact.model(ids).logits[0, :-1].float().log_softmax(-1)
     full = logp.gather(-1, ids[0, 1:, None])[-len(completion.token_ids) :, 0].tolist()
-    assert ours == pytest.approx(full, abs=0.05)
-    assert sum(ours) / len(ours) == pytest.approx(completion.mean_logprob, abs=0.05)
+    assert ours == pytest.approx(full, abs=1e-3)
+    assert sum(ours) / len(ours) == pytest.approx(completion.mean_logprob, abs=1e-3)
     assert completion.mean_entropy > 0
 
 
@@ -75,9 +84,9 @@ def test_nucleus_and_top_k_keep_what_they_promise():
     assert _draw(logits, Sampling(1, top_p=0.5), uniform)[0].unique().tolist() == [0]
 
 
-def test_anchor_is_the_initial_model_whatever_the_adapter_learnt(embedded):
-    initial = embedded.generate(PROMPTS, 1, GREEDY)
-    policy = add_lora(embedded, 4, 0)
+def test_anchor_is_the_initial_model_whatever_the_adapter_learnt(exact):
+    initial = exact.generate(PROMPTS, 1, GREEDY)
+    policy = add_lora(exact, 4, 0)
     try:
         assert policy.generate(PROMPTS, 1, GREEDY) == initial  # a fresh adapter changes nothing
         with torch.no_grad():
@@ -88,26 +97,26 @@ def test_anchor_is_the_initial_model_whatever_the_adapter_learnt(embedded):
         assert policy.anchor().generate(PROMPTS, 1, GREEDY) == initial
         assert {"policy", "anchor"} <= policy.ledger.roles.keys()
         with pytest.raises(ValueError, match="anchor from what add_lora returns"):
-            embedded.anchor().generate(PROMPTS, 1, GREEDY)
+            exact.anchor().generate(PROMPTS, 1, GREEDY)
     finally:
         policy.model.unload()
 
 
-def test_shared_prefix_is_computed_once(embedded):
-    with embedded.ledger.measure() as one:
-        embedded.generate(PROMPTS[:1], 1, replace(GREEDY, max_new_tokens=1))
-    with embedded.ledger.measure() as eight:
-        embedded.generate(PROMPTS[:1], 8, replace(GREEDY, max_new_tokens=1))
+def test_shared_prefix_is_computed_once(exact):
+    with exact.ledger.measure() as one:
+        exact.generate(PROMPTS[:1], 1, replace(GREEDY, max_new_tokens=1))
+    with exact.ledger.measure() as eight:
+        exact.generate(PROMPTS[:1], 8, replace(GREEDY, max_new_tokens=1))
     assert eight["policy"].flops == one["policy"].flops
     assert eight["policy"].prompt_tokens == 8 * one["policy"].prompt_tokens
 
 
 @pytest.mark.parametrize("prompt", ["", "word " * 9000])
-def test_a_prompt_that_does_not_fit_is_refused(embedded, prompt):
+def test_a_prompt_that_does_not_fit_is_refused(exact, prompt):
     with pytest.raises(ValueError, match="allowed are 1 to 8192"):
-        embedded.generate([prompt], 1, GREEDY)
+        exact.generate([prompt], 1, GREEDY)
 
 
-def test_a_stop_string_that_no_token_holds_is_refused(embedded):
+def test_a_stop_string_that_no_token_holds_is_refused(exact):
     with pytest.raises(ValueError, match="shorter stop string"):
-        embedded.generate(PROMPTS[:1], 1, replace(GREEDY, stop=("</final-answer>",)))
+        exact.generate(PROMPTS[:1], 1, replace(GREEDY, stop=("</final-answer>",)))

@@ -148,7 +148,7 @@ def test_notebooks_without_a_usable_declaration_are_refused(tmp_path):
 
 
 def test_a_hub_that_cannot_be_reached_names_the_way_out(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r'hub id nobody/nothing-here.*model="embedded".*"./my-model"'):
         load_model("nobody/nothing-here")
 
