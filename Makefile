@@ -38,7 +38,7 @@ $(INSTALLED): requirements.txt requirements-dev.txt locks/cpu.txt pyproject.toml
 	@touch $(INSTALLED)
 	@echo "ready: make demo"
 
-demo: setup  ## the main job: train the embedded model by its own rollouts (about 6 minutes on 2 cores)
+demo: setup  ## the main job: train the embedded model by its own rollouts (about 4 minutes on 2 cores)
 	$(PY) -m cat_lib run notebooks/00_quickstart.ipynb
 
 seeds: setup  ## the README's results table: the demo with 3 seeds, and with a majority vote as teacher (16 minutes)
