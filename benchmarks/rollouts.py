@@ -1,11 +1,14 @@
 """Shared-prefix rollouts against `transformers.generate`: 24 few-shot questions, 8 rollouts, the same tokens asked.
 
-    python benchmarks/rollouts.py
+    python benchmarks/rollouts.py [COPIES [REPEATS]]
 
+COPIES repeats the two solved questions of each prompt (default 1: the task's own prompts), for longer openings.
 Checks first that greedy text is the same.
 """
 
 from __future__ import annotations
+
+import sys
 
 import torch
 
@@ -17,7 +20,11 @@ from common import compare
 NEW_TOKENS, ROLLOUTS = 14, 8
 
 model = load_model("embedded")
+copies, repeats = (int(a) for a in (*sys.argv[1:], *("1", "5")[len(sys.argv) - 1 :]))
 prompts = [e.prompt for e in Arithmetic().examples("train", 24, 0)]
+opening = prompts[0][: prompts[0].rindex("Q:")]
+prompts = [opening * (copies - 1) + p for p in prompts]
+print(f"prompts of {len(model.encode(prompts[0]))} tokens")
 
 
 def generate(seed: int, n: int, greedy: bool) -> list[list[str]]:
@@ -44,6 +51,6 @@ print(f"greedy text equal on {same} of {len(prompts)} prompts, in float32")
 compare(
     lambda seed: generate(seed, ROLLOUTS, False),
     lambda seed: ours(seed, ROLLOUTS, False),
-    repeats=5,
+    repeats=repeats,
     what="seconds of transformers.generate over seconds of the shared-prefix engine",
 )
