@@ -63,5 +63,5 @@ def cat(seed: int) -> None:
 
 
 compare(
-    plain, cat, repeats=5, what="seconds of a plain TRL step over seconds of a CaT step (above 0.77 is at most 1.3 x)"
+    plain, cat, repeats=2, what="seconds of a plain TRL step over seconds of a CaT step (above 0.77 is at most 1.3 x)"
 )
