@@ -1,9 +1,9 @@
-"""What a run cost, by role: calls, tokens, model FLOPs and seconds.
+"""What a run cost, by role: calls, tokens, model FLOPs, seconds, and money where an endpoint bills.
 
 FLOPs are 2 x parameters x tokens for a forward pass over the tokens really computed (a shared prefix counts once);
 attention's own share is left out: it is below a tenth for prompts much shorter than 8 x the hidden size.
 Tokens are what a metered API would bill: prompt plus completion of every sequence, shared or not.
-Money is left out until an engine that bills exists.
+Failed calls and answers from the cache are counted apart: the first may have been billed, the second cost nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ class Cost:
     completion_tokens: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    usd: float = 0.0  # by the caller's price table
+    failures: int = 0  # calls without a usable answer
+    cache_hits: int = 0  # answers that needed no call
 
     @property
     def tokens(self) -> int:
@@ -43,14 +46,24 @@ class Ledger:
     def __init__(self) -> None:
         self.roles: dict[str, Cost] = {}
 
-    def add(self, role: str, *, prompt_tokens: int, completion_tokens: int, flops: float, seconds: float) -> None:
-        """Add one call of an engine to a role's account."""
-        cost = self.roles.setdefault(role, Cost())
-        cost.calls += 1
-        cost.prompt_tokens += prompt_tokens
-        cost.completion_tokens += completion_tokens
-        cost.flops += flops
-        cost.seconds += seconds
+    def add(
+        self,
+        role: str,
+        *,
+        prompt_tokens: int,
+        completion_tokens: int,
+        flops: float,
+        seconds: float,
+        calls: int = 1,
+        usd: float = 0.0,
+    ) -> None:
+        """Add calls of an engine to a role's account."""
+        spent = Cost(calls, prompt_tokens, completion_tokens, flops, seconds, usd)
+        self.roles[role] = self.roles.get(role, Cost()) + spent
+
+    def count(self, role: str, *, failures: int = 0, cache_hits: int = 0) -> None:
+        """Add what cost no engine time: answers that were unusable, and answers that were known."""
+        self.roles[role] = self.roles.get(role, Cost()) + Cost(failures=failures, cache_hits=cache_hits)
 
     @contextmanager
     def measure(self) -> Iterator[dict[str, Cost]]:
@@ -64,11 +77,12 @@ class Ledger:
 
 
 def cost_metrics(roles: Mapping[str, Cost]) -> dict[str, float]:
-    """Flat `<role>_tokens`, `<role>_seconds`, `<role>_flops`, as the run's metrics name them."""
+    """Flat `<role>_tokens`, `_seconds`, `_flops`, as the run's metrics name them; a judge's other counts too."""
+    units = {"judge": ("tokens", "seconds", "flops", "usd", "calls", "failures", "cache_hits")}
     return {
         f"{role}_{unit}": float(getattr(cost, unit))
         for role, cost in roles.items()
-        for unit in ("tokens", "seconds", "flops")
+        for unit in units.get(role, ("tokens", "seconds", "flops"))
     }
 
 

@@ -57,6 +57,8 @@ class Example:
     prompt: Prompt
     gold: str
     level: str
+    rubric: Rubric | None = None  # the experts' criteria, where answers can't be checked; as gold as `gold`
+    tags: tuple[str, ...] = ()  # what scores are broken down by, e.g. "theme:hedging"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,38 @@ class Reference:
     estimator: str
 
 
+@dataclass(frozen=True)
+class Criterion:
+    """One binary statement about a response. Negative points: meeting it is a fault."""
+
+    text: str
+    points: float = 1.0
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """Criteria for the responses to one question; `source` says who wrote them and from what."""
+
+    criteria: tuple[Criterion, ...]
+    source: str
+
+    @property
+    def possible(self) -> float:
+        """Points of a response that meets every positive criterion and no other."""
+        return sum(c.points for c in self.criteria if c.points > 0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a response meets a criterion. `met` is None where the judge failed, and `cause` says how."""
+
+    met: bool | None
+    cause: str | None = None
+    reason: str | None = None  # the judge's own words, in text mode
+    score: float | None = None  # what was compared with the threshold, in probability mode
+
+
 class Model(Protocol):
     """An engine: `generate` returns, for each prompt, n completions; both calls are written to the ledger."""
 
@@ -92,12 +126,17 @@ class Model(Protocol):
 class Task(Protocol):
     """Questions, and the only place that knows what an answer looks like."""
 
-    sampling: Sampling  # how rollouts are drawn
+    @property
+    def sampling(self) -> Sampling: ...  # how rollouts are drawn
+
+    @property
+    def verifiable(self) -> bool: ...  # whether answers can be extracted and compared
 
     def extract(self, completion: Completion, question: str) -> str | None: ...
 
     def correct(self, answer: str | None, gold: str) -> bool: ...
 
 
+Judging = Callable[[Sequence[tuple[str, str]]], list[Verdict]]  # (response, criterion) pairs to verdicts
 Estimator = Callable[[Sequence[Group]], list[Reference | None]]  # whole groups in one call, so that it can batch
 RewardRule = Callable[[Sequence[Group], Sequence[Reference | None]], list[list[float | None]]]

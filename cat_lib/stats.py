@@ -1,11 +1,11 @@
 """Intervals and paired tests, over scipy. The unit is the question: several samples of one are not independent.
 
-Left out until it is needed: bootstrap variants, families of tests, power.
+Left out until it is needed: families of tests, power.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +72,20 @@ def paired_difference(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Est
 def over_seeds(differences: Sequence[float]) -> Estimate:
     """Mean of one number a seed, with Student's interval over seeds: wide for three, and honest about it."""
     return mean_interval(np.asarray(differences, dtype=float))
+
+
+def bootstrap(n: int, statistic: Callable[[np.ndarray], float], seed: int = 0, resamples: int = 2000) -> Estimate:
+    """A statistic of n units with its 95 % percentile bootstrap interval.
+
+    `statistic` takes the indices (n,) of the units drawn; a resample on which it is NaN is left out.
+    Raises ValueError for fewer than 2 units.
+    """
+    if n < 2:
+        raise ValueError(f"a bootstrap over {n} units says nothing; at least 2 are needed")
+    rng = np.random.default_rng(seed)
+    values = np.array([statistic(rng.integers(0, n, n)) for _ in range(resamples)])
+    low, high = np.nanpercentile(values, [100 * (1 - _LEVEL) / 2, 100 * (1 + _LEVEL) / 2])
+    return Estimate(statistic(np.arange(n)), float(low), float(high), n)
 
 
 def _per_question(scores: ArrayLike) -> np.ndarray:

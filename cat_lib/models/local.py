@@ -10,6 +10,7 @@ Left out: beam search, penalties, multi-token stop strings, speculative decoding
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -49,9 +50,22 @@ class LocalModel:
         """Positions the model was built for."""
         return int(self.model.config.max_position_embeddings)
 
-    def anchor(self) -> LocalModel:
-        """The frozen initial model: the same weights in memory, adapter off, costs booked under `anchor`."""
-        return replace(self, role="anchor", adapter=False)
+    def anchor(self, role: str = "anchor") -> LocalModel:
+        """The frozen initial model: the same weights in memory, adapter off, costs booked under `role`."""
+        return replace(self, role=role, adapter=False)
+
+    @property
+    def identity(self) -> str:
+        """Name, dtype and a digest over one number of each frozen tensor: what a cache of its answers is keyed by.
+
+        Raises ValueError for a policy with an adapter, whose answers change while it trains.
+        """
+        tensors = {n: p for n, p in self.model.named_parameters() if "lora_" not in n}
+        if self.adapter and len(tensors) < sum(1 for _ in self.model.named_parameters()):
+            raise ValueError("a policy in training can't be cached; judge with its anchor()")
+        sample = torch.stack([p.detach().flatten()[p.numel() // 2].float().cpu() for p in tensors.values()])
+        digest = hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]
+        return f"{self.name} {self.model.dtype} {digest}"
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; messages go through the model's chat template."""
@@ -97,9 +111,9 @@ class LocalModel:
         prefix = common_prefix(ids)
         results: list[list[Completion]] = [[] for _ in ids]
         computed = prefix
-        with self._weights():
-            shared = self._forward(torch.tensor([ids[0][:prefix]]), None, None)[1] if prefix else None
-            for batch in _batches([len(i) for i in ids], n, sampling.max_new_tokens, self.batch_tokens):
+        with self.weights():
+            shared = self.forward(torch.tensor([ids[0][:prefix]]), None, None)[1] if prefix else None
+            for batch in batches([len(i) for i in ids], n, sampling.max_new_tokens, self.batch_tokens):
                 suffixes = [ids[i][prefix:] for i in batch]
                 logits, cache, mask = self._prefill(suffixes, shared, prefix)
                 rows, steps = self._decode(logits, cache, mask, uniform[batch].flatten(0, 1), n, sampling, stop_ids)
@@ -107,7 +121,7 @@ class LocalModel:
                 for position, i in enumerate(batch):
                     results[i] = [self._completion(*row, sampling, stop_ids) for row in rows[position * n :][:n]]
         completion_tokens = sum(len(c.token_ids) for group in results for c in group)
-        self._book(n * sum(map(len, ids)), completion_tokens, computed, start)
+        self.book(n * sum(map(len, ids)), completion_tokens, computed, start)
         return results
 
     @torch.inference_mode()
@@ -125,9 +139,9 @@ class LocalModel:
         if lengths and max(lengths) > self.context:
             raise ValueError(f"prompt and text take {max(lengths)} tokens; the context has {self.context}")
         prefix = common_prefix(heads) if heads else 0
-        with self._weights():
-            shared = self._forward(torch.tensor([heads[0][:prefix]]), None, None)[1] if prefix else None
-            for batch in _batches(lengths, 1, 0, self.batch_tokens // 4):
+        with self.weights():
+            shared = self.forward(torch.tensor([heads[0][:prefix]]), None, None)[1] if prefix else None
+            for batch in batches(lengths, 1, 0, self.batch_tokens // 4):
                 rows = [(pairs[i][0] + pairs[i][1])[prefix:] for i in batch]
                 keep = max(len(pairs[i][1]) for i in batch) + 1
                 logits, _, _ = self._prefill(rows, shared, prefix, keep)
@@ -137,10 +151,10 @@ class LocalModel:
                     picked = logp[row, keep - 1 - len(tail) : keep - 1].gather(-1, tail[:, None])
                     results[i] = picked[:, 0].tolist()
         computed = prefix + sum(lengths) - prefix * len(lengths)
-        self._book(sum(map(len, heads)), sum(map(len, tails)), computed, start)
+        self.book(sum(map(len, heads)), sum(map(len, tails)), computed, start)
         return results
 
-    def _weights(self) -> Any:
+    def weights(self) -> Any:
         """Adapter off for the anchor; a plain model has none to switch."""
         if self.adapter:
             return nullcontext()
@@ -150,13 +164,18 @@ class LocalModel:
             raise ValueError("this anchor would run with the adapter on: take the anchor from what add_lora returns")
         return nullcontext()
 
-    def _book(self, prompt_tokens: int, completion_tokens: int, computed: int, start: float) -> None:
-        flops, seconds = 2.0 * self.parameters * computed, clock() - start
+    def book(self, prompt_tokens: int, completion_tokens: int, computed: int, start: float, calls: int = 1) -> None:
+        """Add to the ledger under this model's role; `computed` tokens went through the weights."""
         self.ledger.add(
-            self.role, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, flops=flops, seconds=seconds
+            self.role,
+            calls=calls,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            flops=2.0 * self.parameters * computed,
+            seconds=clock() - start,
         )
 
-    def _forward(
+    def forward(
         self, ids: torch.Tensor, mask: torch.Tensor | None, cache: DynamicCache | None, keep: int = 1
     ) -> tuple[torch.Tensor, DynamicCache]:
         """One pass. ids (B, S), mask (B, P + S) over cache and input; logits of the last `keep` positions."""
@@ -187,7 +206,7 @@ class LocalModel:
         if shared is not None:
             for layer, source in enumerate(shared.layers):
                 cache.update(*(t.expand(len(suffixes), -1, -1, -1) for t in (source.keys, source.values)), layer)
-        logits, cache = self._forward(ids, mask, cache, keep)
+        logits, cache = self.forward(ids, mask, cache, keep)
         return logits, cache, mask
 
     def _decode(
@@ -222,7 +241,7 @@ class LocalModel:
                 cache.batch_select_indices(kept.to(self.model.device))
                 active, tokens, mask = active[kept], tokens[kept], mask[kept]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits, cache = self._forward(tokens[:, None], mask, cache)
+            logits, cache = self.forward(tokens[:, None], mask, cache)
             logits, computed = logits[:, -1], computed + len(tokens)
         return rows, computed
 
@@ -271,7 +290,7 @@ def common_prefix(ids: list[list[int]]) -> int:
     return min(sum(1 for _ in same), shortest - 1)
 
 
-def _batches(lengths: list[int], n: int, new_tokens: int, budget: int) -> Iterator[list[int]]:
+def batches(lengths: list[int], n: int, new_tokens: int, budget: int) -> Iterator[list[int]]:
     """Indices in batches whose n samples stay under the budget of positions, prompts of like length together."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):

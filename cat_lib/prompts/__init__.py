@@ -1,7 +1,8 @@
 """Prompt texts, one .txt a prompt, and the one place that fills them.
 
-Model output that goes into a prompt is data: it is fenced by a run of backticks longer than any inside it, and
-filling is a single pass, so a rollout that contains `{{rollouts}}` stays as it is.
+Model output that goes into a prompt is data. `plain` disarms what a tokenizer would read as control, `fence` puts it
+between runs of backticks longer than any inside it, and filling is a single pass, so a rollout that contains
+`{{rollouts}}` stays as it is.
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ from importlib import resources
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 _OPTIONAL = re.compile(r"^\{\{\?(\w+)\}\}(.*\n)", re.MULTILINE)
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+# control characters, and what is invisible or reorders the line: zero-width, bidirectional, tag characters
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]"
+)
+# how the common chat templates write a change of speaker; a tokenizer reads these in any text as control tokens
+_SPECIAL = re.compile(r"<(?=\||/?s>|bos>|eos>|(?:start|end)_of_turn>)|\[(?=/?INST\])")
 
 
 def fill(name: str, **values: str) -> str:
@@ -26,12 +32,22 @@ def fill(name: str, **values: str) -> str:
 
 
 def fence(text: str) -> str:
-    """The text between two lines of backticks, more of them than any run inside; control characters go."""
+    """The text between two lines of backticks, more of them than any run inside."""
+    text = plain(text)
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     bar = "`" * max(3, longest + 1)
-    return f"{bar}\n{_CONTROL.sub('', text)}\n{bar}"
+    return f"{bar}\n{text}\n{bar}"
 
 
 def one_line(text: str) -> str:
     """The text on one line without control characters: the fence of prompts whose unit is the line."""
-    return " ".join(_CONTROL.sub(" ", text).split())
+    return " ".join(plain(text).split())
+
+
+def plain(text: str) -> str:
+    """The text without control and invisible characters, and with a space in what chat templates read as control.
+
+    What is no valid Unicode is replaced, so that every tokenizer and every store takes it.
+    """
+    text = text.encode("utf-8", "replace").decode()
+    return _SPECIAL.sub(lambda m: m[0] + " ", _CONTROL.sub(" ", text))

@@ -16,7 +16,7 @@ from cat_lib.schema import Completion, Estimator, Group, Prompt, Reference, Samp
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
 
-KINDS = ("reasoning", "freeform", "few_shot")
+KINDS = ("reasoning", "freeform", "few_shot", "few_shot_freeform")
 _CUT = " [...] "
 Extract = Callable[[Completion, str], str | None]
 
@@ -31,7 +31,7 @@ def synthesis(
     """
     if kind not in KINDS:
         raise ValueError(f"synthesis prompt {kind!r}: allowed are {', '.join(KINDS)}")
-    sampling = Sampling(max_new_tokens, temperature=0, stop=("\n",) if kind == "few_shot" else ())
+    sampling = Sampling(max_new_tokens, temperature=0, stop=("\n",) if kind.startswith("few_shot") else ())
 
     def estimate(groups: Sequence[Group]) -> list[Reference | None]:
         prompts = [synthesis_prompt(anchor, group, kind, max_new_tokens, include_question) for group in groups]
@@ -49,15 +49,16 @@ def synthesis_prompt(
 ) -> Prompt:
     """What the anchor reads: the rollouts numbered and fenced, cut so that prompt and answer fit its context.
 
-    A chat for `reasoning` and `freeform`; plain text, one line a rollout, for `few_shot`.
+    A chat for `reasoning` and `freeform`; plain text, one line a rollout, for the `few_shot` kinds.
     """
+    shots = kind.startswith("few_shot")
 
     def build(texts: Sequence[str]) -> Prompt:
-        block, wrap = ("\n", one_line) if kind == "few_shot" else ("\n\n", lambda text: "\n" + fence(text))
+        block, wrap = ("\n", one_line) if shots else ("\n\n", lambda text: "\n" + fence(text))
         rollouts = block.join(f"{i}. {wrap(text)}" for i, text in enumerate(texts, 1))
         question = group.question if include_question else ""
         text = fill(f"synthesis_{kind}", rollouts=rollouts, count=str(len(texts)), question=question)
-        return text if kind == "few_shot" else [{"role": "user", "content": text.strip()}]
+        return text if shots else [{"role": "user", "content": text.strip()}]
 
     frame = len(anchor.encode(build([""] * len(group.rollouts))))
     room = anchor.context - max_new_tokens - frame - 8 * len(group.rollouts)  # joins can re-tokenise

@@ -6,15 +6,24 @@ from collections.abc import Sequence
 
 from cat_lib.schema import Completion, Group, Task
 from cat_lib.tasks.arithmetic import Arithmetic
+from cat_lib.tasks.clinic import clinic
+from cat_lib.tasks.healthbench import HUB, HealthTask, load_rows
 
-NAMES = ("arithmetic",)
+NAMES = ("arithmetic", "clinic", "healthbench")
 
 
-def load_task(name: str) -> Arithmetic:
-    """The task of that name. Raises ValueError if there is none."""
-    if name not in NAMES:
-        raise ValueError(f"task={name!r}: allowed is {', '.join(NAMES)}")
-    return Arithmetic()
+def load_task(name: str, data: str | None = None) -> Arithmetic | HealthTask:
+    """The task of that name. `data` is HealthBench's hub id, a URL or a local file in its format.
+
+    Raises ValueError if there is no such task, and DataError for data that cannot be used.
+    """
+    if name == "arithmetic":
+        return Arithmetic()
+    if name == "clinic":
+        return clinic()
+    if name == "healthbench":
+        return HealthTask(name, load_rows(data or HUB))
+    raise ValueError(f"task={name!r}: allowed is {', '.join(NAMES)}")
 
 
 def group_of(task: Task, id: str, question: str, rollouts: Sequence[Completion]) -> Group:

@@ -38,6 +38,7 @@ class Arithmetic:
     """The task: questions by split and level, and the strict reading of an answer."""
 
     name = "arithmetic"
+    verifiable = True
     synthesis_prompt = "few_shot"  # the embedded model follows examples, not instructions
     sampling = Sampling(max_new_tokens=16, temperature=1.0, stop=("\n",))
 

@@ -1,0 +1,222 @@
+"""Verdicts: does a response meet a criterion? One function, whatever the judge is.
+
+- `probability`: models whose logits are at hand. No text is generated: all criteria of a response are read off one
+  pass over it (`models/branches.py`). Three prompts: `chat` and `few_shot` take the log-odds of yes against no;
+  `likelihood` takes log p(criterion | response) - log p(criterion | no response), a mean over tokens, for models too
+  small to answer a question about a text. `audit.calibrate` sets the threshold.
+- `text`: any model. A one-sentence reason, then a verdict, parsed strictly; a malformed reply is asked again.
+
+The response comes first and the criterion last, so that what the criteria share is computed once. A failed verdict
+is None with its cause; it is never "not met". As in the paper (section 3.2.2) the judge does not see the question.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from cat_lib.cache import Cache, key
+from cat_lib.models.endpoint import EndpointError, EndpointModel
+from cat_lib.prompts import fence, fill, one_line, plain
+from cat_lib.references.synthesis import fit
+from cat_lib.schema import Completion, Prompt, Sampling, Verdict
+
+if TYPE_CHECKING:
+    from cat_lib.models.local import LocalModel
+
+PROMPTS = ("chat", "few_shot", "likelihood", "text")
+# Most characters of a response that are judged, and with a local model at most half its context in tokens. Of a
+# longer one the first third and the last two thirds of that are shown, with [...] between.
+LONGEST = 20_000
+_HOLE = "\x00"  # stands for the criterion until the prompt is split there; `plain` takes it out of responses
+_REPLY = re.compile(r"\s*<reason>([^<>]{1,2000})</reason>\s*<verdict>(yes|no)</verdict>\s*", re.IGNORECASE)
+_YES, _NO = ("yes", "Yes"), ("no", "No")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A judge; call it with (response, criterion) pairs, get one verdict each, in order.
+
+    `prompt` is one of PROMPTS; "text" is the text way. `threshold` is what a probability score must exceed.
+    Raises ValueError for an unknown prompt, or for a probability prompt with a model behind an endpoint.
+    """
+
+    model: LocalModel | EndpointModel
+    prompt: Literal["chat", "few_shot", "likelihood", "text"] = "chat"
+    threshold: float = 0.0
+    fenced: bool = True  # off only to measure what the fence is worth
+    cache: Cache | None = None
+    attempts: int = 3  # in the text way: replies asked for before a verdict is given up
+    sampling: Sampling = Sampling(200, temperature=0.0)  # noqa: RUF009  # frozen: safe to share
+    index: int = 0  # which of several independent verdicts on the same pair this is; part of the cache key
+
+    def __post_init__(self) -> None:
+        if self.prompt not in PROMPTS:
+            raise ValueError(f"judge prompt {self.prompt!r}: allowed are {', '.join(PROMPTS)}")
+        if self.prompt != "text" and isinstance(self.model, EndpointModel):
+            raise ValueError(f"judge prompt {self.prompt!r} needs logits, which an endpoint does not give; take 'text'")
+
+    @property
+    def identity(self) -> str:
+        """Model and prompt, for tables and for the record of a run."""
+        return f"{self.model.identity} {self.prompt}"
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        if self.prompt == "text":
+            return self._by_text(pairs)
+        scores = self._scores(list(dict.fromkeys(pairs)))
+        found = [scores[pair] for pair in pairs]
+        lost = sum(not math.isfinite(s) for s in found)
+        self.model.ledger.count(self.model.role, failures=lost)
+        return [
+            Verdict(s > self.threshold, score=s) if math.isfinite(s) else Verdict(None, f"the score is {s}")
+            for s in found
+        ]
+
+    def request(self, response: str, criterion: str) -> Prompt:
+        """What the judge is asked about one pair."""
+        text = plain(response) if self.fenced else response.replace(_HOLE, "")
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 3]} [...] {text[-2 * LONGEST // 3 :]}"
+        if not isinstance(self.model, EndpointModel):
+            (text,) = fit(self.model, [text], self.model.context // 2)
+        if self.fenced:
+            text = fence(text) if self.prompt in ("chat", "text") else one_line(text)
+        filled = fill(f"judge_{self.prompt}", response=text, criterion=one_line(criterion) or criterion)
+        return filled if self.prompt in ("few_shot", "likelihood") else [{"role": "user", "content": filled}]
+
+    def _scores(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
+        assert not isinstance(self.model, EndpointModel)  # __post_init__ has refused it
+        identity, known = self.identity, dict[str, float]()
+        prompts = {response: self.request(response, _HOLE) for response, _ in pairs}
+        keys = {(r, c): key(judge=identity, prompt=prompts[r], criterion=c, index=self.index) for r, c in pairs}
+        if self.cache:
+            known = self.cache.get(list(keys.values()))
+            self.model.ledger.count(self.model.role, cache_hits=len(known))
+        missing: dict[str, list[str]] = {}
+        for response, criterion in pairs:
+            if keys[response, criterion] not in known:
+                missing.setdefault(response, []).append(criterion)
+        if missing:
+            fresh = self._score(self.model, missing)
+            known |= {keys[pair]: score for pair, score in fresh.items()}
+            if self.cache:
+                self.cache.put({keys[pair]: score for pair, score in fresh.items() if math.isfinite(score)})
+        return {pair: known[keys[pair]] for pair in pairs}
+
+    def _score(self, model: LocalModel, missing: dict[str, list[str]]) -> dict[tuple[str, str], float]:
+        from cat_lib.models.branches import score_branches
+
+        rows = dict(missing)
+        if self.prompt == "likelihood":  # how likely each criterion is anyway
+            rows["-"] = list(dict.fromkeys([*rows.get("-", []), *(c for cs in missing.values() for c in cs)]))
+        heads, branches = [], []
+        for response, criteria in rows.items():
+            head, after = self._split(model, response)
+            heads.append(head)
+            branches.append([f" {one_line(c) or '-'}{after}" for c in criteria])
+        words = (
+            ()
+            if self.prompt == "likelihood"
+            else tuple(("" if self.prompt == "chat" else " ") + w for w in (*_YES, *_NO))
+        )
+        scored = score_branches(model, heads, branches, words)
+        found = {
+            (r, c): _log_odds(numbers) if words else numbers[0]
+            for (r, cs), row in zip(rows.items(), scored, strict=True)
+            for c, numbers in zip(cs, row, strict=True)
+        }
+        if words:
+            return found
+        return {(r, c): found[r, c] - found["-", c] for r, cs in missing.items() for c in cs}
+
+    def _split(self, model: LocalModel, response: str) -> tuple[list[int], str]:
+        """The tokens before the criterion, and the text after it up to where the answer stands."""
+        request = self.request(response, _HOLE)
+        if isinstance(request, str):
+            before, after = request.split(_HOLE)
+            return model.encode(before.removesuffix(" ")), after
+        text = model.tokenizer.apply_chat_template(request, add_generation_prompt=True, tokenize=False)
+        before, after = text.split(_HOLE)
+        return list(model.tokenizer(before.removesuffix(" "), add_special_tokens=False).input_ids), after
+
+    def _by_text(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        verdicts = [Verdict(None, "not asked")] * len(pairs)
+        pending = list(range(len(pairs)))
+        for attempt in range(self.attempts):
+            # a greedy reply that was malformed would come again: later attempts are sampled
+            temperature = self.sampling.temperature if attempt == 0 else max(0.7, self.sampling.temperature)
+            seed = self.sampling.seed + 1000 * self.index + attempt
+            sampling = replace(self.sampling, temperature=temperature, seed=seed)
+            replies = self._ask([self.request(*pairs[i]) for i in pending], sampling, attempt)
+            for i, reply in zip(pending, replies, strict=True):
+                verdicts[i] = parse(reply)
+            pending = [i for i, reply in zip(pending, replies, strict=True) if _again(reply, verdicts[i])]
+            if not pending:
+                break
+        self.model.ledger.count(self.model.role, failures=sum(v.met is None for v in verdicts))
+        return verdicts
+
+    def _ask(self, prompts: Sequence[Prompt], sampling: Sampling, attempt: int) -> list[Completion | EndpointError]:
+        keys = [
+            key(judge=self.identity, prompt=p, sampling=asdict(sampling), index=[self.index, attempt]) for p in prompts
+        ]
+        known = self.cache.get(keys) if self.cache else {}
+        self.model.ledger.count(self.model.role, cache_hits=len(known))
+        todo = [i for i, k in enumerate(keys) if k not in known]
+        fresh = _generate(self.model, [prompts[i] for i in todo], sampling)
+        answers: dict[str, Completion | EndpointError] = {keys[i]: a for i, a in zip(todo, fresh, strict=True)}
+        if self.cache:
+            kept = {k: [a.text, a.finish] for k, a in answers.items() if isinstance(a, Completion)}
+            self.cache.put(kept)
+        answers |= {k: Completion(text, (), finish) for k, (text, finish) in known.items()}
+        return [answers[k] for k in keys]
+
+
+def parse(reply: Completion | EndpointError) -> Verdict:
+    """The verdict in a reply of the text way: exactly one reason and one verdict, and nothing else."""
+    if isinstance(reply, EndpointError):
+        return Verdict(None, f"{reply.cause}: {reply}")
+    if not reply.ended:
+        return Verdict(None, "the reply was cut off")
+    match = _REPLY.fullmatch(reply.text[:4000])
+    if match is None:
+        return Verdict(None, f"malformed reply: {reply.text[:80]!r}")
+    return Verdict(match[2].lower() == "yes", reason=match[1].strip())
+
+
+def _again(reply: Completion | EndpointError, verdict: Verdict) -> bool:
+    """Whether asking again may help: a malformed reply, yes; the endpoint has retried its own failures."""
+    return verdict.met is None and isinstance(reply, Completion)
+
+
+def _generate(
+    model: LocalModel | EndpointModel, prompts: Sequence[Prompt], sampling: Sampling
+) -> Sequence[Completion | EndpointError]:
+    if isinstance(model, EndpointModel):
+        return model.attempt(prompts, sampling) if prompts else []
+    return [c for (c,) in model.generate(prompts, 1, sampling)]
+
+
+def _log_odds(logp: Sequence[float]) -> float:
+    """log p(yes or Yes) - log p(no or No)."""
+    half = len(logp) // 2
+    yes, no = (max(part) + math.log(sum(math.exp(x - max(part)) for x in part)) for part in (logp[:half], logp[half:]))
+    return yes - no
+
+
+def open_judge_model(name: str, anchor: LocalModel, **endpoint: Any) -> LocalModel | EndpointModel:
+    """The judge that `name` says: "anchor" (the frozen initial model), `endpoint:MODEL@URL`, or a model's name.
+
+    `endpoint` are EndpointModel's settings. Its costs go to the anchor's ledger, under `judge`.
+    """
+    if name == "anchor":
+        return anchor.anchor(role="judge")
+    if name.startswith("endpoint:"):
+        return EndpointModel.parse(name, ledger=anchor.ledger, **endpoint)
+    from cat_lib.models import load_model
+
+    return replace(load_model(name), role="judge", ledger=anchor.ledger)

@@ -1,0 +1,171 @@
+"""Rubrics that the anchor writes: `Rub = {r_1..r_n} ~ pi_0(. | p_rub, s)` (section 3.2.2 of the paper).
+
+A reply is one XML element, parsed strictly and never repaired; while a text has too few distinct criteria it is asked
+again, a bounded number of times. Criteria that repeat another one, and those that the text they were written from
+does not meet itself, are dropped and counted. A proposal that fails is None with its cause.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+from cat_lib.prompts import fence, fill, one_line, plain
+from cat_lib.schema import Criterion, Judging, Prompt, Rubric, Sampling
+
+if TYPE_CHECKING:
+    from cat_lib.models.local import LocalModel
+
+_LONGEST = 20_000  # characters of a proposal that are parsed
+_BLOCK = re.compile(r"<rubric>.*?</rubric>", re.DOTALL)
+_AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos);)")  # models write it bare; read as itself
+_NEAR = 0.8  # share of common words from which two criteria count as one
+
+
+def parse_rubric(text: str, points: bool = False) -> list[Criterion]:
+    """The criteria of the one `<rubric>` element in `text`; what stands around it is ignored.
+
+    Raises ValueError if there is not exactly one, it is no well-formed XML, or it holds anything but non-empty
+    `<criterion>` elements, with a non-zero number in `points` where `points` is asked for.
+    """
+    if len(text) > _LONGEST:
+        raise ValueError(f"the proposal has {len(text)} characters; at most {_LONGEST} are read")
+    blocks = _BLOCK.findall(text)
+    if len(blocks) != 1 or "<!" in blocks[0]:  # a declaration could define entities that expand without end
+        raise ValueError(f"{len(blocks)} <rubric> elements without declarations; exactly 1 is allowed")
+    try:
+        root = ElementTree.fromstring(_AMPERSAND.sub("&amp;", blocks[0]))
+    except ElementTree.ParseError as error:
+        raise ValueError(f"no well-formed XML: {error}") from None
+    criteria = []
+    for child in root:
+        words = " ".join((child.text or "").split())
+        allowed = {"points"} if points else set()
+        if child.tag != "criterion" or len(child) or not words or set(child.attrib) != allowed:
+            raise ValueError(f"<{child.tag}> with {sorted(child.attrib)} is no criterion of this rubric")
+        worth = float(child.get("points", "1")) if re.fullmatch(r"-?\d{1,3}", child.get("points", "1")) else 0.0
+        if not worth:
+            raise ValueError(f"points={child.get('points')!r}: allowed is a whole number that is not 0")
+        criteria.append(Criterion(words, worth))
+    return criteria
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What came of asking for a rubric: the rubric, or None and the cause; and what was dropped on the way."""
+
+    rubric: Rubric | None
+    text: str = ""  # what it was written from
+    malformed: int = 0  # replies that could not be parsed
+    duplicates: int = 0  # criteria that said what another one says
+    unmet: int = 0  # criteria that the text they were written from does not meet
+    cause: str | None = None
+
+
+@dataclass(frozen=True)
+class Proposer:
+    """Asks `anchor` for rubrics, all of a call in one batch, `attempts` times at most.
+
+    Criteria of all well-formed replies are pooled until `minimum` distinct ones are there. `judge`, where given,
+    drops those that the source text fails. Prompts "few_shot" are for models too small to follow instructions.
+    """
+
+    anchor: LocalModel
+    prompt: Literal["chat", "few_shot"] = "chat"
+    judge: Judging | None = None
+    points: bool = False
+    minimum: int = 5  # (paper) at least 5 criteria
+    attempts: int = 3
+    sampling: Sampling = Sampling(600, temperature=0.7, top_p=0.95)  # noqa: RUF009  # frozen: safe to share
+
+    def __call__(self, texts: Sequence[str | None], kind: Literal["reference", "question"]) -> list[Proposal]:
+        """One proposal a text; None stands for a text that could not be had."""
+        found: list[list[Criterion]] = [[] for _ in texts]
+        malformed, duplicates = [0] * len(texts), [0] * len(texts)
+        pending = [i for i, text in enumerate(texts) if text]
+        for attempt in range(self.attempts):
+            if not pending:
+                break
+            stop = ("###",) if self.prompt == "few_shot" else self.sampling.stop
+            sampling = replace(self.sampling, seed=self.sampling.seed + attempt, stop=stop)
+            replies = self.anchor.generate([self.request(texts[i] or "", kind) for i in pending], 1, sampling)
+            opening = "<rubric>" + ('<criterion points="' if self.points else "<criterion>")
+            opening = opening if self.prompt == "few_shot" else ""  # what the prompt ends with
+            for i, (reply,) in zip(pending, replies, strict=True):
+                try:
+                    fresh = parse_rubric(opening + reply.text, self.points) if reply.ended else []
+                except ValueError:
+                    fresh = []
+                malformed[i] += not fresh
+                for criterion in fresh:
+                    new = not any(same_words(criterion.text, old.text) >= _NEAR for old in found[i])
+                    found[i] += [criterion] if new else []
+                    duplicates[i] += not new
+            pending = [i for i in pending if len(found[i]) < self.minimum]
+        kept, unmet = self._checked(texts, found) if kind == "reference" else (found, [0] * len(texts))
+        proposals = []
+        for i, text in enumerate(texts):
+            rubric, cause = Rubric(tuple(kept[i]), kind), None
+            if not text:
+                cause = "no text to write a rubric from"
+            elif len(found[i]) < self.minimum:
+                cause = f"{len(found[i])} distinct criteria after {self.attempts} attempts; {self.minimum} are needed"
+            elif rubric.possible <= 0:
+                cause = "no criterion with positive points is left"
+            proposals.append(
+                Proposal(None if cause else rubric, text or "", malformed[i], duplicates[i], unmet[i], cause)
+            )
+        return proposals
+
+    def request(self, text: str, kind: Literal["reference", "question"]) -> Prompt:
+        """What the anchor is asked."""
+        shots = self.prompt == "few_shot"
+        marks = {"points": "1", "plain": ""} if self.points else {"points": "", "plain": "1"}
+        shown = one_line(text) if shots else fence(text)
+        filled = fill(f"rubric_{kind}_{self.prompt}", text=shown, minimum=str(self.minimum), **marks)
+        return filled if shots else [{"role": "user", "content": filled}]
+
+    def _checked(
+        self, texts: Sequence[str | None], found: Sequence[Sequence[Criterion]]
+    ) -> tuple[list[list[Criterion]], list[int]]:
+        """The criteria less those that their own text fails; a pitfall is failed by meeting it."""
+        if self.judge is None:
+            return [list(criteria) for criteria in found], [0] * len(found)
+        pairs = [(text or "", c.text) for text, criteria in zip(texts, found, strict=True) for c in criteria]
+        verdicts = iter(self.judge(pairs))
+        kept = [[c for c in criteria if next(verdicts).met is not (c.points < 0)] for criteria in found]
+        return kept, [len(a) - len(b) for a, b in zip(found, kept, strict=True)]
+
+
+def rubric_table(proposals: Mapping[str, Proposal]) -> pd.DataFrame:
+    """One row a criterion, and one for a group that has none, with the text the rubric was written from."""
+    return pd.DataFrame(
+        {
+            "example": id,
+            "source": proposal.rubric.source if proposal.rubric else None,
+            "criterion": criterion.text if criterion else None,
+            "points": criterion.points if criterion else None,
+            "text": plain(proposal.text),
+            "cause": proposal.cause,
+        }
+        for id, proposal in proposals.items()
+        for criterion in (proposal.rubric.criteria if proposal.rubric else (None,))
+    )
+
+
+def same_words(a: str, b: str) -> float:
+    """Words that two criteria share, over all their words (Jaccard), case and punctuation aside."""
+    left, right = (set(re.findall(r"\w+", text.casefold())) for text in (a, b))
+    return len(left & right) / max(1, len(left | right))
+
+
+def rubric_similarity(a: Rubric, b: Rubric) -> float:
+    """How much of two rubrics says the same: mean over the criteria of both of the nearest one's `same_words`."""
+    sides = ((a, b), (b, a))
+    return fmean(max(same_words(c.text, d.text) for d in other.criteria) for one, other in sides for c in one.criteria)

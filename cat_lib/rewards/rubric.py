@@ -1,0 +1,194 @@
+"""Rubric rewards, for answers that no program can check (section 3.2.2 of the paper).
+
+`R_i = (1/n) sum_j 1[judge(o_i, r_j) = yes]`: the share of criteria that a rollout meets, by points where the rubric
+has points. The paper's rubric comes from the pseudo-reference; the other sources here are its baselines: the
+question, one rollout, physicians, and the one criterion "means the same" (model-as-judge).
+
+Where rollouts lost some verdicts, the known ones stand for all (`share_met`); a failure is never scored as 0.
+Physicians' criteria reach a reward through `physician` and no other way.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+import pandas as pd
+
+from cat_lib.prompts import one_line
+from cat_lib.rewards.proposals import Proposal, Proposer, rubric_table
+from cat_lib.schema import Criterion, Example, Group, Judging, Reference, Rubric, Verdict
+
+# a judge that has given this many verdicts, all but this share of them alike, is reported
+_CONSTANT_AFTER, _CONSTANT = 200, 0.98
+
+
+class JudgeError(RuntimeError):
+    """So many verdicts failed that training on the rest would say little."""
+
+
+Rubrics = Callable[[Sequence[Group], Sequence[Reference | None]], list[Proposal]]
+
+
+def from_reference(proposer: Proposer) -> Rubrics:
+    """The paper's: criteria from the pseudo-reference alone, never from the question."""
+    return lambda groups, references: proposer([r.text if r else None for r in references], "reference")
+
+
+def from_rollout(proposer: Proposer) -> Rubrics:
+    """Control: criteria from the group's first rollout, without synthesis."""
+    return lambda groups, references: proposer([g.rollouts[0].text for g in groups], "reference")
+
+
+def from_question(proposer: Proposer) -> Rubrics:
+    """Control: criteria from the question alone, written once a question (later version of the paper, A.2)."""
+    known: dict[str, Proposal] = {}
+
+    def rubrics(groups: Sequence[Group], references: Sequence[Reference | None]) -> list[Proposal]:
+        new = [g for g in groups if g.id not in known]
+        known.update(zip((g.id for g in new), proposer([g.question for g in new], "question"), strict=True))
+        return [known[g.id] for g in groups]
+
+    return rubrics
+
+
+def physician(examples: Sequence[Example]) -> Rubrics:
+    """Upper bound: the experts' own criteria, points and negatives included. This is gold; its name says so."""
+    known = {e.id: e.rubric for e in examples}
+
+    def rubrics(groups: Sequence[Group], references: Sequence[Reference | None]) -> list[Proposal]:
+        return [Proposal(known[g.id], cause=None if known[g.id] else "no physician rubric") for g in groups]
+
+    return rubrics
+
+
+def equivalence() -> Rubrics:
+    """Model-as-judge: one criterion, that the rollout means the same as the pseudo-reference."""
+
+    def one(reference: Reference | None) -> Proposal:
+        if reference is None or not reference.text.strip():
+            return Proposal(None, cause="no reference")
+        text = f'Says in substance the same as this: "{one_line(reference.text)}"'
+        return Proposal(Rubric((Criterion(text),), "equivalence"), reference.text)
+
+    return lambda groups, references: [one(r) for r in references]
+
+
+@dataclass(frozen=True)
+class LengthPenalty:
+    """The paper's -1 for responses of more than 750 tokens. It does not say whether the -1 is added to the reward
+    or replaces it; `reading` is one of "added", "replacing"."""
+
+    limit: int = 750
+    amount: float = -1.0
+    reading: Literal["added", "replacing"] = "added"
+
+    def __call__(self, reward: float | None, tokens: int) -> float | None:
+        if reward is None or tokens <= self.limit:
+            return reward
+        return reward + self.amount if self.reading == "added" else self.amount
+
+
+def share_met(rubric: Rubric, verdicts: Sequence[Verdict], least: float = 0.5) -> float | None:
+    """Points met over positive points; None if fewer than the share `least` of the verdicts are known.
+
+    Over n criteria of which m have a verdict: `(n / m) * sum of met points / positive points`. If failures strike at
+    random this has the mean of the full score, whatever the points; with all verdicts known it is the full score.
+    """
+    known = [(c, v) for c, v in zip(rubric.criteria, verdicts, strict=True) if v.met is not None]
+    if not known or len(known) < least * len(verdicts):
+        return None
+    return len(verdicts) / len(known) * sum(c.points for c, v in known if v.met) / rubric.possible
+
+
+@dataclass
+class RubricReward:
+    """A reward rule: rubrics from `rubrics`, verdicts from `judge`, one number a rollout.
+
+    A group without a rubric, and a rollout with too few verdicts, are unscorable. Raises JudgeError when more than
+    `max_failed` of a call's verdicts failed. `observe` is for `training.train`: it writes what was judged.
+    """
+
+    judge: Judging
+    rubrics: Rubrics
+    penalty: LengthPenalty | None = None
+    max_failed: float = 0.5
+    rows: list[dict[str, object]] = field(default_factory=list)  # of the last call, one a verdict
+    proposals: dict[str, Proposal] = field(default_factory=dict)  # of the last call, by group id
+    _met: Counter[bool] = field(default_factory=Counter)
+
+    def __call__(self, groups: Sequence[Group], references: Sequence[Reference | None]) -> list[list[float | None]]:
+        proposals = self.rubrics(groups, references)
+        self.proposals = {g.id: p for g, p in zip(groups, proposals, strict=True)}
+        jobs = [
+            (group, i, rollout.text, criterion)
+            for group, proposal in zip(groups, proposals, strict=True)
+            for i, rollout in enumerate(group.rollouts)
+            for criterion in (proposal.rubric.criteria if proposal.rubric else ())
+        ]
+        verdicts = self.judge([(text, criterion.text) for _, _, text, criterion in jobs])
+        self.rows = [
+            {"example": g.id, "rollout": i, "criterion": c.text, "points": c.points, "met": v.met}
+            | {"score": v.score, "cause": v.cause, "reason": v.reason}
+            for (g, i, _, c), v in zip(jobs, verdicts, strict=True)
+        ]
+        self._check(verdicts)
+        stream, rewards = iter(verdicts), list[list[float | None]]()
+        for group, proposal in zip(groups, proposals, strict=True):
+            row = list[float | None]()
+            for rollout in group.rollouts:
+                reward = None
+                if proposal.rubric:
+                    reward = share_met(proposal.rubric, [next(stream) for _ in proposal.rubric.criteria])
+                tokens = len(rollout.token_ids)
+                row.append(self.penalty(reward, tokens) if self.penalty else reward)
+            rewards.append(row)
+        return rewards
+
+    def _check(self, verdicts: Sequence[Verdict]) -> None:
+        causes = Counter(v.cause for v in verdicts if v.met is None)
+        if verdicts and causes.total() > self.max_failed * len(verdicts):
+            most = "; ".join(f"{n} x {cause}" for cause, n in causes.most_common(3))
+            raise JudgeError(
+                f"{causes.total()} of {len(verdicts)} verdicts failed, more than max_failed={self.max_failed}: {most}"
+            )
+        seen, before = self._met, self._met.total()
+        seen.update(v.met for v in verdicts if v.met is not None)
+        if before < _CONSTANT_AFTER <= seen.total() and max(seen.values()) > _CONSTANT * seen.total():
+            says = "yes" if seen[True] > seen[False] else "no"
+            warnings.warn(f"the judge said {says} to {max(seen.values())} of {seen.total()} pairs", stacklevel=3)
+
+    def observe(self, step: int, folder: Path) -> dict[str, float]:
+        """Write the last call's rubrics and verdicts under `folder`; returns the step's metrics."""
+        table = pd.DataFrame(self.rows).assign(step=step)
+        rubrics = rubric_table(self.proposals).assign(step=step)
+        for name, part in (("verdicts", table), ("rubrics", rubrics)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            part.to_parquet(folder / name / f"step_{step:05d}.parquet", index=False)
+        return verdict_signals(table, list(self.proposals.values()))
+
+
+def verdict_signals(verdicts: pd.DataFrame, proposals: Sequence[Proposal]) -> dict[str, float]:
+    """What one step's judging looked like; formulas in docs/metrics.md. A share of nothing is left out."""
+    kept = [p.rubric for p in proposals if p.rubric]
+    numbers = {
+        "rubric_missing": fmean(p.rubric is None for p in proposals) if proposals else 0.0,
+        "rubric_malformed": float(sum(p.malformed for p in proposals)),
+        "rubric_duplicates": float(sum(p.duplicates for p in proposals)),
+        "rubric_unmet": float(sum(p.unmet for p in proposals)),
+    }
+    if kept:
+        numbers["rubric_criteria"] = fmean(len(r.criteria) for r in kept)
+    known = verdicts.dropna(subset=["met"]) if len(verdicts) else verdicts
+    if len(known):
+        shares = known["met"].astype(float).groupby([known["example"], known["criterion"]]).mean()
+        numbers |= {"met_share": float(known["met"].astype(float).mean())}
+        numbers |= {"verdict_agreement": float(shares.map(lambda s: max(s, 1 - s)).mean())}
+    if len(verdicts):
+        numbers["verdict_failed"] = float(verdicts["met"].isna().mean())
+    return numbers
