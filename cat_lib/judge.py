@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cat_lib.cache import Cache, key
 from cat_lib.models.endpoint import EndpointError, EndpointModel
-from cat_lib.prompts import fence, fill, one_line, plain
+from cat_lib.prompts import fence, fill, one_line, plain, valid
 from cat_lib.references.synthesis import fit
 from cat_lib.schema import Completion, Prompt, Sampling, Verdict
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
 
 PROMPTS = ("chat", "few_shot", "likelihood", "text")
-# Most characters of a response that are judged, and with a local model at most half its context in tokens. Of a
+# Most characters of a response that are judged, and with a local model at most a quarter of its context in tokens. Of a
 # longer one the first third and the last two thirds of that are shown, with [...] between.
-LONGEST = 20_000
+LONGEST = 12_000
 _HOLE = "\x00"  # stands for the criterion until the prompt is split there; `plain` takes it out of responses
 _REPLY = re.compile(r"\s*<reason>([^<>]{1,2000})</reason>\s*<verdict>(yes|no)</verdict>\s*", re.IGNORECASE)
 _YES, _NO = ("yes", "Yes"), ("no", "No")
@@ -78,11 +78,11 @@ class Judge:
 
     def request(self, response: str, criterion: str) -> Prompt:
         """What the judge is asked about one pair."""
-        text = plain(response) if self.fenced else response.replace(_HOLE, "")
+        text = plain(response) if self.fenced else valid(response).replace(_HOLE, "")
         if len(text) > LONGEST:
             text = f"{text[: LONGEST // 3]} [...] {text[-2 * LONGEST // 3 :]}"
         if not isinstance(self.model, EndpointModel):
-            (text,) = fit(self.model, [text], self.model.context // 2)
+            (text,) = fit(self.model, [text], self.model.context // 4)
         if self.fenced:
             text = fence(text) if self.prompt in ("chat", "text") else one_line(text)
         filled = fill(f"judge_{self.prompt}", response=text, criterion=one_line(criterion) or criterion)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
@@ -23,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from cat_lib.rewards.signals import GOLD_SIGNALS, CollapseWatch, gold_signals, signals
-from cat_lib.schema import Estimator, Example, Group, Prompt, Reference, RewardRule, Sampling, Task
+from cat_lib.record import Observe, Record
+from cat_lib.rewards.signals import GOLD_SIGNALS, RUBRIC_SIGNALS, SIGNALS
+from cat_lib.schema import Estimator, Example, Prompt, RewardRule, Sampling, Task
 from cat_lib.tracking import Run
 
 if TYPE_CHECKING:
@@ -36,6 +36,28 @@ INTERRUPTED = "interrupted.json"
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"model": "embedded", "steps": 12, "prompts_per_step": 16, "learning_rate": 1e-4},
     "paper": {"model": "Qwen/Qwen3-4B-Instruct-2507", "steps": 1000, "prompts_per_step": 32, "learning_rate": 5e-7},
+}
+
+# The same for rubric rewards. The paper's judge is GPT-4o behind an endpoint; "anchor" needs no second model.
+RUBRIC_PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "model": "embedded",
+        "task": "clinic",
+        "steps": 4,
+        "prompts_per_step": 4,
+        "learning_rate": 1e-4,
+        "heldout_questions": 20,
+        "heldout_samples": 4,
+    },
+    "paper": {
+        "model": "Qwen/Qwen3-4B-Instruct-2507",
+        "task": "healthbench",
+        "steps": 1000,
+        "prompts_per_step": 32,
+        "learning_rate": 5e-7,
+        "heldout_questions": 500,
+        "heldout_samples": 1,
+    },
 }
 
 
@@ -87,7 +109,7 @@ class Trained:
     def signal_metrics(self, window: int = 3) -> dict[str, float]:
         """Flat `<signal>_first` and `<signal>_last`: means over the first and last `window` steps, and `collapsed`."""
         numbers = {"collapsed": float(bool(self.warnings))}
-        for name in ("agreement", "disagreement", "unscorable", "zero_variance", *GOLD_SIGNALS):
+        for name in (*SIGNALS, *GOLD_SIGNALS, *RUBRIC_SIGNALS):
             values = self.history[name].dropna() if name in self.history else pd.Series(dtype=float)
             if len(values):
                 numbers |= {f"{name}_first": values[:window].mean(), f"{name}_last": values[-window:].mean()}
@@ -165,8 +187,9 @@ def train(
     settings: GRPOSettings,
     run: Run,
     resume: bool = False,
+    observe: Observe | None = None,
 ) -> Trained:
-    """Train `policy`'s adapter in place on its own rollouts.
+    """Train `policy`'s adapter in place on its own rollouts. `observe` adds metrics of a rule, after its rewards.
 
     Writes `checkpoints/`, `adapter/` and `rollouts/step_*.parquet` into the run's folder and the effective trainer
     arguments into its `config.json`. With `resume`, continues from the folder's newest checkpoint, if there is one.
@@ -180,7 +203,7 @@ def train(
             f"{len(examples)} examples are fewer than prompts_per_step={settings.prompts_per_step}; "
             "add questions or lower prompts_per_step"
         )
-    record = _Record(settings, examples, run)
+    record = Record(task, examples, run, observe)
     trainer = _trainer(policy, task, examples, estimator, rule, settings, run, record)
     run.update_config(trainer={k: v for k, v in trainer.args.to_dict().items() if "token" not in k})
     checkpoint = newest_checkpoint(run.dir) if resume else None
@@ -196,70 +219,13 @@ def train(
     policy.model.save_pretrained(adapter)
     run.artifact(adapter)
     history = pd.DataFrame([h for h in trainer.state.log_history if "reward" in h])
-    return Trained(history, record.rollouts(settings.steps), adapter, record.warnings)
+    return Trained(history, record.tables(settings.steps), adapter, record.warnings)
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint with the highest step that was written whole, or None."""
     found = [p for p in (run_dir / "checkpoints").glob("checkpoint-*") if (p / "trainer_state.json").exists()]
     return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
-
-
-class _Record:
-    """Keeps what the reward saw: every completion in a file, signals for the log, warnings where they are seen."""
-
-    def __init__(self, settings: GRPOSettings, examples: Sequence[Example], run: Run) -> None:
-        self.run, self.folder = run, run.dir / "rollouts"
-        self.golds = {e.id: e.gold for e in examples}  # for plots alone
-        self.watch, self.warnings = CollapseWatch(), list[str]()
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def on_step(
-        self,
-        step: int,
-        groups: list[Group],
-        references: list[Reference | None],
-        rewards: list[list[float | None]],
-    ) -> dict[str, float]:
-        """Called by the reward once its numbers are fixed; returns the step's signals."""
-        table = rollout_table(groups, references, rewards).assign(step=step)
-        rank = os.environ.get("RANK", "0")
-        table.to_parquet(self.folder / f"step_{step:05d}_rank{rank}.parquet", index=False)
-        known = signals(groups, references, rewards)
-        warning = self.watch.update(known)
-        if warning and not self.warnings:  # once: a collapsed run would repeat it every step
-            self.warnings.append(f"step {step}: {warning}")
-            warnings.warn(self.warnings[0], stacklevel=2)
-            self.run.tag("collapse", self.warnings[0])
-        return known | gold_signals(groups, references, rewards, [self.golds[g.id] for g in groups])
-
-    def rollouts(self, steps: int) -> pd.DataFrame:
-        """All steps in one table, also written as the run's `rollouts.parquet`."""
-        table = pd.concat([pd.read_parquet(p) for p in sorted(self.folder.glob("step_*.parquet"))], ignore_index=True)
-        table = table[table["step"] <= steps]
-        self.run.table("rollouts", table)
-        return table
-
-
-def rollout_table(
-    groups: Sequence[Group], references: Sequence[Reference | None], rewards: Sequence[Sequence[float | None]]
-) -> pd.DataFrame:
-    """One row a rollout, with what it was measured against. Text that is no UTF-8 is replaced, so that it is kept."""
-    return pd.DataFrame(
-        {
-            "example": group.id,
-            "question": group.question,
-            "rollout": i,
-            "text": rollout.text.encode("utf-8", "replace").decode(),
-            "finish": rollout.finish,
-            "answer": answer,
-            "reference": reference.text.encode("utf-8", "replace").decode() if reference else None,
-            "reference_answer": reference.answer if reference else None,
-            "reward": reward,
-        }
-        for group, reference, rs in zip(groups, references, rewards, strict=True)
-        for i, (rollout, answer, reward) in enumerate(zip(group.rollouts, group.answers, rs, strict=True))
-    )
 
 
 def _trainer(
@@ -270,7 +236,7 @@ def _trainer(
     rule: RewardRule,
     settings: GRPOSettings,
     run: Run,
-    record: _Record,
+    record: Record,
 ) -> Any:
     """TRL's trainer with our rollouts, reward and log attached; Unsloth's patched one if the policy came from it."""
     import trl

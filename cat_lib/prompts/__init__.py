@@ -45,9 +45,10 @@ def one_line(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The text without control and invisible characters, and with a space in what chat templates read as control.
+    """Valid text without control and invisible characters, and with a space in what chat templates read as control."""
+    return _SPECIAL.sub(lambda m: m[0] + " ", _CONTROL.sub(" ", valid(text)))
 
-    What is no valid Unicode is replaced, so that every tokenizer and every store takes it.
-    """
-    text = text.encode("utf-8", "replace").decode()
-    return _SPECIAL.sub(lambda m: m[0] + " ", _CONTROL.sub(" ", text))
+
+def valid(text: str) -> str:
+    """The text with what is no valid Unicode replaced, so that every tokenizer and every store takes it."""
+    return text.encode("utf-8", "replace").decode()

@@ -21,6 +21,7 @@ from typing import Literal
 import pandas as pd
 
 from cat_lib.prompts import one_line
+from cat_lib.record import write_step
 from cat_lib.rewards.proposals import Proposal, Proposer, rubric_table
 from cat_lib.schema import Criterion, Example, Group, Judging, Reference, Rubric, Verdict
 
@@ -163,14 +164,12 @@ class RubricReward:
             says = "yes" if seen[True] > seen[False] else "no"
             warnings.warn(f"the judge said {says} to {max(seen.values())} of {seen.total()} pairs", stacklevel=3)
 
-    def observe(self, step: int, folder: Path) -> dict[str, float]:
-        """Write the last call's rubrics and verdicts under `folder`; returns the step's metrics."""
-        table = pd.DataFrame(self.rows).assign(step=step)
-        rubrics = rubric_table(self.proposals).assign(step=step)
-        for name, part in (("verdicts", table), ("rubrics", rubrics)):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            part.to_parquet(folder / name / f"step_{step:05d}.parquet", index=False)
-        return verdict_signals(table, list(self.proposals.values()))
+    def observe(self, step: int, run_dir: Path) -> dict[str, float]:
+        """Write the last call's rubrics and verdicts into the run's folder; returns the step's metrics."""
+        verdicts = pd.DataFrame(self.rows).assign(step=step)
+        write_step(run_dir, "verdicts", step, verdicts)
+        write_step(run_dir, "rubrics", step, rubric_table(self.proposals).assign(step=step))
+        return verdict_signals(verdicts, list(self.proposals.values()))
 
 
 def verdict_signals(verdicts: pd.DataFrame, proposals: Sequence[Proposal]) -> dict[str, float]:

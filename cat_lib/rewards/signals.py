@@ -16,28 +16,38 @@ from cat_lib.references.selection import agreement, majority
 from cat_lib.schema import Group, Reference
 
 Rewards = list[list[float | None]]
+SIGNALS = ("agreement", "disagreement", "unscorable", "zero_variance", "rollout_tokens")
+RUBRIC_SIGNALS = ("met_share", "verdict_agreement", "verdict_failed", "rubric_criteria", "rubric_missing")
 GOLD_SIGNALS = ("label_accuracy", "reward_accuracy", "rollout_accuracy")
 
 
-def signals(groups: Sequence[Group], references: Sequence[Reference | None], rewards: Rewards) -> dict[str, float]:
+def signals(
+    groups: Sequence[Group], references: Sequence[Reference | None], rewards: Rewards, verifiable: bool = True
+) -> dict[str, float]:
     """What a run without labels can know of its own signal.
 
     `agreement`: mean share of the largest answer. `disagreement`: share of groups whose reference departs from the
     majority, of those that have both. `unscorable`: share of rollouts without a reward. `no_answer`: share of
     rollouts without an answer. `zero_variance`: share of scorable groups whose rewards are all equal (they teach
-    nothing). `answer_dependence`: see the function. A share of nothing is left out.
+    nothing). `answer_dependence`: see the function. `rollout_tokens`: mean length of a rollout. A share of nothing is
+    left out, and of free text, which has no answers, all that needs them.
     """
     flat = [r for group in rewards for r in group]
+    scored = [{r for r in group if r is not None} for group in rewards]
+    shares: dict[str, Sequence[float]] = {
+        "unscorable": [r is None for r in flat],
+        "zero_variance": [len(values) == 1 for values in scored if values],
+        "rollout_tokens": [len(r.token_ids) for group in groups for r in group.rollouts],
+    }
+    if not verifiable:
+        return {name: fmean(values) for name, values in shares.items() if values}
     answers = [a for group in groups for a in group.answers]
     votes = [m.answer if m else None for m in majority(groups)]
     both = [(v, r.answer) for v, r in zip(votes, references, strict=True) if v and r and r.answer]
-    scorable = [set(group) for group in rewards if None not in group]
-    shares: dict[str, Sequence[float]] = {
+    shares |= {
         "agreement": [agreement(group.answers) for group in groups],
         "disagreement": [v != r for v, r in both],
-        "unscorable": [r is None for r in flat],
         "no_answer": [a is None for a in answers],
-        "zero_variance": [len(values) == 1 for values in scorable],
     }
     return {name: fmean(values) for name, values in shares.items() if values} | {
         "answer_dependence": answer_dependence([group.answers for group in groups])

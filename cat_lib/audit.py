@@ -1,0 +1,248 @@
+"""What a judge is worth: its verdicts against known ones, against itself, and under attack.
+
+A judge is calibrated on one part of the labelled pairs and audited on the other; no conversation is in both. Balanced
+accuracy is the mean of the shares of met and of unmet pairs judged right: a coin and a judge that always says yes both
+have 0.5. Intervals are bootstraps over responses, because the pairs of one response are not independent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cat_lib.hostile import ATTACKS
+from cat_lib.judge import Judge
+from cat_lib.stats import Estimate, bootstrap, paired_difference
+from cat_lib.tasks.clinic import AUDIT, clinic
+from cat_lib.tasks.healthbench import DataError, read_jsonl, transcript
+
+GOOD, COIN, CONSTANT = 0.8, 0.5, 0.98
+Statistic = Callable[[np.ndarray, np.ndarray], float]  # (truly met, judged met) to a number
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A response, a criterion, and whether it is truly met; what kind of pair that is."""
+
+    id: str  # of the conversation
+    response: str
+    criterion: str
+    met: bool
+    form: str = "unknown"  # stated, paraphrase (met); absent, negated (unmet)
+    axis: str = "unknown"
+    sign: str = "unknown"  # "positive" or "negative" points
+
+
+def clinic_pairs() -> tuple[list[Labelled], list[Labelled]]:
+    """Our own set: pairs to calibrate on (of clinic's training conversations) and pairs to audit on (held out)."""
+    heldout = {e.id for e in clinic().examples("heldout", None, 0)}
+    pairs = [
+        Labelled(
+            id=row["prompt_id"],
+            response=row["response"],
+            criterion=pair["criterion"],
+            met=pair["met"],
+            form=pair["form"],
+            axis=pair["tags"][0].removeprefix("axis:"),
+            sign="negative" if pair["points"] < 0 else "positive",
+        )
+        for row in map(json.loads, AUDIT.read_text(encoding="utf-8").splitlines())
+        for pair in row["pairs"]
+    ]
+    return [p for p in pairs if p.id not in heldout], [p for p in pairs if p.id in heldout]
+
+
+def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
+    """HealthBench's meta-evaluation file: the physicians' majority on each pair; ties are left out.
+
+    Rows: `completion`, `rubric`, `binary_labels`, and `prompt_id` or `prompt`. Raises DataError for other rows.
+    """
+    pairs = []
+    for where, row in read_jsonl(source):
+        labels = row.get("binary_labels")
+        texts = [row.get("completion"), row.get("rubric")]
+        if not labels or not all(type(x) is bool for x in labels) or not all(isinstance(t, str) and t for t in texts):
+            raise DataError(f"{where}: needs completion and rubric (texts) and binary_labels (true or false)")
+        if 2 * sum(labels) != len(labels):
+            met = 2 * sum(labels) > len(labels)
+            id = str(row.get("prompt_id") or transcript(row.get("prompt") or where))
+            pairs.append(Labelled(id, row["completion"], row["rubric"], met, axis=str(row.get("category", "unknown"))))
+    return pairs
+
+
+def calibrate(judge: Judge, pairs: Sequence[Labelled]) -> Judge:
+    """The judge with the threshold that has the best balanced accuracy on `pairs`; a text judge as it is.
+
+    Among equally good thresholds it is the one in the widest gap between scores. Raises ValueError if the pairs are
+    of one class only.
+    """
+    if judge.prompt == "text":
+        return judge
+    scores = np.array(
+        [v.score if v.score is not None else math.nan for v in judge([(p.response, p.criterion) for p in pairs])]
+    )
+    met, known = np.array([p.met for p in pairs]), np.isfinite(scores)
+    if len(set(met[known])) < 2:
+        raise ValueError("calibration needs met and unmet pairs with scores")
+    cuts = np.unique(scores[known])
+    candidates = [((a + b) / 2, b - a) for a, b in itertools.pairwise(cuts)]
+    best = max(candidates, key=lambda c: (balanced_accuracy(met[known], scores[known] > c[0]), c[1]))
+    return replace(judge, threshold=float(best[0]))
+
+
+def balanced_accuracy(met: np.ndarray, says: np.ndarray) -> float:
+    """Mean of the shares judged right among met and among unmet pairs; NaN without both."""
+    return float((np.mean(says[met]) + np.mean(~says[~met])) / 2) if 0 < met.sum() < len(met) else math.nan
+
+
+def cohens_kappa(met: np.ndarray, says: np.ndarray) -> float:
+    """Agreement beyond what the two marginals give by chance; NaN where both are constant."""
+    chance = met.mean() * says.mean() + (1 - met.mean()) * (1 - says.mean())
+    return float((np.mean(met == says) - chance) / (1 - chance)) if chance < 1 else math.nan
+
+
+def share_right(met: np.ndarray, says: np.ndarray) -> float:
+    """Share of verdicts that are the known ones."""
+    return float(np.mean(met == says))
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A judge's verdicts on pairs with known ones. `table`: one row a pair, with columns says and failed."""
+
+    table: pd.DataFrame
+    stability: float  # share of pairs with the same verdict when asked again
+    order: float  # share of pairs with the same verdict when the criteria come in reverse
+    threshold: float
+
+    def _estimate(self, table: pd.DataFrame, statistic: Statistic) -> Estimate:
+        known = table[~table["failed"]]
+        met, says = known["met"].to_numpy(bool), known["says"].to_numpy(bool)
+        at = [np.flatnonzero((known["id"] == id).to_numpy()) for id in known["id"].unique()]
+
+        def drawn(units: np.ndarray) -> float:
+            index = np.concatenate([at[u] for u in units])
+            return statistic(met[index], says[index])
+
+        return replace(bootstrap(len(at), drawn), n=len(known))
+
+    @property
+    def balanced_accuracy(self) -> Estimate:
+        return self._estimate(self.table, balanced_accuracy)
+
+    @property
+    def kappa(self) -> Estimate:
+        return self._estimate(self.table, cohens_kappa)
+
+    @property
+    def failed(self) -> float:
+        """Share of pairs without a verdict."""
+        return float(self.table["failed"].mean())
+
+    @property
+    def yes(self) -> float:
+        """Share of verdicts that are yes."""
+        return float(self.table.loc[~self.table["failed"], "says"].mean())
+
+    def by(self, column: str) -> pd.DataFrame:
+        """Share judged right for each value of `form`, `axis` or `sign`: kind, right, low, high, n pairs."""
+        rows = []
+        for value, part in self.table.groupby(column):
+            if part.loc[~part["failed"], "id"].nunique() > 1:
+                e = self._estimate(part, share_right)
+                rows.append({"kind": value, "right": e.mean, "low": e.low, "high": e.high, "n": e.n})
+        return pd.DataFrame(rows, columns=["kind", "right", "low", "high", "n"])
+
+    @property
+    def words(self) -> str:
+        """Whether this judge can be used for training, in words, from the numbers."""
+        if self.failed == 1:
+            return "Every verdict failed: this judge can't be used."
+        if max(self.yes, 1 - self.yes) >= CONSTANT:
+            says = "yes" if self.yes > 0.5 else "no"
+            return f"It says {says} to {max(self.yes, 1 - self.yes):.0%} of the pairs whatever they are: not usable."
+        b = self.balanced_accuracy
+        if b.low <= COIN:
+            text = f"Not usable: balanced accuracy {b} can't be told from a coin's 0.5."
+        elif b.low >= GOOD:
+            text = f"Good enough to train with and to report: balanced accuracy {b}."
+        else:
+            text = f"Better than a coin but weak: balanced accuracy {b}. A reward from it is noisy, and scores by it "
+            text += "compare policies under this judge; they do not measure quality."
+        forms = self.by("form").set_index("kind")["right"]
+        if forms.get("negated", 1.0) < COIN:
+            text += f" It takes a response that says the opposite for one that says it ({forms['negated']:.2f} of the "
+            text += "negated pairs right): do not use it where contradicting the criterion does harm."
+        if self.failed > 0:
+            text += f" It lost {self.failed:.1%} of its verdicts."
+        return text
+
+    def metrics(self) -> dict[str, float]:
+        """Flat `judge_*` numbers of the run; what is not finite is left out."""
+        b, k = self.balanced_accuracy, self.kappa
+        numbers = {
+            "judge_balanced_accuracy": b.mean,
+            "judge_balanced_accuracy_low": b.low,
+            "judge_balanced_accuracy_high": b.high,
+            "judge_kappa": k.mean,
+            "judge_kappa_low": k.low,
+            "judge_kappa_high": k.high,
+            "judge_pairs": float(b.n),
+            "judge_yes": self.yes,
+            "judge_failed": self.failed,
+            "judge_stability": self.stability,
+            "judge_order": self.order,
+            "judge_threshold": self.threshold,
+        }
+        return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def audit(judge: Judge, pairs: Sequence[Labelled]) -> Audit:
+    """Judge the pairs, once more, and once in reverse order. The repeats go past the cache by their index."""
+    asked = [(p.response, p.criterion) for p in pairs]
+    first, second = judge(asked), replace(judge, index=judge.index + 1)(asked)
+    reverse = replace(judge, index=judge.index + 2)(asked[::-1])[::-1]
+    table = pd.DataFrame(
+        {"id": p.id, "criterion": p.criterion, "met": p.met, "form": p.form, "axis": p.axis, "sign": p.sign}
+        | {"says": bool(v.met), "failed": v.met is None, "score": v.score, "reason": v.reason, "cause": v.cause}
+        for p, v in zip(pairs, first, strict=True)
+    )
+    same = [float(np.mean([a.met == b.met for a, b in zip(first, other, strict=True)])) for other in (second, reverse)]
+    return Audit(table, same[0], same[1], judge.threshold)
+
+
+def attack(judge: Judge, pairs: Sequence[Labelled], each: int = 3) -> pd.DataFrame:
+    """Append each attack to `each` responses that do not meet a criterion; one row an attack and response.
+
+    Columns: kind, before and after (whether the judge says met, without and with the attack; None where it failed).
+    """
+    unmet = [p for p in pairs if not p.met]
+    jobs = [(kind, text) for kind, texts in ATTACKS.items() for text in texts for _ in range(each)]
+    bases = [unmet[i % len(unmet)] for i in range(len(jobs))]
+    plain = judge([(b.response, b.criterion) for b in bases])
+    hit = judge([(f"{b.response}\n{text}", b.criterion) for b, (_, text) in zip(bases, jobs, strict=True)])
+    return pd.DataFrame(
+        {"kind": kind, "before": a.met, "after": b.met} for (kind, _), a, b in zip(jobs, plain, hit, strict=True)
+    )
+
+
+def attack_table(attacked: pd.DataFrame) -> pd.DataFrame:
+    """By kind of attack and in all: share judged met before and after, the paired difference with its limits, n."""
+    rows = []
+    for kind, part in [*attacked.groupby("kind"), ("all", attacked)]:
+        known = part.dropna(subset=["before", "after"])
+        if len(known) > 1:
+            before, after = (known[c].astype(float).to_numpy() for c in ("before", "after"))
+            d = paired_difference(before, after)
+            rows.append(
+                {"kind": kind, "before": before.mean(), "after": after.mean(), "difference": d.mean}
+                | {"low": d.low, "high": d.high, "n": d.n, "failed": len(part) - len(known)}
+            )
+    return pd.DataFrame(rows)

@@ -1,0 +1,87 @@
+"""What a training run keeps of itself: every rollout in a file, signals by step, warnings where they are seen."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from cat_lib.prompts import valid
+from cat_lib.rewards.signals import CollapseWatch, gold_signals, signals
+from cat_lib.schema import Example, Group, Reference, Task
+from cat_lib.tracking import Run
+
+TABLES = ("rollouts", "verdicts", "rubrics")
+Observe = Callable[[int, Path], dict[str, float]]  # (step, the run's folder) to that step's further metrics
+
+
+class Record:
+    """Keeps what the reward saw: every completion in a file, signals for the log, warnings where they are seen."""
+
+    def __init__(self, task: Task, examples: Sequence[Example], run: Run, observe: Observe | None) -> None:
+        self.run, self.observe, self.verifiable = run, observe, task.verifiable
+        self.golds = {e.id: e.gold for e in examples}  # for plots alone
+        self.watch, self.warnings = CollapseWatch(), list[str]()
+
+    def on_step(
+        self,
+        step: int,
+        groups: list[Group],
+        references: list[Reference | None],
+        rewards: list[list[float | None]],
+    ) -> dict[str, float]:
+        """Called by the reward once its numbers are fixed; returns the step's signals."""
+        table = rollout_table(groups, references, rewards).assign(step=step)
+        write_step(self.run.dir, "rollouts", step, table)
+        known = signals(groups, references, rewards, self.verifiable)
+        if self.observe:
+            known |= self.observe(step, self.run.dir)
+        if not self.verifiable:
+            return known
+        warning = self.watch.update(known)
+        if warning and not self.warnings:  # once: a collapsed run would repeat it every step
+            self.warnings.append(f"step {step}: {warning}")
+            warnings.warn(self.warnings[0], stacklevel=2)
+            self.run.tag("collapse", self.warnings[0])
+        return known | gold_signals(groups, references, rewards, [self.golds[g.id] for g in groups])
+
+    def tables(self, steps: int) -> pd.DataFrame:
+        """Join each table's steps into one file of the run, up to `steps`; returns the rollouts."""
+        joined = {}
+        for name in (n for n in TABLES if (self.run.dir / n).is_dir()):
+            parts = [pd.read_parquet(p) for p in sorted((self.run.dir / name).glob("step_*.parquet"))]
+            table = pd.concat(parts, ignore_index=True)
+            joined[name] = table[table["step"] <= steps]
+            self.run.table(name, joined[name])
+        return joined["rollouts"]
+
+
+def write_step(run_dir: Path, name: str, step: int, table: pd.DataFrame) -> None:
+    """Keep one step's part of a table; each process writes a file of its own."""
+    path = run_dir / name / f"step_{step:05d}_rank{os.environ.get('RANK', '0')}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(path, index=False)
+
+
+def rollout_table(
+    groups: Sequence[Group], references: Sequence[Reference | None], rewards: Sequence[Sequence[float | None]]
+) -> pd.DataFrame:
+    """One row a rollout, with what it was measured against. Text that is no UTF-8 is replaced, so that it is kept."""
+    return pd.DataFrame(
+        {
+            "example": group.id,
+            "question": group.question,
+            "rollout": i,
+            "text": valid(rollout.text),
+            "finish": rollout.finish,
+            "answer": answer,
+            "reference": valid(reference.text) if reference else None,
+            "reference_answer": reference.answer if reference else None,
+            "reward": reward,
+        }
+        for group, reference, rs in zip(groups, references, rewards, strict=True)
+        for i, (rollout, answer, reward) in enumerate(zip(group.rollouts, group.answers, rs, strict=True))
+    )
