@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from cat_lib.prompts import fence, fill, one_line, plain
-from cat_lib.schema import Criterion, Judging, Prompt, Rubric, Sampling
+from cat_lib.schema import Completion, Criterion, Judging, Prompt, Rubric, Sampling
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
@@ -72,8 +72,9 @@ class Proposal:
 class Proposer:
     """Asks `anchor` for rubrics, all of a call in one batch, `attempts` times at most.
 
-    Criteria of all well-formed replies are pooled until `minimum` distinct ones are there. `judge`, where given,
-    drops those that the source text fails. Prompts "few_shot" are for models too small to follow instructions.
+    Criteria of all well-formed replies are pooled until `minimum` distinct ones are there; `replies` are asked for at
+    once, which is quicker where one is seldom enough. `judge`, where given, drops criteria that the source text
+    fails. Prompts "few_shot" are for models too small to follow instructions.
     """
 
     anchor: LocalModel
@@ -82,6 +83,7 @@ class Proposer:
     points: bool = False
     minimum: int = 5  # (paper) at least 5 criteria
     attempts: int = 3
+    replies: int = 1
     sampling: Sampling = Sampling(600, temperature=0.7, top_p=0.95)  # noqa: RUF009  # frozen: safe to share
 
     def __call__(self, texts: Sequence[str | None], kind: Literal["reference", "question"]) -> list[Proposal]:
@@ -94,19 +96,15 @@ class Proposer:
                 break
             stop = ("###",) if self.prompt == "few_shot" else self.sampling.stop
             sampling = replace(self.sampling, seed=self.sampling.seed + attempt, stop=stop)
-            replies = self.anchor.generate([self.request(texts[i] or "", kind) for i in pending], 1, sampling)
-            opening = "<rubric>" + ('<criterion points="' if self.points else "<criterion>")
-            opening = opening if self.prompt == "few_shot" else ""  # what the prompt ends with
-            for i, (reply,) in zip(pending, replies, strict=True):
-                try:
-                    fresh = parse_rubric(opening + reply.text, self.points) if reply.ended else []
-                except ValueError:
-                    fresh = []
-                malformed[i] += not fresh
-                for criterion in fresh:
-                    new = not any(same_words(criterion.text, old.text) >= _NEAR for old in found[i])
-                    found[i] += [criterion] if new else []
-                    duplicates[i] += not new
+            prompts = [self.request(texts[i] or "", kind) for i in pending]
+            for i, replies in zip(pending, self.anchor.generate(prompts, self.replies, sampling), strict=True):
+                for reply in replies:
+                    fresh = self._parsed(reply)
+                    malformed[i] += not fresh
+                    for criterion in fresh:
+                        new = not any(same_words(criterion.text, old.text) >= _NEAR for old in found[i])
+                        found[i] += [criterion] if new else []
+                        duplicates[i] += not new
             pending = [i for i in pending if len(found[i]) < self.minimum]
         kept, unmet = self._checked(texts, found) if kind == "reference" else (found, [0] * len(texts))
         proposals = []
@@ -122,6 +120,15 @@ class Proposer:
                 Proposal(None if cause else rubric, text or "", malformed[i], duplicates[i], unmet[i], cause)
             )
         return proposals
+
+    def _parsed(self, reply: Completion) -> list[Criterion]:
+        """The criteria of one reply, none if it was cut or is malformed."""
+        opening = "<rubric>" + ('<criterion points="' if self.points else "<criterion>")
+        try:
+            text = (opening if self.prompt == "few_shot" else "") + reply.text  # the few-shot prompt ends with it
+            return parse_rubric(text, self.points) if reply.ended else []
+        except ValueError:
+            return []
 
     def request(self, text: str, kind: Literal["reference", "question"]) -> Prompt:
         """What the anchor is asked."""
