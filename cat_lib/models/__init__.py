@@ -55,6 +55,8 @@ def _transformers(path: str, name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
+    from cat_lib.models.attention import register
+
     disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -62,7 +64,7 @@ def _transformers(path: str, name: str) -> tuple[Any, Any]:
     except Exception as error:  # the hub raises a dozen unrelated types
         raise ModelError(_cause(name, "tokenizer", error)) from error
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=preferred_dtype(), attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=preferred_dtype(), attn_implementation=register())
     except Exception as error:
         raise ModelError(_cause(name, "weights", error)) from error
     return model.to(device).eval(), tokenizer

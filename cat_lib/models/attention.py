@@ -1,0 +1,48 @@
+"""Attention for decoding with grouped keys: transformers' `sdpa`, less the copies.
+
+Where several query heads share a key head, `sdpa` with a mask first repeats keys and values for each of them. At one
+new token a row the repeated cache is all there is to read, so decoding spends most of its time on that. Here the
+query heads of a group become the rows of one small product with their own keys; the numbers are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "sdpa_grouped_decode"
+
+
+def _forward(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """query (B, heads, S, D), key and value (B, groups, T, D), mask (B, 1, S, T); returns (B, S, heads, D)."""
+    batch, heads, length, width = query.shape
+    if length > 1:
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return output, None
+    grouped = query.view(batch, key.shape[1], heads // key.shape[1], width)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        grouped, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+    )
+    return output.reshape(batch, 1, heads, value.shape[-1]), None
+
+
+def register() -> str:
+    """Make it known to transformers; returns the name to give as `attn_implementation`."""
+    AttentionInterface.register(NAME, _forward)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
