@@ -5,12 +5,15 @@ Colours are Okabe and Ito's, readable with colour-blind eyes; a method keeps its
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 COLOURS = {
@@ -21,6 +24,12 @@ COLOURS = {
     "policy": "#0072B2",
     "anchor": "#009E73",
     "update": "#CC79A7",
+    "judge": "#D55E00",
+    "self-proposed": "#009E73",
+    "one rollout": "#56B4E9",
+    "question-only": "#E69F00",
+    "physician": "#0072B2",
+    "model-as-judge": "#D55E00",
 }
 _LABELS = {"single": "one sample", "greedy": "one greedy answer"}
 _GREY = "#777777"
@@ -106,7 +115,64 @@ def compute(roles: pd.DataFrame) -> Figure:
         axis.set_xlim(0, max(values) * 1.3)
         axis.set_xlabel(label)
     axes[0].invert_yaxis()
-    figure.suptitle("Compute by role: policy (rollouts), anchor (synthesis), update (training)", fontsize=11)
+    figure.suptitle("Compute by role", fontsize=11)
+    return _clean(figure)
+
+
+def verdict_matrix(verdicts: pd.DataFrame, title: str) -> Figure:
+    """Which rollout meets which criterion. verdicts: columns rollout, criterion, met (True, False, or None: failed)."""
+    table = verdicts.assign(value=verdicts["met"].map({True: 1.0, False: 0.0}).fillna(0.5))
+    grid = table.pivot(index="criterion", columns="rollout", values="value")
+    grid = grid.loc[list(dict.fromkeys(table["criterion"]))]
+    names = [textwrap.fill(c, 46, max_lines=2, placeholder=" ...") for c in grid.index]
+    figure, axis = plt.subplots(figsize=(7.2, 1.3 + 0.42 * len(grid)), layout="constrained")
+    colours = ListedColormap(["#EEEEEE", "#E69F00", "#009E73"])
+    axis.pcolormesh(grid.to_numpy(), cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=2)
+    axis.set_xticks([i + 0.5 for i in range(grid.shape[1])], [str(c) for c in grid.columns])
+    axis.set_yticks([i + 0.5 for i in range(len(grid))], names, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("rollout")
+    axis.set_title(title, fontsize=11)
+    patches = [Patch(color=colours(v), label=n) for v, n in ((1.0, "met"), (0.0, "not met"), (0.5, "no verdict"))]
+    figure.legend(handles=patches, ncols=3, frameon=False, loc="outside lower center")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    plt.close(figure)
+    return figure
+
+
+def intervals(table: pd.DataFrame, value: str, xlabel: str, title: str, line: float | None = None) -> Figure:
+    """A number with its 95 % interval for each kind. table: columns kind, `value`, low, high, n."""
+    figure, axis = plt.subplots(figsize=(7.2, 1.1 + 0.36 * len(table)), layout="constrained")
+    for i, (_, row) in enumerate(table.iterrows()):
+        colour = COLOURS.get(str(row.kind), "#0072B2")
+        mean = row[value]
+        axis.errorbar(mean, i, xerr=[[mean - row.low], [row.high - mean]], fmt="o", color=colour, capsize=4)
+    axis.set_yticks(range(len(table)), [f"{k} (n = {n})" for k, n in zip(table["kind"], table["n"], strict=True)])
+    axis.set_ylim(len(table) - 0.5, -0.5)
+    if line is not None:
+        axis.axvline(line, color=_GREY, linestyle="--", linewidth=1)
+    axis.set_xlabel(xlabel)
+    axis.set_title(title, fontsize=11)
+    _clean(figure)
+    axis.grid(axis="x", alpha=0.25)
+    return figure
+
+
+def by_arm(histories: Mapping[str, pd.DataFrame], keys: Mapping[str, str], title: str) -> Figure:
+    """One panel a metric, one line an arm, over training steps. keys: column to axis label."""
+    figure, axes = plt.subplots(1, len(keys), figsize=(7.2, 3.2), layout="constrained", squeeze=False)
+    for axis, (key, label) in zip(axes[0], keys.items(), strict=True):
+        for arm, history in histories.items():
+            if key in history:
+                part = history.dropna(subset=[key])
+                axis.plot(part["step"], part[key], marker="o", markersize=4, color=COLOURS.get(arm, _GREY), label=arm)
+        axis.set_xlabel("training step")
+        axis.set_ylabel(label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=2, frameon=False, loc="outside lower center")
+    figure.suptitle(title, fontsize=11)
     return _clean(figure)
 
 

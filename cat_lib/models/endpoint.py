@@ -113,6 +113,7 @@ class EndpointModel:
         import openai
 
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        failed: EndpointError | None = None
         try:
             reply = await client.chat.completions.create(
                 model=self.model,
@@ -124,9 +125,11 @@ class EndpointModel:
                 seed=seed,
             )
         except openai.OpenAIError as error:
-            raise _cause(error, self) from None  # its text may hold request headers
+            failed = _cause(error, self)
         except ValueError as error:  # a body cut off in the middle is no JSON
-            raise EndpointError("broken", f"{self.url}: the answer is no JSON ({type(error).__name__})") from None
+            failed = EndpointError("broken", f"{self.url}: the answer is no JSON ({type(error).__name__})")
+        if failed is not None:
+            raise failed  # outside the handlers: the client's exception holds the request with its key, and stays behind
         if reply.usage is not None:
             self._bill(reply.usage.prompt_tokens, reply.usage.completion_tokens)
         choice = reply.choices[0] if reply.choices else None

@@ -11,6 +11,7 @@ import re
 from importlib import resources
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+_RUN = re.compile(r"`{21,}")
 _OPTIONAL = re.compile(r"^\{\{\?(\w+)\}\}(.*\n)", re.MULTILINE)
 # control characters, and what is invisible or reorders the line: zero-width, bidirectional, tag characters
 _CONTROL = re.compile(
@@ -32,8 +33,8 @@ def fill(name: str, **values: str) -> str:
 
 
 def fence(text: str) -> str:
-    """The text between two lines of backticks, more of them than any run inside."""
-    text = plain(text)
+    """The text between two lines of backticks, more of them than any run inside; a run of over 20 counts as 20."""
+    text = _RUN.sub("`" * 20, plain(text))  # or the fence of 100 kB of backticks would be as long
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     bar = "`" * max(3, longest + 1)
     return f"{bar}\n{text}\n{bar}"

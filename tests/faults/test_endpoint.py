@@ -1,0 +1,195 @@
+"""The endpoint engine against a real server of the embedded model, and against one that misbehaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from cat_lib.cache import Cache
+from cat_lib.judge import Judge
+from cat_lib.models.embedded import checkpoint
+from cat_lib.models.endpoint import KEY, EndpointError, EndpointModel
+from cat_lib.schema import Completion, Sampling, Verdict
+
+pytestmark = pytest.mark.fault
+SHORT = Sampling(8, temperature=0.0)
+SECRET = "sk-secret-key-of-the-test"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """`transformers serve` on loopback with the embedded model: its URL. Started here, stopped here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    try:
+        for _ in range(240):
+            assert process.poll() is None, "the server ended"
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_real_server_gives_the_local_model_s_greedy_text_and_is_accounted(server, embedded):
+    model = EndpointModel.parse(f"endpoint:{checkpoint()}@{server}", prices={str(checkpoint()): (2.0, 10.0)})
+    prompts = [[{"role": "user", "content": f"Name a {thing}."}] for thing in ("colour", "river", "fruit")]
+    remote = model.generate(prompts, 1, SHORT)
+    local = embedded.generate(prompts, 1, SHORT)
+    same = [a.text.strip() == b.text.strip() for (a,), (b,) in zip(remote, local, strict=True)]
+    assert sum(same) >= 2  # both in bfloat16: a near-tie can fall either way
+    cost = model.ledger.roles["judge"]
+    assert cost.calls == 3
+    assert cost.prompt_tokens == sum(len(embedded.encode(p)) for p in prompts)
+    assert 3 <= cost.completion_tokens <= 24
+    assert cost.usd == pytest.approx((2 * cost.prompt_tokens + 10 * cost.completion_tokens) / 1e6)
+
+
+def test_a_real_server_judges_in_the_text_way_and_its_replies_are_cached(server, tmp_path):
+    model = EndpointModel.parse(f"endpoint:{checkpoint()}@{server}")
+    judge = Judge(model, "text", cache=Cache(tmp_path / "j.db"), attempts=2, sampling=Sampling(24, temperature=0.0))
+    pairs = [("Rest and drink plenty.", "Says to rest."), ("Rest.", "Recommends antibiotics.")]
+    first = judge(pairs)
+    calls = model.ledger.roles["judge"].calls
+    assert all(v.met is not None or v.cause for v in first)  # a model this small seldom keeps to the form
+    assert judge(pairs) == first
+    assert model.ledger.roles["judge"].calls == calls
+
+
+class Misbehaving(BaseHTTPRequestHandler):
+    """Does to the n-th request what the server's list `script` says, and the last entry to all further ones."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with self.server.lock:
+            self.server.seen.append(body | {"key": self.headers["authorization"]})
+            act = self.server.script[min(len(self.server.seen), len(self.server.script)) - 1]
+            self.server.now += 1
+            self.server.most = max(self.server.most, self.server.now)
+        try:
+            self.answer(act)
+        finally:
+            with self.server.lock:
+                self.server.now -= 1
+
+    def answer(self, act):
+        text = "<reason>It does.</reason><verdict>yes</verdict>"
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+        good = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+        if isinstance(act, float):
+            time.sleep(act)
+        status = act if isinstance(act, int) else 200
+        body = json.dumps(good if status == 200 else {"error": {"message": f"no: {SECRET}"}}).encode()
+        if act == "no choice":
+            body = json.dumps(good | {"choices": []}).encode()
+        if act == "no JSON":
+            body = b"<html>gateway</html>"
+        try:
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[:20] if act == "cut off" else body)
+        except OSError:
+            pass
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def misbehaving(*script, **settings):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
+    server.script, server.seen, server.lock, server.now, server.most = script, [], threading.Lock(), 0, 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield EndpointModel("m", f"http://127.0.0.1:{server.server_port}/v1", **settings), server
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize("trouble", [429, 503, "cut off", "no JSON", "no choice"])
+def test_what_may_pass_is_tried_again(trouble):
+    with misbehaving(trouble, trouble, "good") as (model, server):
+        (answer,) = model.attempt(["Hello"], SHORT)
+    assert isinstance(answer, Completion)
+    assert len(server.seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("trouble", "cause", "requests"),
+    [(429, "busy", 2), ("cut off", "unreachable", 2), ("no choice", "broken", 2), (401, "key", 1), (404, "refused", 1)],
+)
+def test_what_does_not_pass_is_an_error_with_its_cause_and_never_an_answer(trouble, cause, requests):
+    with misbehaving(trouble, attempts=2) as (model, server):
+        (answer,) = model.attempt(["Hello"], SHORT)
+        assert isinstance(answer, EndpointError)
+        assert answer.cause == cause
+        assert len(server.seen) == requests
+        with pytest.raises(EndpointError):
+            model.generate(["Hello"], 1, SHORT)
+        (verdict,) = Judge(model, "text")([("a", "b")])
+    assert verdict.met is None
+    assert verdict.cause.startswith(cause)
+
+
+def test_a_wrong_key_is_named_by_its_variable_and_never_printed(monkeypatch):
+    monkeypatch.setenv(KEY, SECRET)
+    with misbehaving(401) as (model, server):
+        (error,) = model.attempt(["Hello"], SHORT)
+    assert server.seen[0]["key"] == f"Bearer {SECRET}"
+    assert KEY in str(error)
+    assert SECRET not in f"{error}{error!r}{error.__cause__}{error.__context__}{model!r}"
+
+
+def test_a_server_that_is_down_is_named(monkeypatch):
+    (error,) = EndpointModel("m", "http://127.0.0.1:9/v1", attempts=2).attempt(["Hello"], SHORT)
+    assert error.cause == "unreachable"
+    assert "http://127.0.0.1:9/v1" in str(error)
+
+
+def test_a_slow_server_costs_its_deadline_and_the_others_keep_their_answers():
+    with misbehaving(30.0, "good", deadline=1.0, concurrency=3) as (model, _):
+        start = time.monotonic()
+        answers = model.attempt(["a", "b", "c"], SHORT)
+        assert time.monotonic() - start < 15
+    assert sorted(a.cause if isinstance(a, EndpointError) else "good" for a in answers) == ["deadline", "good", "good"]
+
+
+def test_requests_stay_under_the_cap():
+    with misbehaving(0.2, concurrency=3) as (model, server):
+        model.attempt([str(i) for i in range(12)], SHORT)
+    assert len(server.seen) == 12
+    assert 2 <= server.most <= 3
+    assert len({r["seed"] for r in server.seen}) == 12
+
+
+def test_it_works_where_an_event_loop_runs_as_in_jupyter():
+    import asyncio
+
+    async def cell(model):
+        return Judge(model, "text")([("a", "b")])
+
+    with misbehaving("good") as (model, _):
+        assert asyncio.run(cell(model)) == [Verdict(True, reason="It does.")]
