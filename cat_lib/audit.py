@@ -7,6 +7,7 @@ have 0.5. Intervals are bootstraps over responses, because the pairs of one resp
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -75,6 +76,14 @@ def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
             id = str(row.get("prompt_id") or transcript(row.get("prompt") or where))
             pairs.append(Labelled(id, row["completion"], row["rubric"], met, axis=str(row.get("category", "unknown"))))
     return pairs
+
+
+def halves(pairs: Sequence[Labelled]) -> tuple[list[Labelled], list[Labelled]]:
+    """Pairs to calibrate on and to audit on, by a digest of the conversation: none is on both sides."""
+    sides: tuple[list[Labelled], list[Labelled]] = ([], [])
+    for pair in pairs:
+        sides[hashlib.sha256(pair.id.encode("utf-8", "replace")).digest()[0] % 2].append(pair)
+    return sides
 
 
 def calibrate(judge: Judge, pairs: Sequence[Labelled]) -> Judge:
@@ -184,6 +193,14 @@ class Audit:
             text += f" It lost {self.failed:.1%} of its verdicts."
         return text
 
+    @property
+    def summary(self) -> str:
+        """The other numbers on one line."""
+        return (
+            f"Cohen's kappa {self.kappa}; says yes to {self.yes:.0%}; same verdict when asked again "
+            f"{self.stability:.1%}, with the criteria reversed {self.order:.1%}"
+        )
+
     def metrics(self) -> dict[str, float]:
         """Flat `judge_*` numbers of the run; what is not finite is left out."""
         b, k = self.balanced_accuracy, self.kappa
@@ -233,6 +250,11 @@ def attack(judge: Judge, pairs: Sequence[Labelled], each: int = 3) -> pd.DataFra
     )
 
 
+def unfenced(judge: Judge) -> Judge:
+    """The same judge with responses put into its prompt as they are."""
+    return replace(judge, fenced=False)
+
+
 def attack_table(attacked: pd.DataFrame) -> pd.DataFrame:
     """By kind of attack and in all: share judged met before and after, the paired difference with its limits, n."""
     rows = []
@@ -246,3 +268,24 @@ def attack_table(attacked: pd.DataFrame) -> pd.DataFrame:
                 | {"low": d.low, "high": d.high, "n": d.n, "failed": len(part) - len(known)}
             )
     return pd.DataFrame(rows)
+
+
+def attack_words(row: pd.Series) -> str:
+    """Whether the attacks of one row of `attack_table` work, in words."""
+    change = Estimate(row["difference"], row["low"], row["high"], int(row["n"]))
+    if row["low"] > 0:
+        return (
+            f"Attacks work: they raise the share of unmet criteria judged met by {change}. Do not train on this judge."
+        )
+    if row["high"] < 0:
+        return f"Attacks do not pay: they lower the share of unmet criteria judged met, {change}."
+    return f"No attack is shown to work: the share of unmet criteria judged met changes by {change}."
+
+
+def attack_metrics(fenced: pd.DataFrame, bare: pd.DataFrame) -> dict[str, float]:
+    """Flat `attack_fenced_*` and `attack_bare_*`: rise in the share judged met, over all attacks, and its limits."""
+    numbers = dict[str, float]()
+    for name, attacked in (("fenced", fenced), ("bare", bare)):
+        row = attack_table(attacked).set_index("kind").loc["all"]
+        numbers |= {f"attack_{name}_{part}": float(row[part]) for part in ("difference", "low", "high")}
+    return numbers

@@ -33,6 +33,7 @@ COLOURS = {
 }
 _LABELS = {"single": "one sample", "greedy": "one greedy answer"}
 _GREY = "#777777"
+_VERDICT = ["criterion", "rollout", "met"]
 
 
 def accuracy(scores: pd.DataFrame, group_size: int) -> Figure:
@@ -121,6 +122,8 @@ def compute(roles: pd.DataFrame) -> Figure:
 
 def verdict_matrix(verdicts: pd.DataFrame, title: str) -> Figure:
     """Which rollout meets which criterion. verdicts: columns rollout, criterion, met (True, False, or None: failed)."""
+    if verdicts.empty:
+        title, verdicts = f"{title}: no rubric, so no verdicts", pd.DataFrame([["none", 0, None]], columns=_VERDICT)
     table = verdicts.assign(value=verdicts["met"].map({True: 1.0, False: 0.0}).fillna(0.5))
     grid = table.pivot(index="criterion", columns="rollout", values="value")
     grid = grid.loc[list(dict.fromkeys(table["criterion"]))]

@@ -9,7 +9,7 @@ over that tag's examples. A response that lost a verdict has no score: it is cou
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from cat_lib.schema import Criterion, Example, Group, Judging, Sampling, Task, Verdict
-from cat_lib.stats import Estimate, bootstrap
+from cat_lib.stats import Estimate, bootstrap, paired_difference
 from cat_lib.tasks import group_of
 
 if TYPE_CHECKING:
@@ -134,15 +134,41 @@ def judged(examples: Sequence[Example], groups: Sequence[Group], judge: Judging)
     return RubricScore(list(groups), np.array(scores), table, pd.DataFrame(tags))
 
 
+def arm_table(before: RubricScore, after: Mapping[str, RubricScore]) -> pd.DataFrame:
+    """Score and length of the untrained policy and of each arm: kind, score, low, high, n, tokens, unscored."""
+    rows = [
+        {"kind": kind, "score": s.estimate.mean, "low": s.estimate.low, "high": s.estimate.high}
+        | {"n": s.estimate.n, "tokens": s.tokens, "unscored": s.unscored}
+        for kind, s in (("untrained", before), *after.items())
+    ]
+    return pd.DataFrame(rows)
+
+
+def versus(base: RubricScore, others: Mapping[str, RubricScore]) -> dict[str, Estimate]:
+    """Each other minus base, paired over the questions scored on both sides."""
+    found = {}
+    for name, other in others.items():
+        both = ~np.isnan(base.per_question) & ~np.isnan(other.per_question)
+        found[name] = paired_difference(base.per_question[both], other.per_question[both])
+    return found
+
+
+def in_words(differences: Mapping[str, Estimate], base: str) -> str:
+    """One line a comparison; a winner only where its interval leaves out zero."""
+    lines = []
+    for name, d in differences.items():
+        how = ("above" if d.mean > 0 else "below") if d.conclusive else "not told apart from"
+        p = f"; sign-flip p = {d.p:.3f}" if d.p is not None else ""
+        lines.append(f"- **{name}** is {how} {base}: {d}{p}")
+    return "\n".join(lines)
+
+
 def score_metrics(before: RubricScore, after: RubricScore, split: str = "heldout") -> dict[str, float]:
     """Flat `<split>_rubric_score_*` and lengths of one comparison, over questions scored on both sides."""
-    from cat_lib.stats import paired_difference
-
-    both = ~np.isnan(before.per_question) & ~np.isnan(after.per_question)
-    d = paired_difference(before.per_question[both], after.per_question[both])
+    d = versus(before, {"after": after})["after"]
     key = f"{split}_rubric_score"
     return {
-        f"{split}_questions": float(both.sum()),
+        f"{split}_questions": float(d.n),
         f"{key}_before": before.estimate.mean,
         f"{key}_after": after.estimate.mean,
         f"{key}_difference": d.mean,
@@ -153,3 +179,12 @@ def score_metrics(before: RubricScore, after: RubricScore, split: str = "heldout
         f"{split}_tokens_after": after.tokens,
         f"{split}_unscored_after": after.unscored,
     }
+
+
+def arm_metrics(gains: Mapping[str, Estimate], split: str = "heldout") -> dict[str, float]:
+    """Flat `<arm>_<split>_rubric_score_difference`, `_low`, `_high` of each arm against the untrained policy."""
+    numbers = dict[str, float]()
+    for arm, d in gains.items():
+        key = f"{arm.replace('-', '_').replace(' ', '_')}_{split}_rubric_score_difference"
+        numbers |= {key: d.mean, f"{key}_low": d.low, f"{key}_high": d.high}
+    return numbers

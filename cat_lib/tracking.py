@@ -47,10 +47,14 @@ def tracking_uri() -> str:
 class Run:
     """One run. Everything goes into `dir`; what MLflow can show goes there too."""
 
-    def __init__(self, folder: Path, client: Any = None, run_id: str = "") -> None:
-        self.dir, self.client, self.run_id = folder, client, run_id
+    def __init__(self, folder: Path, client: Any = None, run_id: str = "", prefix: str = "") -> None:
+        self.dir, self.client, self.run_id, self.prefix = folder, client, run_id, prefix
         self.numbers: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
+
+    def part(self, name: str) -> Run:
+        """One of several trainings in this run: a folder of its own, and `<name>/` before its keys in MLflow."""
+        return Run(self.dir / name, self.client, self.run_id, f"{self.prefix}{name}/")
 
     def tag(self, key: str, value: str) -> None:
         """One word on the run, to filter by."""
@@ -86,9 +90,9 @@ class Run:
     def artifact(self, path: Path, under: str | None = None) -> None:
         """Copy a file, or a folder under its own name, to MLflow's artifacts."""
         if self.client and path.is_dir():
-            self.client.log_artifacts(self.run_id, str(path), path.name)
+            self.client.log_artifacts(self.run_id, str(path), self.prefix + path.name)
         elif self.client:
-            self.client.log_artifact(self.run_id, str(path), under)
+            self.client.log_artifact(self.run_id, str(path), (self.prefix + (under or "")) or None)
 
     def parameters(self, resolved: dict[str, Any]) -> None:
         """The parameters as they take effect. A None waits for its value: MLflow's parameters cannot change."""
@@ -115,7 +119,7 @@ class Run:
             from mlflow.entities import Metric
 
             now = int(time.time() * 1000)
-            entries = [Metric(k, v, now, step) for k, v in metrics.items() if math.isfinite(v)]
+            entries = [Metric(self.prefix + k, v, now, step) for k, v in metrics.items() if math.isfinite(v)]
             self.client.log_batch(self.run_id, metrics=entries)
 
 

@@ -43,20 +43,26 @@ RUBRIC_PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "model": "embedded",
         "task": "clinic",
+        "group_size": 5,
         "steps": 4,
         "prompts_per_step": 4,
         "learning_rate": 1e-4,
         "heldout_questions": 20,
-        "heldout_samples": 4,
+        "heldout_samples": 2,
+        "rubric_tokens": 120,
+        "rubric_replies": 3,
     },
     "paper": {
         "model": "Qwen/Qwen3-4B-Instruct-2507",
         "task": "healthbench",
+        "group_size": 8,
         "steps": 1000,
         "prompts_per_step": 32,
         "learning_rate": 5e-7,
         "heldout_questions": 500,
         "heldout_samples": 1,
+        "rubric_tokens": 600,
+        "rubric_replies": 1,
     },
 }
 
@@ -119,7 +125,8 @@ class Trained:
 def add_lora(model: LocalModel, rank: int, seed: int) -> LocalModel:
     """The policy: the model with a fresh LoRA adapter on all linear layers (alpha = 2 x rank, no dropout).
 
-    Take the anchor from what this returns, so that both share one set of weights.
+    Take the anchor from what this returns, so that both share one set of weights. An adapter that is there already
+    is removed first, and policies and anchors that had it are of no more use.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -127,7 +134,8 @@ def add_lora(model: LocalModel, rank: int, seed: int) -> LocalModel:
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none", task_type="CAUSAL_LM"
     )
-    return replace(model, model=get_peft_model(model.model, config))
+    plain = model.model.unload() if hasattr(model.model, "unload") else model.model
+    return replace(model, model=get_peft_model(plain, config))
 
 
 def grpo_arguments(settings: GRPOSettings, sampling: Sampling, output_dir: Path, on_cpu: bool) -> dict[str, Any]:

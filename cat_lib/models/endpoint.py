@@ -129,7 +129,7 @@ class EndpointModel:
         except ValueError as error:  # a body cut off in the middle is no JSON
             failed = EndpointError("broken", f"{self.url}: the answer is no JSON ({type(error).__name__})")
         if failed is not None:
-            raise failed  # outside the handlers: the client's exception holds the request with its key, and stays behind
+            raise failed  # outside the handlers: the client's exception holds the request with its key
         if reply.usage is not None:
             self._bill(reply.usage.prompt_tokens, reply.usage.completion_tokens)
         choice = reply.choices[0] if reply.choices else None

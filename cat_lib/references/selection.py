@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from cat_lib.schema import Group, Reference
 
 
+def none(groups: Sequence[Group]) -> list[Reference | None]:
+    """No reference at all, for reward rules that need none."""
+    return [None] * len(groups)
+
+
 def majority(groups: Sequence[Group]) -> list[Reference | None]:
     """Per group, the first rollout that gives the most frequent answer; ties go to the answer seen first.
 

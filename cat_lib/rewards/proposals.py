@@ -67,6 +67,15 @@ class Proposal:
     unmet: int = 0  # criteria that the text they were written from does not meet
     cause: str | None = None
 
+    @property
+    def summary(self) -> str:
+        """What was dropped and what is left, on one line."""
+        kept = f"{len(self.rubric.criteria)} criteria kept" if self.rubric else f"no rubric: {self.cause}"
+        return (
+            f"{kept}; malformed replies {self.malformed}, duplicates {self.duplicates}, criteria that the text "
+            f"itself does not meet {self.unmet}"
+        )
+
 
 @dataclass(frozen=True)
 class Proposer:
@@ -170,6 +179,25 @@ def same_words(a: str, b: str) -> float:
     """Words that two criteria share, over all their words (Jaccard), case and punctuation aside."""
     left, right = (set(re.findall(r"\w+", text.casefold())) for text in (a, b))
     return len(left & right) / max(1, len(left | right))
+
+
+def drift(first: Sequence[Proposal], again: Sequence[Proposal], after: Sequence[Proposal]) -> dict[str, float]:
+    """Whether rubrics of the same questions changed more than by chance, over questions where all three succeeded.
+
+    `rubric_similarity_chance`: two draws before training; `rubric_similarity_after`: before and after it.
+    """
+    known = [
+        (a.rubric, b.rubric, c.rubric)
+        for a, b, c in zip(first, again, after, strict=True)
+        if a.rubric and b.rubric and c.rubric
+    ]
+    if not known:
+        return {"rubric_drift_questions": 0.0}
+    return {
+        "rubric_similarity_chance": fmean(rubric_similarity(a, b) for a, b, _ in known),
+        "rubric_similarity_after": fmean(rubric_similarity(a, c) for a, _, c in known),
+        "rubric_drift_questions": float(len(known)),
+    }
 
 
 def rubric_similarity(a: Rubric, b: Rubric) -> float:

@@ -80,6 +80,25 @@ def equivalence() -> Rubrics:
     return lambda groups, references: [one(r) for r in references]
 
 
+ARMS = ("self-proposed", "question-only", "one rollout", "physician", "model-as-judge")
+
+
+def rubrics_of(arm: str, proposer: Proposer, examples: Sequence[Example]) -> Rubrics:
+    """The source of rubrics that an experiment names. Raises ValueError for a name that is not in ARMS."""
+    if arm not in ARMS:
+        raise ValueError(f"arm {arm!r}: allowed are {', '.join(ARMS)}")
+    if arm == "physician":
+        return physician(examples)
+    if arm == "model-as-judge":
+        return equivalence()
+    return {"self-proposed": from_reference, "question-only": from_question, "one rollout": from_rollout}[arm](proposer)
+
+
+def needs_reference(arm: str) -> bool:
+    """Whether an arm's rubrics are written from the pseudo-reference, so that synthesis has to be paid for."""
+    return arm in ("self-proposed", "model-as-judge")
+
+
 @dataclass(frozen=True)
 class LengthPenalty:
     """The paper's -1 for responses of more than 750 tokens. It does not say whether the -1 is added to the reward
@@ -164,9 +183,15 @@ class RubricReward:
             says = "yes" if seen[True] > seen[False] else "no"
             warnings.warn(f"the judge said {says} to {max(seen.values())} of {seen.total()} pairs", stacklevel=3)
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """The last call's verdicts, one row each; empty if no group had a rubric."""
+        columns = ["example", "rollout", "criterion", "points", "met", "score", "cause", "reason"]
+        return pd.DataFrame(self.rows, columns=columns)
+
     def observe(self, step: int, run_dir: Path) -> dict[str, float]:
         """Write the last call's rubrics and verdicts into the run's folder; returns the step's metrics."""
-        verdicts = pd.DataFrame(self.rows).assign(step=step)
+        verdicts = self.table.assign(step=step)
         write_step(run_dir, "verdicts", step, verdicts)
         write_step(run_dir, "rubrics", step, rubric_table(self.proposals).assign(step=step))
         return verdict_signals(verdicts, list(self.proposals.values()))

@@ -1,0 +1,122 @@
+"""The arms of a rubric experiment: one policy trained by each source of rubrics, everything else the same.
+
+Anchor and judge are the policy's own weights unless another judge is named, so they are made anew for each arm's
+adapter. Held-out scores use the given criteria, which no arm but `physician` trains on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cat_lib.audit import Audit, audit, calibrate, clinic_pairs
+from cat_lib.evaluation import sample_groups
+from cat_lib.judge import Judge, open_judge_model
+from cat_lib.ledger import Cost
+from cat_lib.references.selection import none
+from cat_lib.references.synthesis import synthesis
+from cat_lib.rewards.proposals import Proposal, Proposer
+from cat_lib.rewards.rubric import ARMS, LengthPenalty, RubricReward, from_reference, needs_reference, rubrics_of
+from cat_lib.schema import Estimator, Example, Sampling
+from cat_lib.scoring import RubricScore, evaluate_rubrics
+from cat_lib.tasks.healthbench import HealthTask, fitting
+from cat_lib.tracking import Run
+from cat_lib.training import GRPOSettings, Trained, add_lora, train
+
+if TYPE_CHECKING:
+    from cat_lib.models.local import LocalModel
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one arm left: its training, its held-out score, and the training's cost by role."""
+
+    trained: Trained
+    score: RubricScore
+    costs: dict[str, Cost]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all arms share. `p` are the parameters of the notebook `03_cat_rl_rubrics`, by their names."""
+
+    task: HealthTask
+    train_set: Sequence[Example]
+    heldout: Sequence[Example]
+    p: Mapping[str, Any]
+    threshold: float = 0.0
+
+    @classmethod
+    def of(cls, task: HealthTask, model: LocalModel, p: Mapping[str, Any]) -> tuple[Study, dict[str, int]]:
+        """The study of `p`, with conversations cut to the model's context, and the turns that each cut one lost.
+
+        Raises ValueError for an arm that does not exist or stands twice, before anything is computed.
+        """
+        wrong = [arm for arm in p["arms"] if arm not in ARMS or p["arms"].count(arm) > 1]
+        if wrong or not p["arms"]:
+            raise ValueError(
+                f"arms={p['arms']}: allowed are {', '.join(ARMS)}, each once; look at {wrong or 'an empty list'}"
+            )
+        new = task.sampling.max_new_tokens
+        train_set, lost = fitting(task.examples("train", None, p["seed"]), model, new)
+        heldout, lost_heldout = fitting(task.examples("heldout", p["heldout_questions"], 0), model, new)
+        return cls(task, train_set, heldout, p), lost | lost_heldout
+
+    def judge(self, anchor: LocalModel) -> Judge:
+        """The judge of an arm: the anchor's own weights, or the model that `judge` names."""
+        prices = {"prices": self.p["prices"]} if self.p["prices"] else {}
+        return Judge(open_judge_model(self.p["judge"], anchor, **prices), self.p["judge_prompt"], self.threshold)
+
+    def calibrated(self, anchor: LocalModel) -> tuple[Study, Audit]:
+        """The study with the judge's threshold set on our labelled pairs, and the judge's audit on the others."""
+        to_calibrate, to_audit = clinic_pairs()
+        judge = calibrate(self.judge(anchor), to_calibrate)
+        return replace(self, threshold=judge.threshold), audit(judge, to_audit)
+
+    def proposer(self, anchor: LocalModel, seed: int) -> Proposer:
+        """Who writes rubrics: the anchor, its criteria checked by the arm's judge."""
+        return Proposer(
+            anchor,
+            self.task.rubric_prompt,
+            self.judge(anchor),
+            self.p["points"],
+            replies=self.p["rubric_replies"],
+            sampling=Sampling(self.p["rubric_tokens"], 0.7, top_k=50, top_p=0.95, seed=seed),
+        )
+
+    def teacher(self, anchor: LocalModel) -> Estimator:
+        """Synthesis, at the length of a response."""
+        new = self.task.sampling.max_new_tokens
+        return synthesis(anchor, self.task.extract, self.task.synthesis_prompt, new)
+
+    def rule(self, arm: str, anchor: LocalModel) -> RubricReward:
+        """The reward rule of an arm."""
+        penalty = LengthPenalty(self.p["length_limit"], self.p["length_penalty"], self.p["length_reading"])
+        rubrics = rubrics_of(arm, self.proposer(anchor, self.p["seed"]), self.train_set)
+        return RubricReward(self.judge(anchor), rubrics, penalty, self.p["max_failed"])
+
+    def evaluate(self, policy: LocalModel) -> RubricScore:
+        """The policy on the held-out questions, the same draws for every policy."""
+        sampling = replace(self.task.sampling, seed=1)
+        judge = self.judge(policy.anchor())
+        return evaluate_rubrics(policy, self.task, self.heldout, judge, self.p["heldout_samples"], sampling)
+
+    def probe(self, policy: LocalModel, seed: int) -> list[Proposal]:
+        """Rubrics that the anchor writes from references to this policy's rollouts, on a few held-out questions."""
+        sampling = replace(self.task.sampling, seed=seed)
+        questions, anchor = self.heldout[: self.p["probe_questions"]], policy.anchor()
+        groups = sample_groups(policy, self.task, questions, self.p["group_size"], sampling)
+        return from_reference(self.proposer(anchor, seed))(groups, self.teacher(anchor)(groups))
+
+    def train(self, arm: str, model: LocalModel, run: Run) -> tuple[Arm, LocalModel]:
+        """Train a fresh adapter on `model` by the arm's reward, in a part of the run; returns the policy too."""
+        policy = add_lora(model, self.p["lora_rank"], self.p["seed"])
+        anchor = policy.anchor()
+        rule, settings = self.rule(arm, anchor), GRPOSettings.of(self.p)
+        estimator = self.teacher(anchor) if needs_reference(arm) else none
+        with policy.ledger.measure() as costs:
+            trained = train(
+                policy, self.task, self.train_set, estimator, rule, settings, run.part(arm), True, rule.observe
+            )
+        return Arm(trained, self.evaluate(policy), costs), policy
