@@ -81,6 +81,7 @@ class Study:
             self.task.rubric_prompt,
             self.judge(anchor),
             self.p["points"],
+            attempts=2,
             replies=self.p["rubric_replies"],
             sampling=Sampling(self.p["rubric_tokens"], 0.7, top_k=50, top_p=0.95, seed=seed),
         )

@@ -22,6 +22,7 @@ COLOURS = {
     "majority": "#E69F00",
     "synthesis": "#009E73",
     "policy": "#0072B2",
+    "untrained": "#777777",
     "anchor": "#009E73",
     "update": "#CC79A7",
     "judge": "#D55E00",

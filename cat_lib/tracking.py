@@ -92,7 +92,7 @@ class Run:
         if self.client and path.is_dir():
             self.client.log_artifacts(self.run_id, str(path), self.prefix + path.name)
         elif self.client:
-            self.client.log_artifact(self.run_id, str(path), (self.prefix + (under or "")) or None)
+            self.client.log_artifact(self.run_id, str(path), (self.prefix + (under or "")).strip("/") or None)
 
     def parameters(self, resolved: dict[str, Any]) -> None:
         """The parameters as they take effect. A None waits for its value: MLflow's parameters cannot change."""

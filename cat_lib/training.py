@@ -43,13 +43,13 @@ RUBRIC_PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "model": "embedded",
         "task": "clinic",
-        "group_size": 5,
+        "group_size": 4,
         "steps": 4,
         "prompts_per_step": 4,
         "learning_rate": 1e-4,
         "heldout_questions": 20,
         "heldout_samples": 2,
-        "rubric_tokens": 120,
+        "rubric_tokens": 110,
         "rubric_replies": 3,
     },
     "paper": {

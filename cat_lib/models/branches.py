@@ -48,7 +48,8 @@ def score_branches(
     lengths = [len(h) - prefix + sum(map(len, t)) for h, t in zip(ids, tails, strict=True)]
     with model.weights():
         shared = model.forward(torch.tensor([ids[0][:prefix]]), None, None)[1] if prefix else None
-        for batch in batches(lengths, 1, 0, model.batch_tokens // 4):
+        # small batches: over rows this long, padding costs more than batching gains
+        for batch in batches(lengths, 1, 0, model.batch_tokens // 16):
             rows = [(ids[i][prefix:], tails[i]) for i in batch]
             for i, scores in zip(batch, _score(model, rows, shared, prefix, first), strict=True):
                 results[i] = scores

@@ -42,7 +42,7 @@ def test_training_on_rubrics_compares_the_arms_and_keeps_every_verdict(store):
     assert metrics["judge_tokens"] > metrics["policy_tokens"]
     for arm in ARMS:
         rollouts, verdicts = (pd.read_parquet(folder / arm / f"{t}.parquet") for t in ("rollouts", "verdicts"))
-        assert len(rollouts) == 2 * 4 * 5
+        assert len(rollouts) == 2 * 4 * 4
         assert set(rollouts["step"]) == {1, 2}
         assert verdicts["met"].notna().all()
         scored = rollouts.dropna(subset=["reward"])
