@@ -21,6 +21,8 @@ from cat_lib.models.local import batches, common_prefix
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
 
+_CHUNK = 256  # tokens
+
 
 @torch.inference_mode()
 def score_branches(
@@ -95,15 +97,20 @@ def _score(
         for (head, _), own in zip(rows, spans, strict=True)
     ]
     wanted = sorted({p for row in sources for source in row for p in source})
-    device = model.model.device
-    logits = model.model(
-        input_ids=ids.to(device),
-        attention_mask=mask[:, None].to(device),
-        position_ids=positions.to(device),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=torch.tensor(wanted, device=device),
-    ).logits
+    device, parts = model.model.device, []
+    for start in range(0, width, _CHUNK):  # in chunks, attention skips the keys that come later
+        stop = min(start + _CHUNK, width)
+        here = [at - start for at in wanted if start <= at < stop]
+        out = model.model(
+            input_ids=ids[:, start:stop].to(device),
+            attention_mask=mask[:, None, start:stop, : prefix + stop].to(device),
+            position_ids=positions[:, start:stop].to(device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=torch.tensor(here or [0], device=device),
+        )
+        parts += [out.logits] if here else []
+    logits = torch.cat(parts, dim=1)
     place = {at: i for i, at in enumerate(wanted)}
     results: list[list[list[float]]] = []
     for r, (row, own) in enumerate(zip(sources, spans, strict=True)):
