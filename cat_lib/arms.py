@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cat_lib.audit import Audit, audit, calibrate, clinic_pairs
+from cat_lib.cache import Cache
 from cat_lib.evaluation import sample_groups
 from cat_lib.judge import Judge, open_judge_model
 from cat_lib.ledger import Cost
@@ -21,7 +22,7 @@ from cat_lib.rewards.rubric import ARMS, LengthPenalty, RubricReward, from_refer
 from cat_lib.schema import Estimator, Example, Sampling
 from cat_lib.scoring import RubricScore, evaluate_rubrics
 from cat_lib.tasks.healthbench import HealthTask, fitting
-from cat_lib.tracking import Run
+from cat_lib.tracking import ROOT, Run
 from cat_lib.training import GRPOSettings, Trained, add_lora, train
 
 if TYPE_CHECKING:
@@ -64,9 +65,15 @@ class Study:
         return cls(task, train_set, heldout, p), lost | lost_heldout
 
     def judge(self, anchor: LocalModel) -> Judge:
-        """The judge of an arm: the anchor's own weights, or the model that `judge` names."""
-        prices = {"prices": self.p["prices"]} if self.p["prices"] else {}
-        return Judge(open_judge_model(self.p["judge"], anchor, **prices), self.p["judge_prompt"], self.threshold)
+        """The judge of an arm: the anchor's own weights, or the model that `judge` names.
+
+        What an endpoint has answered once is kept in results/judge_cache.db, for all runs; a local judge is not
+        cached, so that its cost is what a run measures.
+        """
+        paid = self.p["judge"].startswith("endpoint:")
+        model = open_judge_model(self.p["judge"], anchor, **({"prices": self.p["prices"]} if paid else {}))
+        cache = Cache(ROOT / "results" / "judge_cache.db") if paid else None
+        return Judge(model, self.p["judge_prompt"], self.threshold, cache=cache)
 
     def calibrated(self, anchor: LocalModel) -> tuple[Study, Audit]:
         """The study with the judge's threshold set on our labelled pairs, and the judge's audit on the others."""

@@ -8,7 +8,6 @@ have 0.5. Intervals are bootstraps over responses, because the pairs of one resp
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -89,8 +88,9 @@ def halves(pairs: Sequence[Labelled]) -> tuple[list[Labelled], list[Labelled]]:
 def calibrate(judge: Judge, pairs: Sequence[Labelled]) -> Judge:
     """The judge with the threshold that has the best balanced accuracy on `pairs`; a text judge as it is.
 
-    Among equally good thresholds it is the one in the widest gap between scores. Raises ValueError if the pairs are
-    of one class only.
+    Balanced accuracy is flat around its best, and rounding would decide: so the threshold is the median of the best
+    ones of 200 resamples of conversations; among equally good ones the one in the widest gap between scores.
+    Raises ValueError if the pairs are of one class only.
     """
     if judge.prompt == "text":
         return judge
@@ -100,10 +100,22 @@ def calibrate(judge: Judge, pairs: Sequence[Labelled]) -> Judge:
     met, known = np.array([p.met for p in pairs]), np.isfinite(scores)
     if len(set(met[known])) < 2:
         raise ValueError("calibration needs met and unmet pairs with scores")
-    cuts = np.unique(scores[known])
-    candidates = [((a + b) / 2, b - a) for a, b in itertools.pairwise(cuts)]
-    best = max(candidates, key=lambda c: (balanced_accuracy(met[known], scores[known] > c[0]), c[1]))
-    return replace(judge, threshold=float(best[0]))
+    ids = np.array([p.id for p in pairs])[known]
+    best, rng, units = list[float](), np.random.default_rng(0), np.unique(ids)
+    for _ in range(200):
+        drawn = np.concatenate([np.flatnonzero(ids == unit) for unit in rng.choice(units, len(units))])
+        if len(set(met[known][drawn])) == 2:
+            best.append(_best_threshold(scores[known][drawn], met[known][drawn]))
+    return replace(judge, threshold=float(np.median(best)))
+
+
+def _best_threshold(scores: np.ndarray, met: np.ndarray) -> float:
+    """The middle of the gap between two scores that splits met from unmet pairs best."""
+    cuts = np.unique(scores)
+    middles, gaps = (cuts[1:] + cuts[:-1]) / 2, np.diff(cuts)
+    says = scores[:, None] > middles  # (pairs, thresholds)
+    balanced = (says[met].mean(0) + (~says[~met]).mean(0)) / 2
+    return float(middles[np.lexsort((gaps, balanced))[-1]]) if len(middles) else float(cuts[0])
 
 
 def balanced_accuracy(met: np.ndarray, says: np.ndarray) -> float:
@@ -238,15 +250,19 @@ def audit(judge: Judge, pairs: Sequence[Labelled]) -> Audit:
 def attack(judge: Judge, pairs: Sequence[Labelled], each: int = 3) -> pd.DataFrame:
     """Append each attack to `each` responses that do not meet a criterion; one row an attack and response.
 
-    Columns: kind, before and after (whether the judge says met, without and with the attack; None where it failed).
+    Columns: kind, id, before and after (whether the judge says met, without and with the attack; None where it
+    failed). Raises ValueError if all pairs are met.
     """
     unmet = [p for p in pairs if not p.met]
+    if not unmet:
+        raise ValueError("an attack needs responses that do not meet a criterion; all pairs are met")
     jobs = [(kind, text) for kind, texts in ATTACKS.items() for text in texts for _ in range(each)]
     bases = [unmet[i % len(unmet)] for i in range(len(jobs))]
     plain = judge([(b.response, b.criterion) for b in bases])
     hit = judge([(f"{b.response}\n{text}", b.criterion) for b, (_, text) in zip(bases, jobs, strict=True)])
     return pd.DataFrame(
-        {"kind": kind, "before": a.met, "after": b.met} for (kind, _), a, b in zip(jobs, plain, hit, strict=True)
+        {"kind": kind, "id": base.id, "before": a.met, "after": b.met}
+        for (kind, _), base, a, b in zip(jobs, bases, plain, hit, strict=True)
     )
 
 
@@ -256,16 +272,20 @@ def unfenced(judge: Judge) -> Judge:
 
 
 def attack_table(attacked: pd.DataFrame) -> pd.DataFrame:
-    """By kind of attack and in all: share judged met before and after, the paired difference with its limits, n."""
+    """By kind of attack and in all: share judged met before and after, the paired difference with its limits, n.
+
+    The unit is the conversation: n counts them, and the attacks on one conversation's responses are averaged.
+    """
     rows = []
     for kind, part in [*attacked.groupby("kind"), ("all", attacked)]:
-        known = part.dropna(subset=["before", "after"])
-        if len(known) > 1:
-            before, after = (known[c].astype(float).to_numpy() for c in ("before", "after"))
+        known = part.dropna(subset=["before", "after"]).astype({"before": float, "after": float})
+        units = known.groupby("id")[["before", "after"]].mean()
+        if len(units) > 1:
+            before, after = units["before"].to_numpy(), units["after"].to_numpy()
             d = paired_difference(before, after)
             rows.append(
                 {"kind": kind, "before": before.mean(), "after": after.mean(), "difference": d.mean}
-                | {"low": d.low, "high": d.high, "n": d.n, "failed": len(part) - len(known)}
+                | {"low": d.low, "high": d.high, "n": d.n, "tried": len(known), "failed": len(part) - len(known)}
             )
     return pd.DataFrame(rows)
 

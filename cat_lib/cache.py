@@ -30,6 +30,10 @@ class Cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._open() as db:
+                if db.execute(
+                    "SELECT 1 FROM sqlite_master WHERE name != 'answers' AND tbl_name != 'answers'"
+                ).fetchone():
+                    raise sqlite3.DatabaseError("it holds other tables")
                 db.execute("PRAGMA journal_mode=WAL")
                 db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
         except sqlite3.DatabaseError as error:

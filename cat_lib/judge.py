@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from cat_lib.cache import Cache, key
@@ -166,7 +167,7 @@ class Judge:
         ]
         known = self.cache.get(keys) if self.cache else {}
         self.model.ledger.count(self.model.role, cache_hits=len(known))
-        todo = [i for i, k in enumerate(keys) if k not in known]
+        todo = [i for i, k in enumerate(keys) if k not in known and keys.index(k) == i]  # each key once
         fresh = _generate(self.model, [prompts[i] for i in todo], sampling)
         answers: dict[str, Completion | EndpointError] = {keys[i]: a for i, a in zip(todo, fresh, strict=True)}
         if self.cache:
@@ -217,6 +218,12 @@ def open_judge_model(name: str, anchor: LocalModel, **endpoint: Any) -> LocalMod
         return anchor.anchor(role="judge")
     if name.startswith("endpoint:"):
         return EndpointModel.parse(name, ledger=anchor.ledger, **endpoint)
+    return replace(_loaded(name), role="judge", ledger=anchor.ledger)
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str) -> LocalModel:
+    """One copy of a judge's weights, however many judges are made of it."""
     from cat_lib.models import load_model
 
-    return replace(load_model(name), role="judge", ledger=anchor.ledger)
+    return load_model(name)

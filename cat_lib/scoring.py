@@ -8,7 +8,7 @@ over that tag's examples. A response that lost a verdict has no score: it is cou
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -110,7 +110,11 @@ def evaluate_rubrics(
 
 
 def judged(examples: Sequence[Example], groups: Sequence[Group], judge: Judging) -> RubricScore:
-    """The score of given responses; all groups must have the same number of them."""
+    """The score of given responses; all groups must have the same number of them.
+
+    Lost verdicts are asked for again, twice at most: a response needs all of its own to be scored.
+    Raises ValueError if fewer than 2 questions could be scored, with the causes.
+    """
     jobs = [
         (e, i, r.text, c)
         for e, g in zip(examples, groups, strict=True)
@@ -118,6 +122,10 @@ def judged(examples: Sequence[Example], groups: Sequence[Group], judge: Judging)
         for c in (e.rubric.criteria if e.rubric else ())
     ]
     verdicts = judge([(text, c.text) for _, _, text, c in jobs])
+    for _ in range(2):
+        if lost := [i for i, v in enumerate(verdicts) if v.met is None]:
+            for i, verdict in zip(lost, judge([(jobs[i][2], jobs[i][3].text) for i in lost]), strict=True):
+                verdicts[i] = verdict
     stream, scores, tags = iter(verdicts), list[list[float]](), list[dict[str, object]]()
     for e, g in zip(examples, groups, strict=True):
         row = []
@@ -131,7 +139,11 @@ def judged(examples: Sequence[Example], groups: Sequence[Group], judge: Judging)
         | {"cause": v.cause, "reason": v.reason}
         for (e, i, _, c), v in zip(jobs, verdicts, strict=True)
     )
-    return RubricScore(list(groups), np.array(scores), table, pd.DataFrame(tags))
+    if (np.isfinite(scores).any(axis=1)).sum() < 2:
+        causes = Counter(v.cause for v in verdicts if v.met is None).most_common(3)
+        raise ValueError(f"fewer than 2 of {len(examples)} questions could be scored; lost verdicts: {causes}")
+    columns = ["example", "sample", "tag", "score"]
+    return RubricScore(list(groups), np.array(scores), table, pd.DataFrame(tags, columns=columns))
 
 
 def arm_table(before: RubricScore, after: Mapping[str, RubricScore]) -> pd.DataFrame:

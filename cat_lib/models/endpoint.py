@@ -30,9 +30,9 @@ _STOPPED, _CUT = ("stop", "eos", "end_turn"), ("length", "max_tokens")
 class EndpointError(RuntimeError):
     """A request that got no usable answer. `cause` is one of: unreachable, key, refused, busy, deadline, broken."""
 
-    def __init__(self, cause: str, message: str) -> None:
+    def __init__(self, cause: str, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
-        self.cause = cause
+        self.cause, self.wait = cause, wait  # wait: seconds the server asked for
 
 
 @dataclass
@@ -44,7 +44,7 @@ class EndpointModel:
     role: str = "judge"
     concurrency: int = 8
     deadline: float = 120.0  # seconds for one request with all its retries
-    attempts: int = 4
+    attempts: int = 8  # with their pauses, most of a minute: what a limit by the minute takes
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -71,7 +71,14 @@ class EndpointModel:
         return [whole[i * n :][:n] for i in range(len(prompts))]
 
     def attempt(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion | EndpointError]:
-        """One completion of each prompt, or the error that took its place. Seeds differ by position."""
+        """One completion of each prompt, or the error that took its place. Seeds differ by position.
+
+        Raises ValueError for sampling with `top_k`, which the API does not have.
+        """
+        if sampling.top_k:
+            raise ValueError(
+                f"top_k={sampling.top_k}: servers of this API have no such setting; take top_k=0 and top_p"
+            )
         start = clock()
         answers = _in_thread(self._all(prompts, sampling))
         self.ledger.add(self.role, calls=0, prompt_tokens=0, completion_tokens=0, flops=0.0, seconds=clock() - start)
@@ -94,14 +101,28 @@ class EndpointModel:
                         return EndpointError("deadline", f"{self.url}: no answer within {self.deadline:g} s")
                     except EndpointError as error:
                         return error
+                    except Exception as error:  # one odd answer must not cost the others theirs
+                        return EndpointError("broken", f"{self.url}: unreadable answer ({type(error).__name__})")
 
             return list(await asyncio.gather(*(one(p, i) for i, p in enumerate(prompts))))
 
     async def _retried(self, client: Any, prompt: Prompt, sampling: Sampling, seed: int) -> Completion:
-        from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+        from tenacity import (
+            AsyncRetrying,
+            RetryCallState,
+            retry_if_exception,
+            stop_after_attempt,
+            wait_exponential,
+            wait_random,
+        )
 
         passing = retry_if_exception(lambda e: isinstance(e, EndpointError) and e.cause in _PASSING)
-        wait = wait_random_exponential(multiplier=0.5, max=20)
+        backoff = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 1)
+
+        def wait(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            return max(backoff(state), error.wait if isinstance(error, EndpointError) else 0.0)
+
         async for attempt in AsyncRetrying(
             retry=passing, stop=stop_after_attempt(self.attempts), wait=wait, reraise=True
         ):
@@ -130,10 +151,17 @@ class EndpointModel:
             failed = EndpointError("broken", f"{self.url}: the answer is no JSON ({type(error).__name__})")
         if failed is not None:
             raise failed  # outside the handlers: the client's exception holds the request with its key
+        if not isinstance(reply, openai.types.chat.ChatCompletion):  # an HTML page gives a string
+            raise EndpointError("broken", f"{self.url}: no chat completion; does the URL end in /v1?")
         if reply.usage is not None:
             self._bill(reply.usage.prompt_tokens, reply.usage.completion_tokens)
         choice = reply.choices[0] if reply.choices else None
-        if choice is None or choice.message.content is None or choice.finish_reason not in (*_STOPPED, *_CUT):
+        if (
+            choice is None
+            or choice.message is None
+            or choice.message.content is None
+            or choice.finish_reason not in (*_STOPPED, *_CUT)
+        ):
             finish = choice.finish_reason if choice else "no choice"
             raise EndpointError("broken", f"{self.url}: an answer without text ({finish})")
         return Completion(choice.message.content, (), "stop" if choice.finish_reason in _STOPPED else "length")
@@ -165,7 +193,10 @@ def _cause(error: Exception, model: EndpointModel) -> EndpointError:
     if status in (401, 403):
         return EndpointError("key", f"{model.url}: the key in {KEY} is not accepted ({status})")
     if status in (408, 409, 429) or (status is not None and status >= 500):
-        return EndpointError("busy", f"{model.url}: overloaded or rate-limited ({status})")
+        response = getattr(error, "response", None)
+        asked = response.headers.get("retry-after", "") if response is not None else ""
+        seconds = float(asked) if asked.isdigit() else 0.0
+        return EndpointError("busy", f"{model.url}: overloaded or rate-limited ({status})", seconds)
     if status is None:
         return EndpointError("broken", f"{model.url}: unreadable answer ({type(error).__name__})")
     return EndpointError(

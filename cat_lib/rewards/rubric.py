@@ -11,7 +11,7 @@ Physicians' criteria reach a reward through `physician` and no other way.
 from __future__ import annotations
 
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,8 @@ from cat_lib.record import write_step
 from cat_lib.rewards.proposals import Proposal, Proposer, rubric_table
 from cat_lib.schema import Criterion, Example, Group, Judging, Reference, Rubric, Verdict
 
-# a judge that has given this many verdicts, all but this share of them alike, is reported
-_CONSTANT_AFTER, _CONSTANT = 200, 0.98
+# a judge of whose last so many verdicts at least this share are alike is reported
+_WINDOW, _CONSTANT = 200, 0.98
 
 
 class JudgeError(RuntimeError):
@@ -47,13 +47,18 @@ def from_rollout(proposer: Proposer) -> Rubrics:
 
 
 def from_question(proposer: Proposer) -> Rubrics:
-    """Control: criteria from the question alone, written once a question (later version of the paper, A.2)."""
+    """Control: criteria from the question alone (later version of the paper, A.2).
+
+    A question's rubric is written once; one that failed is asked for again when the question comes again.
+    """
     known: dict[str, Proposal] = {}
 
     def rubrics(groups: Sequence[Group], references: Sequence[Reference | None]) -> list[Proposal]:
         new = [g for g in groups if g.id not in known]
-        known.update(zip((g.id for g in new), proposer([g.question for g in new], "question"), strict=True))
-        return [known[g.id] for g in groups]
+        fresh = dict(zip((g.id for g in new), proposer([g.question for g in new], "question"), strict=True))
+        found = [fresh.get(g.id) or known[g.id] for g in groups]
+        known.update({id: Proposal(p.rubric, p.text) for id, p in fresh.items() if p.rubric})
+        return found
 
     return rubrics
 
@@ -140,7 +145,8 @@ class RubricReward:
     max_failed: float = 0.5
     rows: list[dict[str, object]] = field(default_factory=list)  # of the last call, one a verdict
     proposals: dict[str, Proposal] = field(default_factory=dict)  # of the last call, by group id
-    _met: Counter[bool] = field(default_factory=Counter)
+    _last: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _warned: bool = False
 
     def __call__(self, groups: Sequence[Group], references: Sequence[Reference | None]) -> list[list[float | None]]:
         proposals = self.rubrics(groups, references)
@@ -177,11 +183,13 @@ class RubricReward:
             raise JudgeError(
                 f"{causes.total()} of {len(verdicts)} verdicts failed, more than max_failed={self.max_failed}: {most}"
             )
-        seen, before = self._met, self._met.total()
-        seen.update(v.met for v in verdicts if v.met is not None)
-        if before < _CONSTANT_AFTER <= seen.total() and max(seen.values()) > _CONSTANT * seen.total():
-            says = "yes" if seen[True] > seen[False] else "no"
-            warnings.warn(f"the judge said {says} to {max(seen.values())} of {seen.total()} pairs", stacklevel=3)
+        self._last.extend(v.met for v in verdicts if v.met is not None)
+        share = fmean(self._last) if self._last else 0.5
+        if len(self._last) == _WINDOW and max(share, 1 - share) >= _CONSTANT and not self._warned:
+            self._warned, says = True, "yes" if share > 0.5 else "no"
+            warnings.warn(
+                f"the judge said {says} to {max(share, 1 - share):.0%} of its last {_WINDOW} pairs", stacklevel=3
+            )
 
     @property
     def table(self) -> pd.DataFrame:

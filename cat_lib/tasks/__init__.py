@@ -15,6 +15,9 @@ NAMES = ("arithmetic", "clinic", "healthbench")
 def load_task(name: str, data: str | None = None) -> Arithmetic | HealthTask:
     """The task of that name. `data` is HealthBench's hub id, a URL or a local file in its format.
 
+    A tenth of its conversations is held out, a tenth kept for validation, at most 500 each. Hard and Consensus are
+    parts of the full file: do not train on one and report on another.
+
     Raises ValueError if there is no such task, and DataError for data that cannot be used.
     """
     if name == "arithmetic":
@@ -22,7 +25,9 @@ def load_task(name: str, data: str | None = None) -> Arithmetic | HealthTask:
     if name == "clinic":
         return clinic()
     if name == "healthbench":
-        return HealthTask(name, load_rows(data or HUB))
+        rows = load_rows(data or HUB)
+        tenth = min(500, len(rows) // 10)  # the paper's 500 of HealthBench's 5,000
+        return HealthTask(name, rows, heldout=tenth, validation=tenth)
     raise ValueError(f"task={name!r}: allowed is {', '.join(NAMES)}")
 
 

@@ -9,11 +9,13 @@ The criteria are gold. They are used to evaluate, and by the reward whose name s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,13 +100,13 @@ def load_rows(source: str | Path) -> list[Example]:
 
     Raises DataError naming file and line of a row that cannot be used, or saying why the file cannot be had.
     """
-    seen: dict[str, int] = {}
+    seen: dict[str, str] = {}
     examples = []
     for where, row in read_jsonl(source):
         example = _example(row, where)
         if example.id in seen:
             raise DataError(f"{where}: prompt_id {example.id!r} stands on line {seen[example.id]} already")
-        seen[example.id] = len(seen) + 1
+        seen[example.id] = where.rsplit(":", 1)[1]
         examples.append(example)
     return examples
 
@@ -112,11 +114,11 @@ def load_rows(source: str | Path) -> list[Example]:
 def read_jsonl(source: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file:line", object) of each line that is not empty. Raises DataError for a line that is no JSON object."""
     path = _local(str(source))
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # a text may hold other kinds of line end
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
         except ValueError as error:
             raise DataError(f"{path}:{number}: no JSON ({error})") from None
         if not isinstance(row, dict):
@@ -129,7 +131,8 @@ def fitting(
 ) -> tuple[list[Example], dict[str, int]]:
     """The examples with conversations cut to the model's context, and how many turns each cut one lost.
 
-    The oldest turns go first; a system message and the last user turn stay.
+    The oldest turns go first, and with them what no longer answers anything; a system message and the last user turn
+    stay. The `question` that rubrics are written from is cut alike.
     Raises ValueError naming an example whose last turn alone does not fit.
     """
     room, cut, kept = model.context - max_new_tokens, dict[str, int](), []
@@ -142,9 +145,12 @@ def fitting(
                     f"{example.id}: its last turn takes {len(model.encode(prompt))} tokens, and {room} are left "
                     f"beside max_new_tokens={max_new_tokens}; lower that, or take a model with a longer context"
                 )
-            prompt = prompt[:start] + prompt[start + 1 :]
-            cut[example.id] = cut.get(example.id, 0) + 1
-        kept.append(replace(example, prompt=prompt))
+            gone = 2 if prompt[start + 1]["role"] == "assistant" else 1  # templates want the user to open
+            prompt = prompt[:start] + prompt[start + gone :]
+            cut[example.id] = cut.get(example.id, 0) + gone
+        if example.id in cut and not isinstance(prompt, str):
+            example = replace(example, prompt=prompt, question=_question(prompt))
+        kept.append(example)
     return kept, cut
 
 
@@ -165,16 +171,21 @@ def _example(row: dict[str, Any], where: str) -> Example:
         criteria = tuple(
             Criterion(str(c["criterion"]), float(c["points"]), tuple(c.get("tags", ()))) for c in row["rubrics"]
         )
+        tags = tuple(str(t) for t in row.get("example_tags") or ())
     except (TypeError, KeyError, ValueError) as error:
         raise DataError(f"{where}: malformed prompt or rubrics ({type(error).__name__}: {error})") from None
     if not prompt or prompt[-1]["role"] != "user" or any(m["role"] not in _ROLES for m in prompt):
         raise DataError(f"{where}: a prompt is a list of {', '.join(_ROLES)} turns that ends with the user's")
-    rubric, tags = Rubric(criteria, "physician"), tuple(row.get("example_tags", ()))
+    rubric = Rubric(criteria, "physician")
     if rubric.possible <= 0:
         raise DataError(f"{where}: no criterion of {row['prompt_id']!r} has positive points, so nothing can be scored")
     theme = next((t.removeprefix("theme:") for t in tags if t.startswith("theme:")), "none")
-    question = prompt[0]["content"] if len(prompt) == 1 else transcript(prompt)
+    question = _question(prompt)
     return Example(str(row["prompt_id"]), question, prompt, "", theme, rubric, tags)
+
+
+def _question(prompt: list[Message]) -> str:
+    return prompt[0]["content"] if len(prompt) == 1 else transcript(prompt)
 
 
 def _local(source: str) -> Path:
@@ -187,14 +198,15 @@ def _local(source: str) -> Path:
         except Exception as error:  # the hub raises a dozen unrelated types
             raise DataError(f"{source}: the hub can't be reached ({type(error).__name__}); give a local file") from None
     if source.startswith(("http://", "https://")):
-        path = Path(platformdirs.user_cache_dir("cat_lib")) / "data" / source.rsplit("/", 1)[-1]
+        name = f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.jsonl"
+        path = Path(platformdirs.user_cache_dir("cat_lib")) / "data" / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             try:
                 with urllib.request.urlopen(source, timeout=60) as reply:
                     partial.write_bytes(reply.read())
-            except OSError as error:
+            except (OSError, HTTPException) as error:
                 raise DataError(f"{source} can't be fetched ({error}); give a local file") from None
             partial.replace(path)
         return path

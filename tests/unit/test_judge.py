@@ -32,7 +32,7 @@ from cat_lib.models import attention, load_model
 from cat_lib.models.branches import score_branches
 from cat_lib.models.endpoint import EndpointError, EndpointModel
 from cat_lib.prompts import fence, plain
-from cat_lib.schema import Completion, Verdict
+from cat_lib.schema import Completion, Sampling, Verdict
 from cat_lib.tasks.healthbench import DataError
 from cat_lib.training import add_lora
 
@@ -129,6 +129,11 @@ def test_an_unknown_prompt_and_an_endpoint_without_logits_are_refused():
         Judge(Replying(), "freely")
     with pytest.raises(ValueError, match="take 'text'"):
         Judge(EndpointModel.parse("endpoint:m@http://127.0.0.1:1/v1"), "chat")
+
+
+def test_a_setting_that_the_endpoint_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="top_k=50"):
+        EndpointModel("m", "http://127.0.0.1:1/v1").attempt(["a"], Sampling(8, top_k=50))
 
 
 # text replies

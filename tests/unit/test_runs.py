@@ -227,6 +227,20 @@ def test_a_run_is_a_folder_and_the_same_in_mlflow(store):
     assert len(tracking._known(tracking.connect(), "small")) == 1
 
 
+def test_a_part_of_a_run_has_its_own_folder_and_keys(store):
+    run = tracking.create_run("small", {}, store / "runs" / "small" / "one")
+    part = run.part("an-arm")
+    part.step({"reward": 0.5}, 1)
+    part.update_config(trainer={"steps": 2})
+    (part.dir / "adapter").mkdir()
+    (part.dir / "adapter" / "weights").write_text("w")
+    part.artifact(part.dir / "adapter")
+    client = tracking.connect()
+    assert client.get_metric_history(run.run_id, "an-arm/reward")[0].value == 0.5
+    assert {a.path for a in client.list_artifacts(run.run_id, "an-arm")} == {"an-arm/adapter", "an-arm/config.json"}
+    assert "trainer" not in json.loads((run.dir / "config.json").read_text())
+
+
 def test_an_unreachable_server_fails_before_anything_starts(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

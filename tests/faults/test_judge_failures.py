@@ -1,0 +1,61 @@
+"""Real training steps under a judge that fails."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from cat_lib import tracking
+from cat_lib.models import load_model
+from cat_lib.references.selection import none
+from cat_lib.rewards.rubric import JudgeError, RubricReward, physician
+from cat_lib.schema import Verdict
+from cat_lib.tasks import load_task
+from cat_lib.training import GRPOSettings, add_lora, train
+
+pytestmark = pytest.mark.fault
+TASK = load_task("clinic")
+TASK = replace(TASK, sampling=replace(TASK.sampling, max_new_tokens=16))
+SETTINGS = GRPOSettings(
+    steps=2, group_size=4, prompts_per_step=2, prompts_per_micro_batch=2, learning_rate=1e-4, lora_rank=4
+)
+
+
+def failing(share: float):
+    """Says yes to responses of more than 30 characters, and fails at random."""
+    rng = random.Random(0)
+
+    def judge(pairs):
+        lost = Verdict(None, "busy: overloaded (429)")
+        return [lost if rng.random() < share else Verdict(len(response) > 30) for response, _ in pairs]
+
+    return judge
+
+
+def run_with(share: float, folder):
+    policy = add_lora(load_model("embedded"), 4, 0)
+    examples = TASK.examples("train", None, 0)
+    rule = RubricReward(failing(share), physician(examples))
+    return train(policy, TASK, examples, none, rule, SETTINGS, tracking.Run(folder), observe=rule.observe)
+
+
+def test_with_30_percent_of_calls_failing_training_goes_on_and_nothing_is_scored_0_for_it(tmp_path):
+    trained = run_with(0.3, tmp_path)
+    assert len(trained.history) == 2
+    assert 0.1 < trained.history["verdict_failed"].mean() < 0.5
+    verdicts = pd.read_parquet(tmp_path / "verdicts.parquet")
+    assert (verdicts.loc[verdicts["met"].isna(), "cause"] == "busy: overloaded (429)").all()
+    known = verdicts.dropna(subset=["met"])
+    met = known["met"].astype(bool).groupby([known["step"], known["example"], known["rollout"]]).any()
+    rewards = trained.rollouts.set_index(["step", "example", "rollout"])["reward"]
+    for key, reward in rewards.dropna().items():
+        assert (reward == 0) == (not met[key])  # zero only where every known verdict says so
+    assert rewards.notna().mean() > 0.5
+
+
+def test_above_the_stated_share_training_stops_and_says_what_failed(tmp_path):
+    with pytest.raises(JudgeError, match=r"verdicts failed, more than max_failed=0\.5.*429"):
+        run_with(0.9, tmp_path)
