@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from cat_lib.models import load_model
+from cat_lib.models import attention, load_model
 from cat_lib.schema import Sampling
 from cat_lib.tasks.arithmetic import Arithmetic
 from common import compare
@@ -29,6 +29,7 @@ print(f"prompts of {len(model.encode(prompts[0]))} tokens")
 
 def generate(seed: int, n: int, greedy: bool) -> list[list[str]]:
     """transformers' own way: left padding, n sequences a prompt."""
+    model.model.set_attn_implementation("sdpa")
     batch = model.tokenizer(prompts, return_tensors="pt", padding=True)
     sample = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     torch.manual_seed(seed)
@@ -40,6 +41,7 @@ def generate(seed: int, n: int, greedy: bool) -> list[list[str]]:
 
 def ours(seed: int, n: int, greedy: bool) -> list[list[str]]:
     """The engine, with nothing but the model's own end to stop it, as above."""
+    model.model.set_attn_implementation(attention.NAME)
     groups = model.generate(prompts, n, Sampling(NEW_TOKENS, temperature=0.0 if greedy else 1.0, seed=seed))
     return [[c.text for c in group] for group in groups]
 

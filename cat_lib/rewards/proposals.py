@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LONGEST = 20_000  # characters of a proposal that are parsed
 _BLOCK = re.compile(r"<rubric>.*?</rubric>", re.DOTALL)
 _AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos);)")  # models write it bare; read as itself
-_NEAR = 0.8  # share of common words from which two criteria count as one
+_NEAR = 0.7  # share of common words from which two criteria count as one
 
 
 def parse_rubric(text: str, points: bool = False) -> list[Criterion]:

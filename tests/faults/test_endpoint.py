@@ -102,11 +102,15 @@ class Misbehaving(BaseHTTPRequestHandler):
         body = json.dumps(good if status == 200 else {"error": {"message": f"no: {SECRET}"}}).encode()
         if act == "no choice":
             body = json.dumps(good | {"choices": []}).encode()
-        if act == "no JSON":
+        if act in ("no JSON", "a page"):
             body = b"<html>gateway</html>"
+        if act == "no message":
+            body = json.dumps(good | {"choices": [choice | {"message": None}]}).encode()
         try:
             self.send_response(status)
-            self.send_header("content-type", "application/json")
+            self.send_header("content-type", "text/html" if act == "a page" else "application/json")
+            if status == 429:
+                self.send_header("retry-after", self.server.retry_after)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body[:20] if act == "cut off" else body)
@@ -122,6 +126,7 @@ class Misbehaving(BaseHTTPRequestHandler):
 def misbehaving(*script, **settings):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
     server.script, server.seen, server.lock, server.now, server.most = script, [], threading.Lock(), 0, 0
+    server.retry_after = "0"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield EndpointModel("m", f"http://127.0.0.1:{server.server_port}/v1", **settings), server
@@ -129,7 +134,7 @@ def misbehaving(*script, **settings):
         server.shutdown()
 
 
-@pytest.mark.parametrize("trouble", [429, 503, "cut off", "no JSON", "no choice"])
+@pytest.mark.parametrize("trouble", [429, 503, "cut off", "no JSON", "a page", "no choice", "no message"])
 def test_what_may_pass_is_tried_again(trouble):
     with misbehaving(trouble, trouble, "good") as (model, server):
         (answer,) = model.attempt(["Hello"], SHORT)
@@ -152,6 +157,15 @@ def test_what_does_not_pass_is_an_error_with_its_cause_and_never_an_answer(troub
         (verdict,) = Judge(model, "text")([("a", "b")])
     assert verdict.met is None
     assert verdict.cause.startswith(cause)
+
+
+def test_the_pause_that_a_server_asks_for_is_kept():
+    with misbehaving(429, "good") as (model, server):
+        server.retry_after = "3"
+        start = time.monotonic()
+        (answer,) = model.attempt(["Hello"], SHORT)
+        assert time.monotonic() - start >= 3
+    assert isinstance(answer, Completion)
 
 
 def test_a_wrong_key_is_named_by_its_variable_and_never_printed(monkeypatch):

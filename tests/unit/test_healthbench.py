@@ -34,6 +34,7 @@ def write(folder: Path, *rows: object) -> Path:
         ((ROW | {"rubrics": [RUBRIC | {"points": "many"}]},), r"rows\.jsonl:1: malformed"),
         ((ROW | {"rubrics": [{"points": 1}]},), r"rows\.jsonl:1: malformed"),
         ((ROW | {"prompt": "I have a cold."},), r"rows\.jsonl:1: malformed"),
+        ((ROW | {"example_tags": 5},), r"rows\.jsonl:1: malformed"),
         ((ROW | {"prompt": []},), "ends with the user's"),
         ((ROW | {"prompt": [{"role": "assistant", "content": "Hello."}]},), "ends with the user's"),
     ],
@@ -56,6 +57,16 @@ def test_a_row_is_read_whole(tmp_path):
     assert example.rubric.criteria[0].tags == ("axis:accuracy",)
     assert example.question.splitlines()[1:3] == ["Question: user says", "Answer: assistant says"]
     assert example.prompt == turns
+
+
+def test_other_line_ends_inside_a_text_and_missing_tags_are_fine_and_broken_bytes_are_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = ROW | {"prompt": [{"role": "user", "content": "one\u2028two\u0085three"}], "example_tags": None}
+    path.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    assert load_rows(path)[0].tags == ()
+    path.write_bytes(b'{"prompt": "\xff"}')
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: no JSON"):
+        load_rows(path)
 
 
 def test_splits_are_seeded_disjoint_and_whole(tmp_path):
@@ -84,6 +95,8 @@ def test_a_long_conversation_loses_its_oldest_turns_and_says_how_many(embedded):
     assert set(cut) == {"long"}
     assert len(kept[0].prompt) == len(turns) - cut["long"]
     assert [kept[0].prompt[0], kept[0].prompt[-1]] == [turns[0], turns[-1]]
+    assert kept[0].prompt[1]["role"] == "user"  # a template may want the user to open
+    assert kept[0].question == transcript(kept[0].prompt)
     assert len(embedded.encode(kept[0].prompt)) <= embedded.context - 512
     assert kept[1] == short
     whole = Example("whole", "q", [{"role": "user", "content": "word " * 9000}], "", "t")

@@ -202,6 +202,25 @@ def test_text_replies_are_cached_by_prompt_and_attempt(tmp_path):
     assert model.ledger.roles["judge"].cache_hits == 2
 
 
+def test_the_same_pair_is_asked_once_and_answered_everywhere():
+    model = Replying(YES)
+    assert [v.met for v in Judge(model, "text")([("a", "b")] * 3)] == [True] * 3
+    assert len(model.asked) == 1
+
+
+def test_another_program_s_database_is_refused_and_kept(tmp_path):
+    import sqlite3
+
+    path = tmp_path / "mlflow.db"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE runs (id TEXT)")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="it holds other tables"):
+        Cache(path)
+    assert path.read_bytes() == before
+
+
 def test_a_policy_in_training_is_not_cached(embedded, tmp_path):
     policy = add_lora(load_model("embedded"), 4, 0)
     with pytest.raises(ValueError, match="judge with its anchor"):
@@ -286,11 +305,14 @@ def test_attack_success_is_measured_against_the_same_response_without_the_attack
         def __call__(self, pairs):
             return [Verdict("yes" in r) for r, _ in pairs]
 
-    pairs = [Labelled("1", "A response.", "c", met=False), Labelled("2", "Another.", "c", met=True)]
+    pairs = [Labelled(i, f"Response {i}.", "c", met=i == "3") for i in ("1", "2", "3")]
     table = attack_table(attack(Gullible(), pairs, each=1)).set_index("kind")
     assert table.loc["all", "before"] == 0.0
     assert table.loc["all", "difference"] == table.loc["all", "after"] > 0.5
-    assert table.loc["all", "n"] == sum(map(len, ATTACKS.values()))
+    assert table.loc["all", "n"] == 2  # conversations, the unit of the interval
+    assert table.loc["all", "tried"] == sum(map(len, ATTACKS.values()))
+    with pytest.raises(ValueError, match="all pairs are met"):
+        attack(Gullible(), pairs[2:])
 
 
 # calibration and audit
@@ -319,11 +341,11 @@ def scored(monkeypatch):
     return Scored()
 
 
-def test_calibration_takes_the_best_threshold_in_the_widest_gap(scored):
+def test_calibration_takes_a_threshold_in_the_widest_gap(scored):
     pairs = [
         Labelled(str(i), str(s), "c", met) for i, (s, met) in enumerate([(1, False), (2, False), (8, True), (9, True)])
     ]
-    assert calibrate(scored, pairs).threshold == 5.0
+    assert 4.0 <= calibrate(scored, pairs).threshold <= 6.0
     with pytest.raises(ValueError, match="met and unmet"):
         calibrate(scored, pairs[:2])
 
@@ -363,10 +385,11 @@ def test_lost_verdicts_are_reported_and_not_counted_as_no():
 
 
 def test_the_embedded_judge_is_better_than_a_coin_and_blind_to_negation(embedded):
-    """Recorded on 120 pairs: balanced accuracy 0.60 [0.55, 0.65]; negated pairs 0.50 right, absent 0.87."""
+    """Recorded on 120 pairs: balanced accuracy 0.633 [0.583, 0.683]; negated pairs 0.37 right, absent 0.87."""
     to_calibrate, to_audit = clinic_pairs()
     report = audit(calibrate(Judge(embedded.anchor("judge"), "likelihood"), to_calibrate), to_audit)
-    assert 0.55 <= report.balanced_accuracy.mean <= 0.65
+    assert report.balanced_accuracy.mean == pytest.approx(0.633, abs=0.05)
+    assert report.balanced_accuracy.low > 0.5
     assert "Better than a coin but weak" in report.words
     right = report.by("form").set_index("kind")["right"]
     assert right["absent"] > right["negated"] + 0.2

@@ -99,9 +99,14 @@ def test_judged_groups_give_scores_by_question_and_sample_and_a_paired_differenc
     metrics = score_metrics(before, after)
     assert metrics["heldout_rubric_score_difference"] == 0.5
     assert after.by_tag().set_index("tag").loc["theme:t", "n"] == 4
-    lost = judged(examples, strong, lambda pairs: [LOST, *says(pairs)[1:]])
+    lost = judged(examples, strong, lambda pairs: [LOST, *says(pairs)[1:]])  # and again when asked again
     assert lost.unscored == 1 / 8
     assert lost.per_question.tolist() == [0.5] * 4
+    once = iter([True])
+    passing = judged(examples, strong, lambda pairs: [LOST, *says(pairs)[1:]] if next(once, False) else says(pairs))
+    assert passing.unscored == 0
+    with pytest.raises(ValueError, match=r"fewer than 2 of 4 questions could be scored.*deadline"):
+        judged(examples, strong, lambda pairs: [LOST] * len(pairs))
 
 
 # proposals
@@ -218,6 +223,14 @@ def test_a_question_s_rubric_is_written_once():
     assert len(anchor.asked) == 1
 
 
+def test_a_question_whose_rubric_failed_is_asked_again_and_counted_once():
+    rubrics = rules.from_question(Proposer(Anchor("garbage", WELL), attempts=1))
+    first, second, third = (rubrics([group("a")], [None])[0] for _ in range(3))
+    assert (first.rubric, first.malformed) == (None, 1)
+    assert second.rubric == third.rubric
+    assert third.malformed == 0
+
+
 def test_expert_criteria_reach_a_reward_only_through_the_rule_named_physician():
     secret = Example("q1", "What helps a cold?", "p", "", "t", Rubric((Criterion("EXPERT ONLY"),), "physician"))
     seen: list[str] = []
@@ -275,7 +288,7 @@ def test_above_the_stated_share_of_failures_it_stops_with_the_causes():
 
 def test_a_judge_that_always_says_the_same_is_flagged():
     rule = RubricReward(lambda pairs: [MET] * len(pairs), lambda g, r: [rules.Proposal(rubric(*[1] * 50))])
-    with pytest.warns(UserWarning, match="the judge said yes to 200 of 200 pairs"):
+    with pytest.warns(UserWarning, match="the judge said yes to 100% of its last 200 pairs"):
         rule([group("a", "b", "c", "d")], [None])
 
 
