@@ -1,7 +1,8 @@
 """The arms of a rubric experiment: one policy trained by each source of rubrics, everything else the same.
 
 Anchor and judge are the policy's own weights unless another judge is named, so they are made anew for each arm's
-adapter. Held-out scores use the given criteria, which no arm but `physician` trains on.
+adapter. Held-out scores use the given criteria, which no arm but `physician` trains on. One number in every arm's
+reward comes from labels: the judge's threshold, set on labelled pairs of training conversations.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Study:
             self.task.rubric_prompt,
             self.judge(anchor),
             self.p["points"],
-            attempts=2,
+            attempts=2,  # of `rubric_replies` each
             replies=self.p["rubric_replies"],
             sampling=Sampling(self.p["rubric_tokens"], 0.7, top_k=50, top_p=0.95, seed=seed),
         )

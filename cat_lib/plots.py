@@ -34,7 +34,7 @@ COLOURS = {
 }
 _LABELS = {"single": "one sample", "greedy": "one greedy answer"}
 _GREY = "#777777"
-_VERDICT = ["criterion", "rollout", "met"]
+_VERDICT = ["criterion", "rollout", "points", "met"]
 
 
 def accuracy(scores: pd.DataFrame, group_size: int) -> Figure:
@@ -122,13 +122,21 @@ def compute(roles: pd.DataFrame) -> Figure:
 
 
 def verdict_matrix(verdicts: pd.DataFrame, title: str) -> Figure:
-    """Which rollout meets which criterion. verdicts: columns rollout, criterion, met (True, False, or None: failed)."""
+    """Which rollout meets which criterion; negative points mark a fault, and meeting it is bad.
+
+    verdicts: columns rollout, criterion, points, met (True, False, or None: failed).
+    """
     if verdicts.empty:
-        title, verdicts = f"{title}: no rubric, so no verdicts", pd.DataFrame([["none", 0, None]], columns=_VERDICT)
+        title, verdicts = (
+            f"{title}: no rubric, so no verdicts",
+            pd.DataFrame([["none", 0, 1.0, None]], columns=_VERDICT),
+        )
     table = verdicts.assign(value=verdicts["met"].map({True: 1.0, False: 0.0}).fillna(0.5))
     grid = table.pivot(index="criterion", columns="rollout", values="value")
     grid = grid.loc[list(dict.fromkeys(table["criterion"]))]
-    names = [textwrap.fill(c, 46, max_lines=2, placeholder=" ...") for c in grid.index]
+    points = table.drop_duplicates("criterion").set_index("criterion")["points"]
+    labels = [c if (points == 1).all() else f"[{points[c]:+g}] {c}" for c in grid.index]
+    names = [textwrap.fill(c, 46, max_lines=2, placeholder=" ...") for c in labels]
     figure, axis = plt.subplots(figsize=(7.2, 1.3 + 0.42 * len(grid)), layout="constrained")
     colours = ListedColormap(["#EEEEEE", "#E69F00", "#009E73"])
     axis.pcolormesh(grid.to_numpy(), cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=2)

@@ -48,13 +48,16 @@ def score_branches(
     results: list[list[list[float]]] = [[] for _ in ids]
     prefix = common_prefix(ids) if ids else 0
     lengths = [len(h) - prefix + sum(map(len, t)) for h, t in zip(ids, tails, strict=True)]
+    training = model.model.training
     with model.weights():
+        model.model.eval()  # the judge may share its weights with a policy in training
         shared = model.forward(torch.tensor([ids[0][:prefix]]), None, None)[1] if prefix else None
         # small batches: over rows this long, padding costs more than batching gains
         for batch in batches(lengths, 1, 0, model.batch_tokens // 16):
             rows = [(ids[i][prefix:], tails[i]) for i in batch]
             for i, scores in zip(batch, _score(model, rows, shared, prefix, first), strict=True):
                 results[i] = scores
+    model.model.train(training)
     billed = sum(len(h) + len(b) for h, t in zip(ids, tails, strict=True) for b in t)
     model.book(billed, sum(map(len, tails)), prefix + sum(lengths), start, calls=sum(map(len, tails)))
     return results

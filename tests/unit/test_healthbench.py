@@ -121,7 +121,9 @@ def test_free_text_has_no_answer_and_prompts_of_the_small_model_end_where_it_goe
     task = load_task("clinic")
     (example,) = task.examples("heldout", 1, 0)
     assert example.prompt.endswith("\nAnswer:")
-    assert transcript(task.rows[0].prompt).splitlines()[-1] not in example.prompt or task.rows[0].id == example.id
+    (row,) = (e for e in task.rows if e.id == example.id)
+    assert transcript(row.prompt) + "\nAnswer:" in example.prompt
+    assert not any(c.text in example.prompt for c in example.rubric.criteria)
     assert group_of(task, "1", "q", []).answers == ()
     assert not task.verifiable
 
