@@ -16,7 +16,7 @@ import pandas as pd
 
 from cat_lib.ledger import Cost
 from cat_lib.references.selection import agreement
-from cat_lib.schema import Estimator, Example, Group, Sampling, Task
+from cat_lib.schema import Estimator, Example, Group, Reference, Sampling, Task
 from cat_lib.stats import Estimate, mean_interval, paired_difference
 from cat_lib.tasks import group_of
 
@@ -42,6 +42,7 @@ class Evaluation:
 
     groups: list[Group]
     scores: dict[str, Score]
+    references: dict[str, list[Reference | None]]  # of each estimator, by group
 
     def table(self, examples: Sequence[Example]) -> pd.DataFrame:
         """One row a question and method: example, level, method, correct (mean over samples)."""
@@ -57,7 +58,7 @@ def sample_groups(
 ) -> list[Group]:
     """n rollouts of each question, with their extracted answers."""
     return [
-        group_of(task, e.id, e.question, rollouts)
+        group_of(task, e.id, e.question, rollouts, e.prompt)
         for e, rollouts in zip(examples, model.generate([e.prompt for e in examples], n, sampling), strict=True)
     ]
 
@@ -93,15 +94,16 @@ def evaluate(
         "single": Score(right(groups), _total(one)),
         "greedy": Score(right(greedy)[:, 0], _total(once)),
     }
+    references = {}
     for name, estimator in estimators.items():
         with ledger.measure() as reading:
-            references = estimator(groups)
+            references[name] = estimator(groups)
         correct = [
             float(reference is not None and task.correct(reference.answer, gold))
-            for reference, gold in zip(references, golds, strict=True)
+            for reference, gold in zip(references[name], golds, strict=True)
         ]
         scores[name] = Score(np.array(correct), _total(many, reading))
-    return Evaluation(groups, scores)
+    return Evaluation(groups, scores, references)
 
 
 def comparison_metrics(split: str, before: Evaluation, after: Evaluation) -> dict[str, float]:

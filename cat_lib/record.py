@@ -22,7 +22,7 @@ class Record:
     """Keeps what the reward saw: every completion in a file, signals for the log, warnings where they are seen."""
 
     def __init__(self, task: Task, examples: Sequence[Example], run: Run, observe: Observe | None) -> None:
-        self.run, self.observe, self.verifiable = run, observe, task.verifiable
+        self.run, self.observe, self.task = run, observe, task
         self.golds = {e.id: e.gold for e in examples}  # for plots alone
         self.watch, self.warnings = CollapseWatch(), list[str]()
 
@@ -36,17 +36,18 @@ class Record:
         """Called by the reward once its numbers are fixed; returns the step's signals."""
         table = rollout_table(groups, references, rewards).assign(step=step)
         write_step(self.run.dir, "rollouts", step, table)
-        known = signals(groups, references, rewards, self.verifiable)
+        known = signals(groups, references, rewards, self.task.verifiable)
         if self.observe:
             known |= self.observe(step, self.run.dir)
-        if not self.verifiable:
+        if not self.task.verifiable:
             return known
         warning = self.watch.update(known)
         if warning and not self.warnings:  # once: a collapsed run would repeat it every step
             self.warnings.append(f"step {step}: {warning}")
             warnings.warn(self.warnings[0], stacklevel=2)
             self.run.tag("collapse", self.warnings[0])
-        return known | gold_signals(groups, references, rewards, [self.golds[g.id] for g in groups])
+        golds = [self.golds[g.id] for g in groups]
+        return known | gold_signals(groups, references, rewards, golds, self.task.correct)
 
     def tables(self, steps: int) -> pd.DataFrame:
         """Join each table's steps into one file of the run, up to `steps`; returns the rollouts."""

@@ -72,6 +72,7 @@ class Group:
     question: str
     rollouts: tuple[Completion, ...]
     answers: tuple[str | None, ...]  # of each rollout; None: it gives no answer, a fact about the rollout
+    prompt: Prompt = ""  # what the rollouts answer; only estimators that weigh a rollout's probability need it
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,7 @@ class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no ty
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As TRL's, then the adapter once more, exactly: PEFT loads it through the base model's bfloat16."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        parameters = dict((model or self.model).named_parameters())
-        saved = load_file(Path(resume_from_checkpoint) / "adapter_model.safetensors")
-        with torch.no_grad():
-            for name, value in saved.items():
-                parameters[name.removesuffix(".weight") + ".default.weight"].copy_(value)
+        load_adapter(model or self.model, Path(resume_from_checkpoint))
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Log-probabilities (B, C) and entropies (B, C) of the completion tokens, through the tree where it pays."""
@@ -69,6 +65,14 @@ class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no ty
             parts.append(tree.logps(model, self.temperature))
         logps, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
         return logps, entropies if kwargs.get("compute_entropy") else None, None
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Copy a saved adapter into the model's own, bit by bit."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in load_file(folder / "adapter_model.safetensors").items():
+            parameters[name.removesuffix(".weight") + ".default.weight"].copy_(value)
 
 
 class Tree:

@@ -1,0 +1,65 @@
+"""Estimators by the names that parameter cells, metrics and plots use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from cat_lib.references import selection
+from cat_lib.references.scored import min_ppl, mutual_predictability, self_bon
+from cat_lib.references.synthesis import synthesis
+from cat_lib.schema import Estimator, Group, Reference, Task
+
+if TYPE_CHECKING:
+    from cat_lib.models.local import LocalModel
+
+NAMES = ("single", "majority", "self_bon", "min_ppl", "mutual_predictability", "synthesis_1", "synthesis", "gold")
+
+
+class SynthesisTask(Task, Protocol):
+    """A task that says which synthesis prompt its models can follow."""
+
+    @property
+    def synthesis_prompt(self) -> str: ...
+
+
+def estimators(
+    names: Sequence[str],
+    anchor: LocalModel,
+    task: SynthesisTask,
+    golds: Mapping[str, str] | None = None,
+    include_question: bool = False,
+    prompt: str | None = None,
+) -> dict[str, Estimator]:
+    """The estimators of these names. `prompt` is the synthesis prompt (a kind of `synthesis.KINDS`), or the task's.
+
+    `synthesis_1` is synthesis of the first rollout alone. `gold` needs `golds`, answers by question id.
+    Raises ValueError for a name that is not in NAMES or stands twice, for none, and for `gold` without golds.
+    """
+    wrong = [n for n in names if n not in NAMES or list(names).count(n) > 1]
+    if wrong or not names:
+        raise ValueError(
+            f"estimators={list(names)}: allowed are {', '.join(NAMES)}, each once; look at {wrong or 'an empty list'}"
+        )
+    if "gold" in names and golds is None:
+        raise ValueError("the estimator 'gold' reads labels: pass golds, or leave it out")
+    kind = prompt or task.synthesis_prompt
+    write = synthesis(anchor, task.extract, kind, task.sampling.max_new_tokens, include_question)
+    every: dict[str, Estimator] = {
+        "single": selection.single,
+        "majority": selection.majority,
+        "self_bon": self_bon(anchor, kind),
+        "min_ppl": min_ppl(anchor),
+        "mutual_predictability": mutual_predictability(anchor),
+        "synthesis_1": _of_first(write),
+        "synthesis": write,
+        "gold": selection.gold(golds or {}),
+    }
+    return {name: every[name] for name in names}
+
+
+def _of_first(write: Estimator) -> Estimator:
+    def estimate(groups: Sequence[Group]) -> list[Reference | None]:
+        return write(selection.first(groups, 1))
+
+    return estimate

@@ -16,7 +16,11 @@ from cat_lib.schema import Completion, Estimator, Group, Prompt, Reference, Samp
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
 
-KINDS = ("reasoning", "freeform", "few_shot", "few_shot_freeform")
+# `_b` and `_c` are other wordings, for the ablation of the prompt
+KINDS = (
+    *("reasoning", "reasoning_b", "reasoning_c", "freeform"),
+    *("few_shot", "few_shot_b", "few_shot_c", "few_shot_freeform"),
+)
 _CUT = " [...] "
 Extract = Callable[[Completion, str], str | None]
 
@@ -60,9 +64,13 @@ def synthesis_prompt(
         text = fill(f"synthesis_{kind}", rollouts=rollouts, count=str(len(texts)), question=question)
         return text if shots else [{"role": "user", "content": text.strip()}]
 
-    frame = len(anchor.encode(build([""] * len(group.rollouts))))
-    room = anchor.context - max_new_tokens - frame - 8 * len(group.rollouts)  # joins can re-tokenise
-    return build(fit(anchor, [r.text for r in group.rollouts], room))
+    return fitted(anchor, [r.text for r in group.rollouts], build, max_new_tokens)
+
+
+def fitted(model: LocalModel, texts: Sequence[str], build: Callable[[Sequence[str]], Prompt], reserve: int) -> Prompt:
+    """`build(texts)` with the texts cut so that the prompt leaves `reserve` tokens of the model's context."""
+    frame = len(model.encode(build([""] * len(texts))))
+    return build(fit(model, texts, model.context - reserve - frame - 8 * len(texts)))  # joins can re-tokenise
 
 
 def fit(anchor: LocalModel, texts: Sequence[str], room: int) -> list[str]:

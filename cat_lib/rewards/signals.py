@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
 from cat_lib.references.selection import agreement, majority
@@ -18,7 +18,7 @@ from cat_lib.schema import Group, Reference
 Rewards = list[list[float | None]]
 SIGNALS = ("agreement", "disagreement", "unscorable", "zero_variance", "rollout_tokens")
 RUBRIC_SIGNALS = ("met_share", "verdict_agreement", "verdict_failed", "rubric_criteria", "rubric_missing")
-GOLD_SIGNALS = ("label_accuracy", "reward_accuracy", "rollout_accuracy")
+GOLD_SIGNALS = ("label_accuracy", "reward_accuracy", "rollout_accuracy", "pass_at_n")
 
 
 def signals(
@@ -55,19 +55,25 @@ def signals(
 
 
 def gold_signals(
-    groups: Sequence[Group], references: Sequence[Reference | None], rewards: Rewards, golds: Sequence[str]
+    groups: Sequence[Group],
+    references: Sequence[Reference | None],
+    rewards: Rewards,
+    golds: Sequence[str],
+    correct: Callable[[str | None, str], bool],
 ) -> dict[str, float]:
-    """What only the gold answers tell, for plots alone.
+    """What only the gold answers tell, for plots alone; `correct` is the task's comparison of answer and gold.
 
     `label_accuracy`: share of references with the right answer (none counts as wrong). `reward_accuracy`: share of
-    scored rollouts whose reward is the one gold would give. `rollout_accuracy`: share of right rollouts.
+    scored rollouts whose reward is the one gold would give. `rollout_accuracy`: share of right rollouts (TTRL's
+    ground_truth_ratio). `pass_at_n`: share of groups with a right rollout (TTRL's pass@N).
     """
-    right = [[a == gold for a in group.answers] for group, gold in zip(groups, golds, strict=True)]
+    right = [[correct(a, gold) for a in group.answers] for group, gold in zip(groups, golds, strict=True)]
     scored = [(r, g) for rs, gs in zip(rewards, right, strict=True) for r, g in zip(rs, gs, strict=True)]
     shares: dict[str, Sequence[float]] = {
-        "label_accuracy": [bool(r and r.answer == gold) for r, gold in zip(references, golds, strict=True)],
+        "label_accuracy": [correct(r.answer if r else None, g) for r, g in zip(references, golds, strict=True)],
         "reward_accuracy": [r == float(g) for r, g in scored if r is not None],
         "rollout_accuracy": [g for _, g in scored],
+        "pass_at_n": [any(group) for group in right],
     }
     return {name: fmean(values) for name, values in shares.items() if values}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from cat_lib.schema import Completion, Estimator, Example, Group, Reference, RewardRule, Task
+from cat_lib.schema import Completion, Estimator, Example, Group, Prompt, Reference, RewardRule, Task
 from cat_lib.tasks import group_of
 
 Row = tuple[str, str, list[int]]  # example id, completion text, completion token ids
@@ -39,7 +39,7 @@ class GroupReward:
         stop_ids: Collection[int],
         on_step: OnStep,
     ) -> None:
-        self.questions: Mapping[str, str] = {e.id: e.question for e in examples}
+        self.asked: Mapping[str, tuple[str, Prompt]] = {e.id: (e.question, e.prompt) for e in examples}
         self.task, self.estimator, self.rule = task, estimator, rule
         self.group_size, self.stop_ids, self.on_step = group_size, stop_ids, on_step
 
@@ -85,7 +85,8 @@ class GroupReward:
             Completion(text, tuple(ids), "stop" if ids and ids[-1] in self.stop_ids else "length")
             for _, text, ids in chunk
         ]
-        return group_of(self.task, id, self.questions[id], rollouts)
+        question, prompt = self.asked[id]
+        return group_of(self.task, id, question, rollouts, prompt)
 
 
 def whole_groups(rows: Sequence[Row], size: int, make: Callable[[str, Sequence[Row]], Group]) -> list[Group]:

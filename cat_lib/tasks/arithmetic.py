@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Literal
 
@@ -73,6 +74,27 @@ class Arithmetic:
     def correct(self, answer: str | None, gold: str) -> bool:
         """Whether an extracted answer is the gold answer; no answer is not."""
         return answer == gold
+
+
+class LenientArithmetic(Arithmetic):
+    """The same questions, read carelessly, on purpose: a lesson in how a reward without labels collapses.
+
+    Bare chat questions, short rollouts, and the last number of the text counts as the answer, even of a rollout that
+    was cut. A policy then can agree with itself without solving anything.
+    """
+
+    name = "arithmetic_lenient"
+    sampling = Sampling(max_new_tokens=12, temperature=0.7, top_k=50, top_p=0.95)
+
+    def examples(self, split: Split, n: int, seed: int) -> list[Example]:
+        """As of `Arithmetic`, asked as a chat with no worked example."""
+        asked = super().examples(split, n, seed)
+        return [replace(e, prompt=[{"role": "user", "content": e.question}]) for e in asked]
+
+    def extract(self, completion: Completion, question: str) -> str | None:
+        """The last number in the text, whatever it stands for."""
+        numbers = re.findall(r"[0-9]{1,9}", completion.text[:_LONGEST])
+        return str(int(numbers[-1])) if numbers else None
 
 
 def _side(a: int, b: int) -> Split | None:

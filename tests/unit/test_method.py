@@ -226,7 +226,7 @@ def test_signals_on_hand_made_groups():
     assert known["unscorable"] == pytest.approx(1 / 3)
     assert known["no_answer"] == pytest.approx(5 / 12)
     assert known["zero_variance"] == 0.5
-    gold = gold_signals(groups, references, rewards, ["7", "3", "1"])
+    gold = gold_signals(groups, references, rewards, ["7", "3", "1"], TASK.correct)
     assert gold["label_accuracy"] == pytest.approx(1 / 3)
     # gold rewards of group 1 are 1 1 0 0, given are 0 0 1 0: one of four agrees; group 2 agrees wholly
     assert gold["reward_accuracy"] == pytest.approx(5 / 8)

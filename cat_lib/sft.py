@@ -1,0 +1,172 @@
+"""CaT-SFT: fine-tune on the pseudo-references themselves, by cross-entropy (appendix I of the paper, eq. 12).
+
+References are made once, by the initial model, and the policy learns to write them for the question alone. It is
+TRL's SFT trainer with our prompt and stop tokens, so that a trained policy is asked as it was taught. In a file of
+its own: it shares nothing with GRPO but the adapter. Left out: packing, which this scale does not need.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from cat_lib.ledger import clock
+from cat_lib.schema import Example, Reference, Task
+from cat_lib.tracking import Run
+
+if TYPE_CHECKING:
+    from cat_lib.models.local import LocalModel
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """One CaT-SFT run. Numbers marked (paper) are stated in v1, appendix E."""
+
+    epochs: int = 10  # at most; not stated
+    batch_size: int = 32  # (paper)
+    learning_rate: float = 5e-5  # (paper) cosine with warm-up
+    warmup_ratio: float = 0.1  # the share of steps is not stated
+    patience: int = 2  # epochs without a lower validation loss; the paper stops at the lowest
+    validation_share: float = 0.2  # of the references; not stated
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share={self.validation_share}: allowed is between 0 and 1, both left out")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a CaT-SFT run leaves: its losses by epoch, the epoch whose adapter was kept, and the adapter."""
+
+    history: pd.DataFrame  # one row an epoch: epoch, validation_loss
+    best_epoch: float
+    references: int  # that had an answer, and so were trained or validated on
+    adapter: Path
+
+
+def finetune(
+    policy: LocalModel,
+    task: Task,
+    examples: Sequence[Example],
+    references: Sequence[Reference | None],
+    settings: SFTSettings,
+    run: Run,
+) -> Tuned:
+    """Train `policy`'s adapter in place on the references; the adapter of the lowest validation loss is kept.
+
+    A reference that is missing, or has no answer where the task's answers can be checked, teaches nothing and is left
+    out. The last `validation_share` of the rest is validation: its targets are references too, no label is read.
+    Raises ValueError if fewer than 4 are left or the policy has no adapter.
+    """
+    if not hasattr(policy.model, "disable_adapter"):
+        raise ValueError("the policy has no LoRA adapter: pass it through add_lora first, then take its anchor()")
+    from cat_lib.trainer import load_adapter  # brings TRL with it
+
+    usable = [
+        (e, r)
+        for e, r in zip(examples, references, strict=True)
+        if r is not None and r.text and (r.answer is not None or not task.verifiable)
+    ]
+    if len(usable) < 4:
+        raise ValueError(f"{len(usable)} of {len(references)} references can be learnt from; at least 4 are needed")
+    rows = [_row(policy, task, example, reference) for example, reference in usable]
+    held = max(1, round(settings.validation_share * len(rows)))
+    trainer = _trainer(policy, rows[:-held], rows[-held:], settings, run)
+    run.update_config(trainer={k: v for k, v in trainer.args.to_dict().items() if "token" not in k})
+    start = clock()
+    trainer.train()
+    load_adapter(policy.model, Path(trainer.state.best_model_checkpoint))
+    tokens = sum(len(r["input_ids"]) for r in rows[:-held]) * trainer.state.epoch
+    checked = sum(len(r["input_ids"]) for r in rows[-held:]) * trainer.state.epoch
+    policy.ledger.add(
+        "update",
+        prompt_tokens=int(tokens),
+        completion_tokens=0,
+        flops=policy.parameters * (4.0 * tokens + 2.0 * checked),
+        seconds=clock() - start,
+    )
+    adapter = run.dir / "adapter"
+    policy.model.save_pretrained(adapter)
+    run.artifact(adapter)
+    losses = [(h["epoch"], h["eval_loss"]) for h in trainer.state.log_history if "eval_loss" in h]
+    history = pd.DataFrame(losses, columns=["epoch", "validation_loss"])
+    for row in history.itertuples():
+        run.step({"validation_loss": row.validation_loss}, round(row.epoch))
+    best = history.loc[history["validation_loss"].idxmin(), "epoch"]
+    return Tuned(history, float(best), len(usable), adapter)
+
+
+def _row(policy: LocalModel, task: Task, example: Example, reference: Reference) -> dict[str, list[int]]:
+    """Token ids of prompt and reference as the policy would have generated it, stop included; the prompt masked."""
+    prompt = policy.encode(example.prompt)
+    text = reference.text.strip()
+    ids = policy.tokenizer
+    if isinstance(example.prompt, str):
+        lead = "" if example.prompt[-1:].isspace() else " "
+        target = list(ids(lead + text + (task.sampling.stop or ("",))[0], add_special_tokens=False).input_ids)
+    else:
+        target = list(ids(text, add_special_tokens=False).input_ids)
+    if not target or target[-1] not in policy.stop_ids(task.sampling.stop):
+        target.append(ids.eos_token_id)
+    room = policy.context - len(prompt)
+    return {"input_ids": [*prompt, *target][: policy.context], "labels": [-100] * len(prompt) + target[:room]}
+
+
+def _trainer(
+    policy: LocalModel,
+    train: Sequence[dict[str, list[int]]],
+    validation: Sequence[dict[str, list[int]]],
+    settings: SFTSettings,
+    run: Run,
+) -> Any:
+    import trl
+    from datasets import Dataset
+    from transformers import EarlyStoppingCallback, PrinterCallback
+
+    on_cpu = policy.model.device.type == "cpu"
+    micro = math.gcd(settings.batch_size, 8)  # bounds memory; the gradient is that of the whole batch
+    steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
+    trainer = trl.SFTTrainer(
+        model=policy.model,
+        args=trl.SFTConfig(
+            output_dir=str(run.dir / "checkpoints"),
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=micro,
+            per_device_eval_batch_size=micro,
+            gradient_accumulation_steps=settings.batch_size // micro,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=round(settings.warmup_ratio * steps),
+            optim="adamw_torch",
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_total_limit=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            gradient_checkpointing=not on_cpu,
+            bf16=not on_cpu,
+            use_cpu=on_cpu,
+            dataloader_pin_memory=not on_cpu,
+            seed=settings.seed,
+            data_seed=settings.seed,
+            report_to="none",
+            disable_tqdm=True,
+            log_level="error",
+        ),
+        train_dataset=Dataset.from_list(list(train)),
+        eval_dataset=Dataset.from_list(list(validation)),
+        processing_class=policy.tokenizer,
+        callbacks=[EarlyStoppingCallback(settings.patience)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
