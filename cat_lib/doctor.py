@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 import psutil
 
 from cat_lib import tracking
+from cat_lib.models import memory as arithmetic
 from cat_lib.models.embedded import NAME, NEEDS_MB, WHEEL, cache_folder
 
 SMOKE_GB = 6  # the promise of the smoke preset (README, "Limits")
@@ -45,6 +46,7 @@ def checks() -> Iterator[Check]:
     yield _versions()
     yield _embedded()
     yield _gpu()
+    yield _sizes()
     yield _hub()
     yield _tracking()
 
@@ -118,6 +120,21 @@ def _gpu() -> Check:
     state = "note" if missing or len(names) > 1 else "ok"
     fix = f"pip install -r requirements-gpu.txt ({', '.join(missing)} missing)" if missing else ""
     return Check("gpu", state, ", ".join(names), fix or "one notebook uses one GPU: set CUDA_VISIBLE_DEVICES")
+
+
+def _sizes() -> Check:
+    """The largest models that the arithmetic of `models.memory` lets answer, and train, on what is free now."""
+    there, device, _ = arithmetic.machine()
+    fits: dict[bool, str] = {}
+    for train in (False, True):
+        work = arithmetic.Work(train, 1, 8, 512, 1024, checkpointing=device == "cuda")
+        for name in ("embedded", "0.6B", "1.7B", "4B", "8B", "14B", "32B", "70B"):
+            need = arithmetic.estimate(name, work)
+            if need is not None and need.total <= there:
+                fits[train] = name
+    found = f"answering: up to {fits.get(False, 'none')}; training: up to {fits.get(True, 'none')}"
+    advice = "for one prompt with 8 rollouts of 512 + 1024 tokens at once; shorter ones need less"
+    return Check("model sizes", "ok" if fits.get(True, "").endswith("B") else "note", found, advice)
 
 
 def _hub() -> Check:

@@ -67,13 +67,13 @@ class Ledger:
 
     @contextmanager
     def measure(self) -> Iterator[dict[str, Cost]]:
-        """Collect what is spent inside the block: the yielded dict is filled, by role, when the block ends."""
+        """Collect what is spent inside the block: filled when it ends, with the roles that did something."""
         before = {role: Cost(**asdict(cost)) for role, cost in self.roles.items()}
         spent: dict[str, Cost] = {}
         try:
             yield spent
         finally:
-            spent.update({role: cost - before.get(role, Cost()) for role, cost in self.roles.items()})
+            spent.update({r: cost - before.get(r, Cost()) for r, cost in self.roles.items() if cost != before.get(r)})
 
 
 def cost_metrics(roles: Mapping[str, Cost]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -21,6 +22,14 @@ COLOURS = {
     "greedy": "#56B4E9",
     "majority": "#E69F00",
     "synthesis": "#009E73",
+    "synthesis_1": "#8BD3BB",
+    "self_bon": "#CC79A7",
+    "min_ppl": "#D55E00",
+    "mutual_predictability": "#A6761D",
+    "gold": "#000000",
+    "pass@k": "#777777",
+    "before": "#777777",
+    "after": "#0072B2",
     "policy": "#0072B2",
     "untrained": "#777777",
     "anchor": "#009E73",
@@ -33,7 +42,7 @@ COLOURS = {
     "model-as-judge": "#D55E00",
 }
 _LABELS = {"single": "one sample", "greedy": "one greedy answer"}
-_GREY = "#777777"
+GREY = "#777777"
 _VERDICT = ["criterion", "rollout", "points", "met"]
 
 
@@ -47,7 +56,7 @@ def accuracy(scores: pd.DataFrame, group_size: int) -> Figure:
     for offset, (phase, face) in enumerate((("before", "white"), ("after", None))):
         part = scores[scores["phase"] == phase].set_index("method").loc[methods]
         for i, (method, row) in enumerate(part.iterrows()):
-            colour = COLOURS.get(str(method), _GREY)
+            colour = COLOURS.get(str(method), GREY)
             x = i + (offset - 0.5) * 0.3
             axis.errorbar(
                 x, row.accuracy, [[row.accuracy - row.low], [row.high - row.accuracy]], fmt="o", color=colour,
@@ -62,7 +71,7 @@ def accuracy(scores: pd.DataFrame, group_size: int) -> Figure:
     axis.set_title(
         f"Before (open) and after (filled) training; 95 % intervals over n = {scores['n'].iloc[0]} questions"
     )
-    return _clean(figure)
+    return clean(figure)
 
 
 def lines(history: pd.DataFrame, keys: Iterable[str], ylabel: str, title: str) -> Figure:
@@ -78,7 +87,7 @@ def lines(history: pd.DataFrame, keys: Iterable[str], ylabel: str, title: str) -
     axis.set_ylim(bottom=0)
     axis.set_title(title)
     axis.legend(frameon=False)
-    return _clean(figure)
+    return clean(figure)
 
 
 def answer_distribution(
@@ -102,7 +111,7 @@ def answer_distribution(
     axis.set_ylim(0, 1)
     axis.set_title(f"{question}  ({len(before)} rollouts each)")
     axis.legend(frameon=False)
-    return _clean(figure)
+    return clean(figure)
 
 
 def compute(roles: pd.DataFrame) -> Figure:
@@ -112,13 +121,13 @@ def compute(roles: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.6), layout="constrained", sharey=True)
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
         values = roles[column] / scales[column]
-        bars = axis.barh(list(roles.index), values, color=[COLOURS.get(str(r), _GREY) for r in roles.index])
+        bars = axis.barh(list(roles.index), values, color=[COLOURS.get(str(r), GREY) for r in roles.index])
         axis.bar_label(bars, fmt="{:.3g}", padding=3)
         axis.set_xlim(0, max(values) * 1.3)
         axis.set_xlabel(label)
     axes[0].invert_yaxis()
     figure.suptitle("Compute by role", fontsize=11)
-    return _clean(figure)
+    return clean(figure)
 
 
 def verdict_matrix(verdicts: pd.DataFrame, title: str) -> Figure:
@@ -153,20 +162,38 @@ def verdict_matrix(verdicts: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def intervals(table: pd.DataFrame, value: str, xlabel: str, title: str, line: float | None = None) -> Figure:
-    """A number with its 95 % interval for each kind. table: columns kind, `value`, low, high, n."""
+def intervals(
+    table: pd.DataFrame,
+    value: str,
+    xlabel: str,
+    title: str,
+    line: float | None = None,
+    paper: Mapping[str, float | tuple[float, float]] | None = None,
+) -> Figure:
+    """A number with its 95 % interval for each kind. table: columns kind, `value`, low, high, n.
+
+    `paper`: published values by kind, drawn beside ours as a diamond, or as a bar where a range is published.
+    """
     figure, axis = plt.subplots(figsize=(7.2, 1.1 + 0.36 * len(table)), layout="constrained")
     for i, (_, row) in enumerate(table.iterrows()):
         colour = COLOURS.get(str(row.kind), "#0072B2")
         mean = row[value]
         axis.errorbar(mean, i, xerr=[[mean - row.low], [row.high - mean]], fmt="o", color=colour, capsize=4)
+        published = (paper or {}).get(str(row.kind))
+        if isinstance(published, tuple):
+            axis.plot(published, [i + 0.28] * 2, color="black", linewidth=2, marker="|")
+        elif published is not None:
+            axis.plot(published, i + 0.28, "D", color="black", markerfacecolor="white", markersize=6)
     axis.set_yticks(range(len(table)), [f"{k} (n = {n})" for k, n in zip(table["kind"], table["n"], strict=True)])
     axis.set_ylim(len(table) - 0.5, -0.5)
     if line is not None:
-        axis.axvline(line, color=_GREY, linestyle="--", linewidth=1)
+        axis.axvline(line, color=GREY, linestyle="--", linewidth=1)
+    if paper:
+        mark = Line2D([], [], marker="D", color="black", markerfacecolor="white", linestyle="")
+        axis.legend([mark], ["the paper's value or range (its models)"], frameon=False)
     axis.set_xlabel(xlabel)
     axis.set_title(title, fontsize=11)
-    _clean(figure)
+    clean(figure)
     axis.grid(axis="x", alpha=0.25)
     return figure
 
@@ -178,17 +205,17 @@ def by_arm(histories: Mapping[str, pd.DataFrame], keys: Mapping[str, str], title
         for arm, history in histories.items():
             if key in history:
                 part = history.dropna(subset=[key])
-                axis.plot(part["step"], part[key], marker="o", markersize=4, color=COLOURS.get(arm, _GREY), label=arm)
+                axis.plot(part["step"], part[key], marker="o", markersize=4, color=COLOURS.get(arm, GREY), label=arm)
         axis.set_xlabel("training step")
         axis.set_ylabel(label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=2, frameon=False, loc="outside lower center")
     figure.suptitle(title, fontsize=11)
-    return _clean(figure)
+    return clean(figure)
 
 
-def _clean(figure: Figure) -> Figure:
+def clean(figure: Figure) -> Figure:
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.25)

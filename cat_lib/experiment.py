@@ -1,0 +1,178 @@
+"""What the numbered experiments share: presets, the opening of a run, and one arm of training.
+
+An experiment has one task whose answers can be checked, one model, and questions that no arm trains on (or, where the
+task is transductive, the ones it trains on, as the paper does for MATH-500). The rubric experiments have `arms.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cat_lib import tracking
+from cat_lib.evaluation import Evaluation, evaluate, sample_groups
+from cat_lib.ledger import Cost
+from cat_lib.models import load_model
+from cat_lib.models.memory import Work, require_memory
+from cat_lib.parameters import with_preset
+from cat_lib.references import estimators
+from cat_lib.rewards.verifiable import verifiable
+from cat_lib.schema import Estimator, Example, Group, Reference
+from cat_lib.sft import SFTSettings, Tuned, finetune
+from cat_lib.tasks import load_task
+from cat_lib.tasks.arithmetic import Arithmetic, LenientArithmetic
+from cat_lib.tasks.math import MathTask
+from cat_lib.training import GRPOSettings, Trained, add_lora, train
+
+if TYPE_CHECKING:
+    from cat_lib.models.local import LocalModel
+
+_PROMPT_TOKENS = 256  # of a question, for the memory estimate, which comes before there is a tokenizer
+
+_INFERENCE: dict[str, dict[str, Any]] = {
+    "smoke": {"model": "embedded", "task": "arithmetic", "split": "heldout", "questions": 48},
+    "paper": {"model": "Qwen/Qwen3-4B-Instruct-2507", "task": "math500", "split": "transductive", "questions": 500},
+}
+# The paper's settings where it states them; `smoke` was chosen for its time on 2 cores. Several notebooks train, so
+# their smoke runs are half as long as the quickstart's, at twice its learning rate.
+_TRAINING: dict[str, dict[str, Any]] = {
+    "smoke": _INFERENCE["smoke"]
+    | {"train_questions": 90, "steps": 6, "prompts_per_step": 12, "learning_rate": 2e-4, "prompts_per_micro_batch": 4},
+    "paper": _INFERENCE["paper"]
+    | {
+        "train_questions": 500,
+        "steps": 1000,
+        "prompts_per_step": 32,
+        "learning_rate": 5e-7,
+        "prompts_per_micro_batch": 1,
+    },
+}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "01_rollouts_and_references": _INFERENCE,
+    "04_inference_time": _INFERENCE,
+    "05_scaling_rollouts": _INFERENCE,
+    "06_training_signals": _TRAINING,
+    "07_ablations": {
+        "smoke": _TRAINING["smoke"] | {"sft_learning_rate": 2e-4},
+        "paper": _TRAINING["paper"] | {"sft_learning_rate": 5e-5, "other_model": "Qwen/Qwen3-1.7B"},
+    },
+    "08_compute": _TRAINING,
+    "09_sharpening": {
+        "smoke": _TRAINING["smoke"] | {"samples": 32},
+        "paper": _TRAINING["paper"] | {"samples": 64},
+    },
+}
+
+
+@dataclass
+class Arm:
+    """One trained policy: its training (GRPO's or SFT's), what it cost by role, and its score after."""
+
+    trained: Trained | Tuned
+    spent: dict[str, Cost]
+    after: Evaluation
+
+
+@dataclass
+class Experiment:
+    """The open run of a notebook. `model` is the policy; training replaces it, and with it the anchor."""
+
+    p: dict[str, Any]
+    run: tracking.Run
+    task: Arithmetic | MathTask
+    model: LocalModel
+    heldout: list[Example]
+
+    @classmethod
+    def open(cls, notebook: str, given: Mapping[str, Any]) -> Experiment:
+        """Resolve the preset, refuse what can't work, open the run, load task and model, in this order.
+
+        Raises ValueError for an empty or repeated list of seeds and a task without checkable answers, ModelError
+        for a model that this machine can't hold, before anything is loaded.
+        """
+        p = with_preset(PRESETS[notebook], given)
+        seeds = p.get("seeds", [p.get("seed", 0)])
+        if not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int and s >= 0 for s in seeds):
+            raise ValueError(f"seeds={seeds}: give at least one whole number from 0, each once, e.g. seeds=[0]")
+        task = load_task(p["task"], p.get("data"), p["split"] == "transductive")
+        if not isinstance(task, Arithmetic | MathTask):
+            raise ValueError(f"task={p['task']!r} has no answers that can be checked; take arithmetic or a math task")
+        work = Work(
+            train="steps" in p,
+            prompts=p.get("prompts_per_micro_batch", 1),
+            group_size=p.get("group_size") or p["rollouts"],
+            prompt_tokens=_PROMPT_TOKENS,
+            new_tokens=task.sampling.max_new_tokens,
+            checkpointing=torch.cuda.is_available(),
+        )
+        require_memory(p["model"], work)
+        heldout = task.examples("heldout", p["questions"], 0)
+        run = tracking.start_run(notebook, dict(given))
+        run.parameters(p)
+        return cls(p, run, task, load_model(p["model"]), heldout)
+
+    @property
+    def golds(self) -> dict[str, str]:
+        """Right answers by question id, for the upper bound and for plots."""
+        return {e.id: e.gold for e in self.heldout}
+
+    def estimators(
+        self, names: Sequence[str], anchor: LocalModel | None = None, **options: Any
+    ) -> dict[str, Estimator]:
+        """Estimators for held-out questions, read by `anchor` or the untrained model."""
+        return estimators(names, anchor or self.model.anchor(), self.task, self.golds, **options)
+
+    def rollouts(self, n: int, seed: int, examples: Sequence[Example] | None = None, **sampling: Any) -> list[Group]:
+        """n rollouts of each held-out question, or of `examples`; `sampling` changes how they are drawn."""
+        how = replace(self.task.sampling, seed=seed, **sampling)
+        return sample_groups(self.model, self.task, self.heldout if examples is None else examples, n, how)
+
+    def evaluate(self, names: Sequence[str], seed: int) -> Evaluation:
+        """The policy as it is now on the held-out questions. Rollouts of one seed are the same for all methods."""
+        by_name = self.estimators([n for n in names if n != "single"]) if set(names) - {"single"} else {}
+        return evaluate(self.model, self.task, self.heldout, self.p["group_size"], by_name, seed + 1)
+
+    def fresh(self, seed: int) -> LocalModel:
+        """Replace the policy by the untrained model with a fresh adapter, and return it."""
+        self.model = add_lora(self.model, self.p["lora_rank"], seed)
+        return self.model
+
+    def train_set(self, seed: int) -> list[Example]:
+        """The training questions of a seed."""
+        return self.task.examples("train", self.p["train_questions"], seed)
+
+    def grpo(
+        self, estimator: str, seed: int, after: Sequence[str] = ("majority", "synthesis"), name: str = "",
+        lenient: bool = False,
+    ) -> Arm:  # fmt: skip
+        """Train a fresh policy on one estimator's references and score it. It stays as `model` until the next arm.
+
+        `gold` trains on the right answers, the upper bound; no other estimator is given them. `lenient` is the
+        lesson: the careless reading of answers (`LenientArithmetic`), with no KL term to hold the policy.
+        """
+        policy = self.fresh(seed)
+        task: Arithmetic | MathTask = LenientArithmetic() if lenient else self.task
+        questions = task.examples("train", self.p["train_questions"], seed)
+        golds = {e.id: e.gold for e in questions} if estimator == "gold" else None
+        teacher = estimators([estimator], policy.anchor(), task, golds)[estimator]
+        changes = {"seed": seed} | ({"beta": 0.0, "learning_rate": 3e-4} if lenient else {})
+        settings = GRPOSettings.of(self.p | changes)
+        part = self.run.part(name or f"{estimator}_{seed}")
+        with policy.ledger.measure() as spent:
+            trained = train(policy, task, questions, teacher, verifiable, settings, part, resume=True)
+        return Arm(trained, spent, self.evaluate(after, seed))
+
+    def sft(self, estimator: str, seed: int, after: Sequence[str] = ("majority", "synthesis")) -> Arm:
+        """CaT-SFT: references of the training questions by the untrained model, then cross-entropy on them."""
+        policy = self.fresh(seed)
+        questions = self.train_set(seed)
+        teacher = estimators([estimator], policy.anchor(), self.task)[estimator]
+        with policy.ledger.measure() as spent:
+            made = evaluate(policy, self.task, questions, self.p["group_size"], {estimator: teacher}, seed)
+            references: list[Reference | None] = made.references[estimator]
+            settings = SFTSettings(learning_rate=self.p["sft_learning_rate"], seed=seed)
+            tuned = finetune(policy, self.task, questions, references, settings, self.run.part(f"sft_{seed}"))
+        return Arm(tuned, spent, self.evaluate(after, seed))
