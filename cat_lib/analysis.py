@@ -35,8 +35,9 @@ def by_question(evaluations: Sequence[Evaluation], method: str) -> np.ndarray:
 def method_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     """One row a method, over the evaluations of one policy, one a seed.
 
-    Columns: method, accuracy, low, high, standard_error (over questions, as the paper prints it), n, seeds, and a
-    question's cost: tokens (generated), gflops, seconds.
+    Columns: method, accuracy, low, high, standard_error (over questions, as the paper prints it), n, seeds, no_answer
+    (share of references without a readable answer, or of samples), and a question's cost: tokens (generated), gflops,
+    seconds.
     """
     rows = []
     for method in evaluations[0].scores:
@@ -50,6 +51,7 @@ def method_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
                 "standard_error": standard_error(scores.mean(axis=0)),
                 "n": n,
                 "seeds": len(scores),
+                "no_answer": _no_answer(evaluations, method),
                 "tokens": fmean(c.completion_tokens for c in costs) / n,
                 "gflops": fmean(c.flops for c in costs) / n / 1e9,
                 "seconds": fmean(c.seconds for c in costs) / n,
@@ -84,9 +86,16 @@ def versus(evaluations: Sequence[Evaluation], baseline: str) -> pd.DataFrame:
                 "conclusive": estimate.conclusive,
             }
         )
-    table = pd.DataFrame(rows)
-    table["p_holm"] = table["method"].map(holm(dict(zip(table["method"], table["p"], strict=True))))
+    table = _adjusted(pd.DataFrame(rows), "p")
     return table.assign(beats=table["conclusive"] & (table["p_holm"] < 0.05)).drop(columns="conclusive")
+
+
+def _no_answer(evaluations: Sequence[Evaluation], method: str) -> float | None:
+    if method == "single":
+        return fmean(a is None for e in evaluations for g in e.groups for a in g.answers)
+    if method not in evaluations[0].references:
+        return None
+    return fmean(r is None or r.answer is None for e in evaluations for r in e.references[method])
 
 
 def by_level(evaluations: Sequence[Evaluation], examples: Sequence[Example]) -> pd.DataFrame:
@@ -155,8 +164,8 @@ def arm_table(
 
     Columns: method, accuracy (of one sample), low, high, n, seeds; difference, _low, _high, p, p_holm against one
     sample of the untrained policy; and where `baselines[arm]` names an estimator of `before`, its accuracy as
-    `baseline` and one trained sample minus it as `over_baseline`, _low, _high: what the same untrained model gets by
-    paying the arm's estimator at test time.
+    `baseline` and one trained sample minus it as `over_baseline`, _low, _high, _p, _p_holm: what the same untrained
+    model gets by paying the arm's estimator at test time.
     """
     rows: list[dict[str, object]] = []
     for arm, after in arms.items():
@@ -177,10 +186,10 @@ def arm_table(
             left = over_questions_and_seeds(single - bought)
             row |= {"baseline": bought.mean(), "over_baseline": left.mean}
             row |= {"over_baseline_low": left.low, "over_baseline_high": left.high}
+            row["over_baseline_p"] = paired_difference(bought.mean(axis=0), single.mean(axis=0)).p
         rows.append(row)
-    table = pd.DataFrame(rows)
-    table["p_holm"] = table["method"].map(holm(dict(zip(table["method"], table["p"], strict=True))))
-    return table
+    table = _adjusted(pd.DataFrame(rows), "p")
+    return _adjusted(table, "over_baseline_p") if "over_baseline_p" in table else table
 
 
 def arm_metrics(table: pd.DataFrame, before: Sequence[Evaluation], split: str = "heldout") -> dict[str, float]:
@@ -224,12 +233,13 @@ def gain_metrics(before: Evaluation, after: Evaluation) -> dict[str, float]:
 def findings(table: pd.DataFrame, baseline: str, column: str = "difference") -> str:
     """Which rows differ from the baseline, in words; who is undecided is said, and no winner claimed without evidence.
 
-    table: columns method, n, seeds, p_holm, `column`, `column`_low and `column`_high.
+    table: columns method, n, seeds, `column`, `column`_low, _high, and p_holm (`column`_p_holm for other columns).
     """
     low, high = f"{column}_low", f"{column}_high"
+    adjusted = "p_holm" if column == "difference" else f"{column}_p_holm"
     parts: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
     for _, row in table.dropna(subset=[column]).iterrows():
-        decided = (row[low] > 0 or row[high] < 0) and row.get("p_holm", 0.0) < 0.05
+        decided = (row[low] > 0 or row[high] < 0) and row[adjusted] < 0.05
         kind = "undecided" if not decided else "better" if row[column] > 0 else "worse"
         parts[kind].append(f"{row.method} ({row[column]:+.3f} [{row[low]:.3f}, {row[high]:.3f}])")
     n, seeds = table["n"].iloc[0], table["seeds"].iloc[0]
@@ -237,8 +247,18 @@ def findings(table: pd.DataFrame, baseline: str, column: str = "difference") -> 
     return f"Against {baseline}, n = {n} questions, {seeds} seed{'s' if seeds > 1 else ''}: {said}."
 
 
+def _adjusted(table: pd.DataFrame, p: str) -> pd.DataFrame:
+    """With a column `<p>_holm`: the p-values of the column as one family; rows without one stay without."""
+    family = table.dropna(subset=[p])
+    return table.assign(**{f"{p}_holm": table["method"].map(holm(dict(zip(family["method"], family[p], strict=True))))})
+
+
 def interval(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.mean, "low": estimate.low, "high": estimate.high}
+    """The estimate as columns `name`, low, high; the limits of an accuracy are cut to [0, 1]."""
+    low, high = (
+        (max(0.0, estimate.low), min(1.0, estimate.high)) if name == "accuracy" else (estimate.low, estimate.high)
+    )
+    return {name: estimate.mean, "low": low, "high": high}
 
 
 def _share(name: str, hits: int, n: int) -> dict[str, float | int | None]:

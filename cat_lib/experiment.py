@@ -18,7 +18,7 @@ from cat_lib.ledger import Cost
 from cat_lib.models import load_model
 from cat_lib.models.memory import Work, require_memory
 from cat_lib.parameters import with_preset
-from cat_lib.references import estimators
+from cat_lib.references import check_names, estimators
 from cat_lib.rewards.verifiable import verifiable
 from cat_lib.schema import Estimator, Example, Group, Reference
 from cat_lib.sft import SFTSettings, Tuned, finetune
@@ -40,7 +40,7 @@ _INFERENCE: dict[str, dict[str, Any]] = {
 # their smoke runs are half as long as the quickstart's, at twice its learning rate.
 _TRAINING: dict[str, dict[str, Any]] = {
     "smoke": _INFERENCE["smoke"]
-    | {"train_questions": 90, "steps": 6, "prompts_per_step": 12, "learning_rate": 2e-4, "prompts_per_micro_batch": 4},
+    | {"train_questions": 90, "steps": 6, "prompts_per_step": 8, "learning_rate": 2e-4, "prompts_per_micro_batch": 4},
     "paper": _INFERENCE["paper"]
     | {
         "train_questions": 500,
@@ -90,25 +90,32 @@ class Experiment:
     def open(cls, notebook: str, given: Mapping[str, Any]) -> Experiment:
         """Resolve the preset, refuse what can't work, open the run, load task and model, in this order.
 
-        Raises ValueError for an empty or repeated list of seeds and a task without checkable answers, ModelError
-        for a model that this machine can't hold, before anything is loaded.
+        Raises ValueError for parameters that can't work together (no or repeated seeds, unknown estimators, a task
+        without checkable answers), ModelError for a model that this machine can't hold, before anything is loaded.
         """
         p = with_preset(PRESETS[notebook], given)
         seeds = p.get("seeds", [p.get("seed", 0)])
         if not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int and s >= 0 for s in seeds):
             raise ValueError(f"seeds={seeds}: give at least one whole number from 0, each once, e.g. seeds=[0]")
-        task = load_task(p["task"], p.get("data"), p["split"] == "transductive")
-        if not isinstance(task, Arithmetic | MathTask):
-            raise ValueError(f"task={p['task']!r} has no answers that can be checked; take arithmetic or a math task")
+        for names in (p.get("estimators", ["single"]), [p.get("teacher", "single")]):
+            check_names(names)
+        if max(p.get("sizes", [0]), default=0) > p.get("rollouts", 0):
+            raise ValueError(f"sizes={p['sizes']}: none can be above rollouts={p['rollouts']}; raise rollouts")
+        if "steps" in p:
+            GRPOSettings.of(p)
+        kind = Arithmetic if p["task"] == "arithmetic" else MathTask
         work = Work(
             train="steps" in p,
             prompts=p.get("prompts_per_micro_batch", 1),
             group_size=p.get("group_size") or p["rollouts"],
             prompt_tokens=_PROMPT_TOKENS,
-            new_tokens=task.sampling.max_new_tokens,
+            new_tokens=kind.sampling.max_new_tokens,
             checkpointing=torch.cuda.is_available(),
         )
         require_memory(p["model"], work)
+        task = load_task(p["task"], p.get("data"), p["split"] == "transductive")
+        if not isinstance(task, Arithmetic | MathTask):
+            raise ValueError(f"task={p['task']!r} has no answers that can be checked; take arithmetic or a math task")
         heldout = task.examples("heldout", p["questions"], 0)
         run = tracking.start_run(notebook, dict(given))
         run.parameters(p)

@@ -190,7 +190,8 @@ def intervals(
         axis.axvline(line, color=GREY, linestyle="--", linewidth=1)
     if paper:
         mark = Line2D([], [], marker="D", color="black", markerfacecolor="white", linestyle="")
-        axis.legend([mark], ["the paper's value or range (its models)"], frameon=False)
+        label = "the paper's value or range, for its own models and task"
+        figure.legend([mark], [label], frameon=False, loc="outside lower center")
     axis.set_xlabel(xlabel)
     axis.set_title(title, fontsize=11)
     clean(figure)

@@ -34,13 +34,9 @@ def estimators(
     """The estimators of these names. `prompt` is the synthesis prompt (a kind of `synthesis.KINDS`), or the task's.
 
     `synthesis_1` is synthesis of the first rollout alone. `gold` needs `golds`, answers by question id.
-    Raises ValueError for a name that is not in NAMES or stands twice, for none, and for `gold` without golds.
+    Raises ValueError as `check_names`, and for `gold` without golds.
     """
-    wrong = [n for n in names if n not in NAMES or list(names).count(n) > 1]
-    if wrong or not names:
-        raise ValueError(
-            f"estimators={list(names)}: allowed are {', '.join(NAMES)}, each once; look at {wrong or 'an empty list'}"
-        )
+    check_names(names)
     if "gold" in names and golds is None:
         raise ValueError("the estimator 'gold' reads labels: pass golds, or leave it out")
     kind = prompt or task.synthesis_prompt
@@ -56,6 +52,15 @@ def estimators(
         "gold": selection.gold(golds or {}),
     }
     return {name: every[name] for name in names}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises ValueError for a name that is not in NAMES or stands twice, and for none."""
+    wrong = [n for n in names if n not in NAMES or list(names).count(n) > 1]
+    if wrong or not names:
+        raise ValueError(
+            f"estimators={list(names)}: allowed are {', '.join(NAMES)}, each once; look at {wrong or 'an empty list'}"
+        )
 
 
 def _of_first(write: Estimator) -> Estimator:

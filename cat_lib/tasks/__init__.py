@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cat_lib.schema import Completion, Group, Task
+from cat_lib.schema import Completion, Group, Prompt, Task
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tasks.clinic import clinic
 from cat_lib.tasks.healthbench import HUB, HealthTask, load_rows
+from cat_lib.tasks.math import HUB as MATH
+from cat_lib.tasks.math import MathTask, load_math
 
-NAMES = ("arithmetic", "clinic", "healthbench")
+NAMES = ("arithmetic", *MATH, "clinic", "healthbench")
 
 
-def load_task(name: str, data: str | None = None) -> Arithmetic | HealthTask:
-    """The task of that name. `data` is HealthBench's hub id, a URL or a local file in its format.
+def load_task(name: str, data: str | None = None, transductive: bool = False) -> Arithmetic | MathTask | HealthTask:
+    """The task of that name. `data` is a hub id or a local file in the task's format, for HealthBench also a URL.
+
+    `transductive` is for the math tasks: train on the questions that are scored, without their answers.
 
     A tenth of its conversations is held out, a tenth kept for validation, at most 500 each. Hard and Consensus are
     parts of the full file: do not train on one and report on another.
@@ -22,6 +26,8 @@ def load_task(name: str, data: str | None = None) -> Arithmetic | HealthTask:
     """
     if name == "arithmetic":
         return Arithmetic()
+    if name in MATH:
+        return load_math(name, data, transductive)
     if name == "clinic":
         return clinic()
     if name == "healthbench":
@@ -31,6 +37,6 @@ def load_task(name: str, data: str | None = None) -> Arithmetic | HealthTask:
     raise ValueError(f"task={name!r}: allowed is {', '.join(NAMES)}")
 
 
-def group_of(task: Task, id: str, question: str, rollouts: Sequence[Completion]) -> Group:
+def group_of(task: Task, id: str, question: str, rollouts: Sequence[Completion], prompt: Prompt = "") -> Group:
     """A group whose answers are what `task` extracts from its rollouts."""
-    return Group(id, question, tuple(rollouts), tuple(task.extract(r, question) for r in rollouts))
+    return Group(id, question, tuple(rollouts), tuple(task.extract(r, question) for r in rollouts), prompt)

@@ -1,0 +1,183 @@
+r"""Competition mathematics: MATH-500, AIME, AMC and GSM8K from the hub, and files in their formats.
+
+A model answers in one `\boxed{...}`; answers and golds are canonical forms (`cat_lib.answers`), so that a vote can
+count them. Rows are looked for under the key names that published datasets use (see _KEYS).
+
+Left out: which split of a dataset is which. A test set is read, and where `transductive` is off it is cut in half by a
+hash of the question's text, so that no question stands on both sides, whatever its id or the file's order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cat_lib.answers import boxed, canonical, equal
+from cat_lib.schema import Completion, Example, Message, Sampling
+from cat_lib.tasks.healthbench import DataError, read_jsonl
+
+HUB: dict[str, tuple[str, str | None, str]] = {  # id, configuration, split
+    "math500": ("HuggingFaceH4/MATH-500", None, "test"),
+    "aime24": ("HuggingFaceH4/aime_2024", None, "train"),
+    "aime25": ("math-ai/aime25", None, "test"),
+    "amc": ("AI-MO/aimo-validation-amc", None, "train"),
+    "gsm8k": ("openai/gsm8k", "main", "test"),
+}
+SPLITS = ("train", "heldout")
+INSTRUCTION = r"Reason step by step. Then give the final answer, and nothing else, once inside \boxed{}."
+_KEYS = {
+    "question": ("problem", "question", "prompt", "Problem", "Question"),
+    "answer": ("answer", "Answer", "expected_answer", "target", "ground_truth", "solution", "Solution"),
+    "id": ("unique_id", "id", "ID", "problem_id", "source_id", "url"),
+    "level": ("level", "difficulty"),
+    "subject": ("subject", "type"),
+}
+Rows = list[tuple[str, dict[str, Any]]]  # ("file:line" or "id, row n", the row)
+
+
+@dataclass(frozen=True)
+class MathTask:
+    """Questions with one checkable answer each."""
+
+    name: str
+    rows: Sequence[Example]
+    transductive: bool = True
+    synthesis_prompt: str = "reasoning"
+    sampling: Sampling = Sampling(1536, temperature=0.7, top_k=20, top_p=0.8)  # noqa: RUF009  # frozen: safe to share
+    verifiable = True
+
+    def examples(self, split: str, n: int | None, seed: int) -> list[Example]:
+        """n questions of a split, or all, in an order drawn from `seed`.
+
+        Transductive (the set-up of the paper and of TTRL): both splits are all questions; no gold is trained on.
+        Raises ValueError if the split is unknown, or has fewer than n questions.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r}: allowed are {', '.join(SPLITS)}")
+        side = SPLITS.index(split)
+        pool = sorted((e for e in self.rows if self.transductive or _half(e.question) == side), key=lambda e: e.id)
+        if not 1 <= (len(pool) if n is None else n) <= len(pool):
+            wanted = f"n={n}: the {split} split has {len(pool)} questions; "
+            raise ValueError(wanted + (f"ask for 1 to {len(pool)}" if pool else "give more data, or transductive=True"))
+        random.Random(seed).shuffle(pool)
+        return pool[:n]
+
+    def extract(self, completion: Completion, question: str) -> str | None:
+        """The canonical form of the one boxed answer; None: there isn't one, it can't be read, or the text was cut."""
+        content = boxed(completion.text) if completion.ended else None
+        return None if content is None else canonical([content])[0]
+
+    def correct(self, answer: str | None, gold: str) -> bool:
+        """Whether an extracted answer is the gold answer; no answer is not."""
+        return answer is not None and (answer == gold or equal([(gold, answer)])[0] is True)
+
+
+def load_math(name: str, data: str | None = None, transductive: bool = True) -> MathTask:
+    """The task of that name (see HUB). `data`: another hub id, or a local .jsonl or .json file.
+
+    Raises ValueError for an unknown name, DataError naming the row that can't be used or why the data can't be had.
+    """
+    if name not in HUB:
+        raise ValueError(f"task={name!r}: allowed is {', '.join(HUB)}")
+    rows = _local(Path(data)) if data and Path(data).suffix in (".json", ".jsonl") else _hub(name, data)
+    if not rows:
+        raise DataError(f"{data or name}: no rows; give a file with a question and an answer in each row")
+    read = [_read(row, where) for where, row in rows]
+    forms = canonical([gold for _, _, gold in read])
+    seen: dict[str, str] = {}
+    examples = []
+    for (where, row), (id, question, gold), form in zip(rows, read, forms, strict=True):
+        if id in seen:
+            raise DataError(f"{where}: id {id!r} stands at {seen[id]} already; each question needs its own")
+        if form is None:
+            raise DataError(f"{where}: the answer {gold[:80]!r} can't be read in time; write it out more simply")
+        seen[id] = where
+        level, subject = _find(row, "level"), _find(row, "subject")
+        number = re.fullmatch(r"(?:level\s*)?([0-9]+)", str(level).strip(), re.IGNORECASE)
+        examples.append(
+            Example(
+                id,
+                question,
+                [Message(role="user", content=f"{question}\n\n{INSTRUCTION}")],
+                form,
+                name if level is None else f"level {number[1]}" if number else str(level).lower(),
+                tags=() if subject is None else (f"subject:{str(subject).lower()}",),
+            )
+        )
+    return MathTask(name, examples, transductive)
+
+
+def _local(path: Path) -> Rows:
+    """The rows of a file. Raises DataError if it is none, or holds no rows."""
+    if not path.is_file():
+        raise DataError(f"no file {path}; give a local .jsonl or .json file or a hub id")
+    if path.suffix == ".jsonl":
+        return list(read_jsonl(path))
+    try:
+        found = json.loads(path.read_bytes() or b"[]")
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: no JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: no JSON ({error})") from None
+    lists = [found] if isinstance(found, list) else []
+    if isinstance(found, dict):
+        lists = [v for v in found.values() if isinstance(v, list)]
+    if len(lists) != 1:
+        raise DataError(f"{path}: {len(lists)} lists of rows, where one is needed: a list, or an object with one list")
+    for number, row in enumerate(lists[0], 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, row {number}: a {type(row).__name__}, where an object is needed")
+    return [(f"{path}, row {number}", row) for number, row in enumerate(lists[0], 1)]
+
+
+def _hub(name: str, data: str | None) -> Rows:
+    """The rows of a hub id's test split, or of its only one. Raises DataError if they can't be had."""
+    source, config, split = HUB[name] if data is None else (data, None, "test")
+    try:
+        from datasets import load_dataset
+
+        found = load_dataset(source, config)
+        rows = found[split if split in found else next(iter(found))]
+        return [(f"{source}, row {number}", dict(row)) for number, row in enumerate(rows, 1)]
+    except Exception as error:  # the hub raises a dozen unrelated types
+        reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
+        raise DataError(f"{source}: can't be had from the hub ({reason}); give a local .jsonl or .json file") from None
+
+
+def _read(row: dict[str, Any], where: str) -> tuple[str, str, str]:
+    """Id, question and gold source of a row. Raises DataError if there is no question or no answer."""
+    question, answer, id = (_find(row, kind) for kind in ("question", "answer", "id"))
+    for kind, value in (("question", question), ("answer", answer)):
+        if value is None:
+            there = [k for k in _KEYS[kind] if k in row]
+            missing = f"{there[0]} is empty" if there else f"looked for {', '.join(_KEYS[kind])}"
+            raise DataError(f"{where}: no {kind} ({missing}; the row has {', '.join(map(str, row)) or 'nothing'})")
+    if isinstance(question, list):  # a chat: what the user asked last
+        turns = [m["content"] for m in question if isinstance(m, dict) and m.get("role") == "user" and m.get("content")]
+        question = turns[-1] if turns else None
+    if not isinstance(question, str) or isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise DataError(f"{where}: a question is text or a list of messages, and an answer is text or a number")
+    gold = str(answer)
+    if "####" in gold:  # GSM8K
+        gold = gold.rpartition("####")[2].strip()
+    elif r"\boxed" in gold or not any(k in row for k in _KEYS["answer"][:-2]):  # a worked solution
+        gold = boxed(gold) or ""
+    if not gold:
+        raise DataError(f"{where}: no answer: {answer!r:.80} has no one \\boxed{{...}} and nothing after ####")
+    return str(id) if id is not None else hashlib.sha256(question.encode()).hexdigest()[:12], question.strip(), gold
+
+
+def _find(row: dict[str, Any], kind: str) -> Any:
+    """The first value under one of that kind's keys that is there and not empty, or None."""
+    values = (row[k] for k in _KEYS[kind] if k in row)
+    return next((v for v in values if v is not None and str(v).strip() and v != []), None)
+
+
+def _half(question: str) -> int:
+    return hashlib.sha256(" ".join(question.casefold().split()).encode()).digest()[0] % 2

@@ -1,0 +1,71 @@
+"""Fine-tuning on pseudo-references, with the real model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cat_lib.models import load_model
+from cat_lib.schema import Example, Reference
+from cat_lib.sft import SFTSettings, _row, finetune
+from cat_lib.tasks.arithmetic import Arithmetic
+from cat_lib.tracking import Run
+from cat_lib.training import add_lora
+
+TASK = Arithmetic()
+QUESTIONS = TASK.examples("train", 16, 0)
+
+
+def references(questions) -> list[Reference | None]:
+    return [Reference(f"{e.question[8:-1]} = 77", "77", "made up") for e in questions]
+
+
+def test_the_policy_learns_to_write_its_references_and_keeps_the_best_epoch(tmp_path):
+    policy = add_lora(load_model("embedded"), 8, 0)
+    lies = [replace(e, gold="123456") for e in QUESTIONS]
+    settings = SFTSettings(epochs=4, batch_size=4, learning_rate=2e-3)
+    tuned = finetune(
+        policy, TASK, lies, [*references(lies)[:-2], None, Reference("no", None, "x")], settings, Run(tmp_path)
+    )
+    assert tuned.references == 14
+    losses = tuned.history["validation_loss"]
+    assert losses.min() < losses.iloc[0]
+    assert tuned.best_epoch == tuned.history.loc[losses.idxmin(), "epoch"]
+    assert (tuned.adapter / "adapter_model.safetensors").exists()
+    held = TASK.examples("heldout", 8, 0)
+    written = [c.text for (c,) in policy.generate([e.prompt for e in held], 1, replace(TASK.sampling, temperature=0))]
+    assert sum(text.strip().endswith("= 77") for text in written) >= 6, written
+    assert policy.ledger.roles["update"].flops > 0
+
+
+def test_targets_are_what_the_policy_would_have_generated(embedded):
+    row = _row(embedded, TASK, QUESTIONS[0], Reference("2 + 2 = 4", "4", "x"))
+    prompt = embedded.encode(QUESTIONS[0].prompt)
+    assert row["input_ids"][: len(prompt)] == prompt
+    assert row["labels"][: len(prompt)] == [-100] * len(prompt)
+    target = row["labels"][len(prompt) :]
+    assert embedded.tokenizer.decode(target) == " 2 + 2 = 4\n"
+    assert target[-1] in embedded.stop_ids(TASK.sampling.stop)
+    chat = Example("c", "Hi?", [{"role": "user", "content": "Hi?"}], "", "")
+    task = replace_sampling(TASK, ())
+    row = _row(embedded, task, chat, Reference("Hello.", None, "x"))
+    assert row["labels"][-1] == embedded.tokenizer.eos_token_id
+
+
+def replace_sampling(task, stop):
+    other = Arithmetic()
+    other.sampling = replace(task.sampling, stop=stop)
+    return other
+
+
+def test_too_little_to_learn_from_is_refused(embedded, tmp_path):
+    with pytest.raises(ValueError, match="add_lora"):
+        finetune(embedded, TASK, QUESTIONS, references(QUESTIONS), SFTSettings(), Run(tmp_path))
+    policy = add_lora(load_model("embedded"), 4, 0)
+    with pytest.raises(ValueError, match="3 of 16 references can be learnt from; at least 4"):
+        finetune(policy, TASK, QUESTIONS, [*references(QUESTIONS)[:3], *[None] * 13], SFTSettings(), Run(tmp_path))
+    with pytest.raises(ValueError, match="validation_share=1"):
+        SFTSettings(validation_share=1)
+    with pytest.raises(ValueError, match="adapter inside"):
+        add_lora(replace(policy, model=policy.model.base_model.model), 4, 0)
