@@ -14,10 +14,11 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
-from cat_lib.evaluation import Evaluation, comparison_metrics
+from cat_lib.evaluation import Evaluation, compute_ratios
 from cat_lib.schema import Example, Task
 from cat_lib.stats import (
     Estimate,
+    bootstrap,
     holm,
     mcnemar,
     over_questions_and_seeds,
@@ -65,7 +66,7 @@ def versus(evaluations: Sequence[Evaluation], baseline: str) -> pd.DataFrame:
 
     Columns: method, difference, difference_low, _high, n, seeds, p (permutation test, seeds averaged), p_holm, and
     mcnemar, the exact test on the first seed, where both give one answer a question. `beats`: the interval and the
-    adjusted p agree that there is a difference.
+    adjusted p agree that it is better.
     """
     rows, base = [], by_question(evaluations, baseline)
     for method in (m for m in evaluations[0].scores if m != baseline):
@@ -86,8 +87,10 @@ def versus(evaluations: Sequence[Evaluation], baseline: str) -> pd.DataFrame:
                 "conclusive": estimate.conclusive,
             }
         )
-    table = _adjusted(pd.DataFrame(rows), "p")
-    return table.assign(beats=table["conclusive"] & (table["p_holm"] < 0.05)).drop(columns="conclusive")
+    table = adjusted(pd.DataFrame(rows), "method", "p")
+    return table.assign(beats=(table["difference"] > 0) & table["conclusive"] & (table["p_holm"] < 0.05)).drop(
+        columns="conclusive"
+    )
 
 
 def _no_answer(evaluations: Sequence[Evaluation], method: str) -> float | None:
@@ -126,20 +129,20 @@ def disagreements(
 
     Over the questions of all seeds, those where both have an answer. One row an estimator: disagreement (share,
     low, high, n), right_when_disagreeing (of those, low, high, n) and other_right (the other's share of the same).
-    The intervals are Wilson's and take the seeds' questions as independent: a little too narrow.
+    Intervals are bootstraps over questions, each with all its seeds; n counts the answers of all seeds.
     """
     rows = []
     for other in (m for m in evaluations[0].references if m not in (method, "gold")):
-        both = [
-            (a.answer, b.answer, example.gold)
-            for e in evaluations
-            for a, b, example in zip(e.references[method], e.references[other], examples, strict=True)
-            if a and b and a.answer is not None and b.answer is not None
-        ]
-        parted = [(a, b, gold) for a, b, gold in both if a != b]
-        row: dict[str, object] = {"method": other, **_share("disagreement", len(parted), len(both))}
-        row |= _share("right_when_disagreeing", sum(task.correct(a, gold) for a, _, gold in parted), len(parted))
-        row["other_right"] = fmean(task.correct(b, gold) for _, b, gold in parted) if parted else None
+        both, parted, won, lost = (np.zeros((len(examples), len(evaluations))) for _ in range(4))
+        for s, e in enumerate(evaluations):
+            for i, (a, b) in enumerate(zip(e.references[method], e.references[other], strict=True)):
+                if a and b and a.answer is not None and b.answer is not None:
+                    both[i, s], parted[i, s] = 1, a.answer != b.answer
+                    won[i, s] = parted[i, s] and task.correct(a.answer, examples[i].gold)
+                    lost[i, s] = parted[i, s] and task.correct(b.answer, examples[i].gold)
+        row: dict[str, object] = {"method": other, **_share("disagreement", parted, both)}
+        row |= _share("right_when_disagreeing", won, parted)
+        row["other_right"] = float(lost.sum() / parted.sum()) if parted.any() else None
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -149,12 +152,21 @@ def right_when_all_wrong(
 ) -> Estimate:
     """Share of all questions on which no rollout is right and the reference is (the paper: about 1 %)."""
     hits = [
-        not any(task.correct(a, example.gold) for a in group.answers)
-        and bool(reference and task.correct(reference.answer, example.gold))
+        [
+            not any(task.correct(a, example.gold) for a in group.answers)
+            and bool(reference and task.correct(reference.answer, example.gold))
+            for group, reference, example in zip(e.groups, e.references[method], examples, strict=True)
+        ]
         for e in evaluations
-        for group, reference, example in zip(e.groups, e.references[method], examples, strict=True)
     ]
-    return wilson(sum(hits), len(hits))
+    estimate = over_questions_and_seeds(np.array(hits, dtype=float))
+    return replace(estimate, low=max(0.0, estimate.low))
+
+
+def cost_ratios(before: Evaluation, after: Evaluation, methods: Sequence[str]) -> pd.DataFrame:
+    """A question's cost by each method of `before` over one sample of `after`: index method; tokens, flops, seconds."""
+    rows = {m: list(compute_ratios(after.scores["single"], before.scores[m]).values()) for m in methods}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["tokens", "flops", "seconds"])
 
 
 def arm_table(
@@ -188,69 +200,15 @@ def arm_table(
             row |= {"over_baseline_low": left.low, "over_baseline_high": left.high}
             row["over_baseline_p"] = paired_difference(bought.mean(axis=0), single.mean(axis=0)).p
         rows.append(row)
-    table = _adjusted(pd.DataFrame(rows), "p")
-    return _adjusted(table, "over_baseline_p") if "over_baseline_p" in table else table
+    table = adjusted(pd.DataFrame(rows), "method", "p")
+    return adjusted(table, "method", "over_baseline_p") if "over_baseline_p" in table else table
 
 
-def arm_metrics(table: pd.DataFrame, before: Sequence[Evaluation], split: str = "heldout") -> dict[str, float]:
-    """Flat metrics of `arm_table`: `<arm>_<split>_accuracy_before`, `_after`, `_difference`, `_low`, `_high`."""
-    untrained = float(by_question(before, "single").mean())
-    metrics: dict[str, float] = {
-        f"{split}_questions": float(table["n"].iloc[0]),
-        "seeds": float(table["seeds"].iloc[0]),
-    }
-    for row in table.itertuples():
-        key = f"{row.method}_{split}_accuracy"
-        metrics |= {f"{key}_before": untrained, f"{key}_after": row.accuracy, f"{key}_difference": row.difference}
-        metrics |= {f"{key}_difference_low": row.difference_low, f"{key}_difference_high": row.difference_high}
-    return metrics
-
-
-def inference_metrics(methods: pd.DataFrame, versus: pd.DataFrame, parted: pd.DataFrame) -> dict[str, float]:
-    """Flat metrics of the three tables: `<method>_accuracy`, its limits, `<method>_versus_majority`, departures."""
-    metrics = {"heldout_questions": float(methods["n"].iloc[0]), "seeds": float(methods["seeds"].iloc[0])}
-    for row in methods.itertuples():
-        key = f"{row.method}_accuracy"
-        metrics |= {key: row.accuracy, f"{key}_low": row.low, f"{key}_high": row.high}
-        metrics |= {f"{row.method}_tokens": row.tokens, f"{row.method}_gflops": row.gflops}
-    for row in versus.itertuples():
-        key = f"{row.method}_versus_majority"
-        metrics |= {key: row.difference, f"{key}_low": row.difference_low, f"{key}_high": row.difference_high}
-        metrics |= {f"{key}_p_holm": row.p_holm}
-    for row in parted.itertuples():
-        metrics[f"synthesis_departs_from_{row.method}"] = row.disagreement
-        if row.right_when_disagreeing_n:
-            metrics[f"synthesis_right_departing_from_{row.method}"] = row.right_when_disagreeing
-    return metrics
-
-
-def gain_metrics(before: Evaluation, after: Evaluation) -> dict[str, float]:
-    """`heldout_accuracy_before`, `_after`, `_difference`, `_low`, `_high`, `_p` of one sample, and the questions."""
-    single = replace(before, scores={"single": before.scores["single"]})
-    return comparison_metrics("heldout", single, after)
-
-
-def findings(table: pd.DataFrame, baseline: str, column: str = "difference") -> str:
-    """Which rows differ from the baseline, in words; who is undecided is said, and no winner claimed without evidence.
-
-    table: columns method, n, seeds, `column`, `column`_low, _high, and p_holm (`column`_p_holm for other columns).
-    """
-    low, high = f"{column}_low", f"{column}_high"
-    adjusted = "p_holm" if column == "difference" else f"{column}_p_holm"
-    parts: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
-    for _, row in table.dropna(subset=[column]).iterrows():
-        decided = (row[low] > 0 or row[high] < 0) and row[adjusted] < 0.05
-        kind = "undecided" if not decided else "better" if row[column] > 0 else "worse"
-        parts[kind].append(f"{row.method} ({row[column]:+.3f} [{row[low]:.3f}, {row[high]:.3f}])")
-    n, seeds = table["n"].iloc[0], table["seeds"].iloc[0]
-    said = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in parts.items() if found)
-    return f"Against {baseline}, n = {n} questions, {seeds} seed{'s' if seeds > 1 else ''}: {said}."
-
-
-def _adjusted(table: pd.DataFrame, p: str) -> pd.DataFrame:
+def adjusted(table: pd.DataFrame, by: str | list[str], p: str) -> pd.DataFrame:
     """With a column `<p>_holm`: the p-values of the column as one family; rows without one stay without."""
-    family = table.dropna(subset=[p])
-    return table.assign(**{f"{p}_holm": table["method"].map(holm(dict(zip(family["method"], family[p], strict=True))))})
+    names = table[by] if isinstance(by, str) else table[by].agg(" ".join, axis=1)
+    known = table[p].notna()
+    return table.assign(**{f"{p}_holm": names.map(holm(dict(zip(names[known], table.loc[known, p], strict=True))))})
 
 
 def interval(name: str, estimate: Estimate) -> dict[str, float]:
@@ -261,8 +219,16 @@ def interval(name: str, estimate: Estimate) -> dict[str, float]:
     return {name: estimate.mean, "low": low, "high": high}
 
 
-def _share(name: str, hits: int, n: int) -> dict[str, float | int | None]:
-    if not n:
+def _share(name: str, hits: np.ndarray, tried: np.ndarray) -> dict[str, float | int | None]:
+    """hits and tried, (questions, seeds) of 0 and 1, as a share with its bootstrap limits over questions."""
+    n, of_question, tries = int(tried.sum()), hits.sum(axis=1), tried.sum(axis=1)
+    if n == 0:
         return {name: None, f"{name}_low": None, f"{name}_high": None, f"{name}_n": 0}
-    estimate = wilson(hits, n)
+
+    def share(drawn: np.ndarray) -> float:
+        return float(of_question[drawn].sum() / tries[drawn].sum()) if tries[drawn].any() else float("nan")
+
+    estimate = bootstrap(len(tries), share)
+    if of_question.sum() in (0, n):  # all or none: resampling shows no spread
+        estimate = wilson(int(of_question.sum()), int((tries > 0).sum()))
     return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high, f"{name}_n": n}

@@ -102,7 +102,8 @@ def evaluate(
             float(reference is not None and task.correct(reference.answer, gold))
             for reference, gold in zip(references[name], golds, strict=True)
         ]
-        scores[name] = Score(np.array(correct), _total(many, reading))
+        drawn = one if name == "synthesis_1" else many
+        scores[name] = Score(np.array(correct), _total(drawn, reading))
     return Evaluation(groups, scores, references)
 
 

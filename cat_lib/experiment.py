@@ -18,9 +18,10 @@ from cat_lib.ledger import Cost
 from cat_lib.models import load_model
 from cat_lib.models.memory import Work, require_memory
 from cat_lib.parameters import with_preset
-from cat_lib.references import check_names, estimators
+from cat_lib.references import check_names, estimators, selection
+from cat_lib.references.synthesis import KINDS
 from cat_lib.rewards.verifiable import verifiable
-from cat_lib.schema import Estimator, Example, Group, Reference
+from cat_lib.schema import Estimator, Example, Group
 from cat_lib.sft import SFTSettings, Tuned, finetune
 from cat_lib.tasks import load_task
 from cat_lib.tasks.arithmetic import Arithmetic, LenientArithmetic
@@ -40,7 +41,14 @@ _INFERENCE: dict[str, dict[str, Any]] = {
 # their smoke runs are half as long as the quickstart's, at twice its learning rate.
 _TRAINING: dict[str, dict[str, Any]] = {
     "smoke": _INFERENCE["smoke"]
-    | {"train_questions": 90, "steps": 6, "prompts_per_step": 8, "learning_rate": 2e-4, "prompts_per_micro_batch": 4},
+    | {
+        "train_questions": 90,
+        "steps": 6,
+        "prompts_per_step": 8,
+        "learning_rate": 2e-4,
+        "prompts_per_micro_batch": 4,
+        "lora_rank": 16,
+    },
     "paper": _INFERENCE["paper"]
     | {
         "train_questions": 500,
@@ -48,21 +56,24 @@ _TRAINING: dict[str, dict[str, Any]] = {
         "prompts_per_step": 32,
         "learning_rate": 5e-7,
         "prompts_per_micro_batch": 1,
+        "lora_rank": 32,
     },
 }
+# What an arm learns that it was not trained on: MATH-500 cut in halves, against the paper's transductive set-up.
+_HELDOUT = {"split": "heldout", "questions": 200, "train_questions": 200}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "01_rollouts_and_references": _INFERENCE,
     "04_inference_time": _INFERENCE,
     "05_scaling_rollouts": _INFERENCE,
-    "06_training_signals": _TRAINING,
+    "06_training_signals": {"smoke": _TRAINING["smoke"], "paper": _TRAINING["paper"] | _HELDOUT},
     "07_ablations": {
-        "smoke": _TRAINING["smoke"] | {"sft_learning_rate": 2e-4},
+        "smoke": _TRAINING["smoke"] | {"sft_learning_rate": 5e-4},
         "paper": _TRAINING["paper"] | {"sft_learning_rate": 5e-5, "other_model": "Qwen/Qwen3-1.7B"},
     },
     "08_compute": _TRAINING,
     "09_sharpening": {
         "smoke": _TRAINING["smoke"] | {"samples": 32},
-        "paper": _TRAINING["paper"] | {"samples": 64},
+        "paper": _TRAINING["paper"] | _HELDOUT | {"samples": 64},
     },
 }
 
@@ -94,29 +105,15 @@ class Experiment:
         without checkable answers), ModelError for a model that this machine can't hold, before anything is loaded.
         """
         p = with_preset(PRESETS[notebook], given)
-        seeds = p.get("seeds", [p.get("seed", 0)])
-        if not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int and s >= 0 for s in seeds):
-            raise ValueError(f"seeds={seeds}: give at least one whole number from 0, each once, e.g. seeds=[0]")
-        for names in (p.get("estimators", ["single"]), [p.get("teacher", "single")]):
-            check_names(names)
-        if max(p.get("sizes", [0]), default=0) > p.get("rollouts", 0):
-            raise ValueError(f"sizes={p['sizes']}: none can be above rollouts={p['rollouts']}; raise rollouts")
-        if "steps" in p:
-            GRPOSettings.of(p)
-        kind = Arithmetic if p["task"] == "arithmetic" else MathTask
-        work = Work(
-            train="steps" in p,
-            prompts=p.get("prompts_per_micro_batch", 1),
-            group_size=p.get("group_size") or p["rollouts"],
-            prompt_tokens=_PROMPT_TOKENS,
-            new_tokens=kind.sampling.max_new_tokens,
-            checkpointing=torch.cuda.is_available(),
-        )
-        require_memory(p["model"], work)
+        _check(p)
+        for name in filter(None, (p["model"], p.get("other_model"))):
+            _require_memory(name, p)
         task = load_task(p["task"], p.get("data"), p["split"] == "transductive")
         if not isinstance(task, Arithmetic | MathTask):
             raise ValueError(f"task={p['task']!r} has no answers that can be checked; take arithmetic or a math task")
         heldout = task.examples("heldout", p["questions"], 0)
+        if "steps" in p:
+            task.examples("train", p["train_questions"], 0)
         run = tracking.start_run(notebook, dict(given))
         run.parameters(p)
         return cls(p, run, task, load_model(p["model"]), heldout)
@@ -151,35 +148,84 @@ class Experiment:
         """The training questions of a seed."""
         return self.task.examples("train", self.p["train_questions"], seed)
 
-    def grpo(
-        self, estimator: str, seed: int, after: Sequence[str] = ("majority", "synthesis"), name: str = "",
-        lenient: bool = False,
-    ) -> Arm:  # fmt: skip
+    def grpo(self, estimator: str, seed: int, after: Sequence[str] = ("majority", "synthesis")) -> Arm:
         """Train a fresh policy on one estimator's references and score it. It stays as `model` until the next arm.
 
-        `gold` trains on the right answers, the upper bound; no other estimator is given them. `lenient` is the
-        lesson: the careless reading of answers (`LenientArithmetic`), with no KL term to hold the policy.
+        `gold` trains on the right answers, the upper bound; no other estimator is given them.
         """
-        policy = self.fresh(seed)
-        task: Arithmetic | MathTask = LenientArithmetic() if lenient else self.task
-        questions = task.examples("train", self.p["train_questions"], seed)
+        policy, questions = self.fresh(seed), self.train_set(seed)
         golds = {e.id: e.gold for e in questions} if estimator == "gold" else None
-        teacher = estimators([estimator], policy.anchor(), task, golds)[estimator]
-        changes = {"seed": seed} | ({"beta": 0.0, "learning_rate": 3e-4} if lenient else {})
-        settings = GRPOSettings.of(self.p | changes)
-        part = self.run.part(name or f"{estimator}_{seed}")
-        with policy.ledger.measure() as spent:
-            trained = train(policy, task, questions, teacher, verifiable, settings, part, resume=True)
-        return Arm(trained, spent, self.evaluate(after, seed))
+        teacher = estimators([estimator], policy.anchor(), self.task, golds)[estimator]
+        settings = GRPOSettings.of(self.p | {"seed": seed})
+        part = self.run.part(f"{estimator}_{seed}")
+        trained = train(policy, self.task, questions, teacher, verifiable, settings, part, resume=True)
+        return Arm(trained, trained.spent, self.evaluate(after, seed))
+
+    def lesson(self, seed: int) -> Trained:
+        """How a reward without labels collapses: majority vote on answers that are read carelessly.
+
+        Always on `LenientArithmetic`, with settings of its own that show it in six steps: no KL term, a high
+        learning rate. Nothing is scored after; its own `rollout_accuracy` is the result.
+        """
+        policy, task = self.fresh(seed), LenientArithmetic()
+        settings = GRPOSettings(
+            steps=6,
+            group_size=8,
+            prompts_per_step=8,
+            prompts_per_micro_batch=min(4, self.p["prompts_per_micro_batch"]),
+            learning_rate=3e-4,
+            beta=0.0,
+            lora_rank=self.p["lora_rank"],
+            seed=seed,
+        )
+        questions, part = task.examples("train", 90, seed), self.run.part("lesson")
+        return train(policy, task, questions, selection.majority, verifiable, settings, part, resume=True)
 
     def sft(self, estimator: str, seed: int, after: Sequence[str] = ("majority", "synthesis")) -> Arm:
         """CaT-SFT: references of the training questions by the untrained model, then cross-entropy on them."""
-        policy = self.fresh(seed)
-        questions = self.train_set(seed)
+        policy, questions = self.fresh(seed), self.train_set(seed)
         teacher = estimators([estimator], policy.anchor(), self.task)[estimator]
+        settings = SFTSettings(learning_rate=self.p["sft_learning_rate"], seed=seed)
         with policy.ledger.measure() as spent:
-            made = evaluate(policy, self.task, questions, self.p["group_size"], {estimator: teacher}, seed)
-            references: list[Reference | None] = made.references[estimator]
-            settings = SFTSettings(learning_rate=self.p["sft_learning_rate"], seed=seed)
+            references = teacher(self.rollouts(self.p["group_size"], seed, questions))
             tuned = finetune(policy, self.task, questions, references, settings, self.run.part(f"sft_{seed}"))
         return Arm(tuned, spent, self.evaluate(after, seed))
+
+
+def _check(p: Mapping[str, Any]) -> None:
+    """Raises ValueError for parameters that can't work together, before anything is loaded."""
+    seeds = p.get("seeds", [p.get("seed", 0)])
+    if not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int and s >= 0 for s in seeds):
+        raise ValueError(f"seeds={seeds}: give at least one whole number from 0, each once, e.g. seeds=[0]")
+    for names in (p.get("estimators", ["single"]), [p.get("teacher", "single")]):
+        check_names(names)
+    if wrong := [w for w in p.get("wordings") or [] if w not in KINDS]:
+        raise ValueError(f"wordings={p['wordings']}: allowed are {', '.join(KINDS)}; look at {wrong}")
+    if "sizes" in p:
+        sizes, least = p["sizes"], 2 if "mutual_predictability" in p["estimators"] else 1
+        if len(set(sizes)) < 2 or not all(type(s) is int and least <= s <= p["rollouts"] for s in sizes):
+            raise ValueError(
+                f"sizes={sizes}: give two whole numbers or more from {least} to rollouts={p['rollouts']} (mutual "
+                "predictability needs groups of 2)"
+            )
+    if "steps" in p:
+        settings = GRPOSettings.of(p)
+        if p["train_questions"] < settings.prompts_per_step:
+            raise ValueError(
+                f"train_questions={p['train_questions']} are fewer than prompts_per_step={settings.prompts_per_step}; "
+                "raise the first or lower the second"
+            )
+    if "samples" in p and p["split"] == "transductive":
+        raise ValueError("split='transductive' leaves no held-out questions to compare with; take split='heldout'")
+
+
+def _require_memory(name: str, p: Mapping[str, Any]) -> None:
+    """Raises ModelError if the model can't be held, for answering the largest group or for a training step."""
+    kind = Arithmetic if p["task"] == "arithmetic" else MathTask
+    largest = max(p.get(key) or 0 for key in ("group_size", "samples", "rollouts"))
+    answer = Work(False, 1, largest, _PROMPT_TOKENS, kind.sampling.max_new_tokens)
+    require_memory(name, answer)
+    if "steps" in p and name == p["model"]:
+        gpu, prompts = torch.cuda.is_available(), p["prompts_per_micro_batch"]
+        step = replace(answer, train=True, prompts=prompts, group_size=p["group_size"], checkpointing=gpu)
+        require_memory(name, replace(step, lora_rank=p["lora_rank"]))

@@ -12,12 +12,12 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
-from cat_lib.analysis import interval
+from cat_lib.analysis import adjusted, interval
 from cat_lib.evaluation import Evaluation, sample_groups
 from cat_lib.models.local import LocalModel
 from cat_lib.references import selection
 from cat_lib.schema import Estimator, Example, Group, Reference, Sampling, Task
-from cat_lib.stats import Estimate, holm, mean_interval, paired_difference, pass_at_k, wilson
+from cat_lib.stats import Estimate, mean_interval, paired_difference, pass_at_k, wilson
 
 References = Mapping[str, Sequence[Reference | None]]  # estimator to its reference of each group
 
@@ -56,12 +56,19 @@ def departures(references: References) -> pd.DataFrame:
     )
 
 
+def limits(groups: Sequence[Group], examples: Sequence[Example], task: Task) -> pd.DataFrame:
+    """What no selection can leave: one sample, and any of the G; kind, accuracy, low, high, n."""
+    right = _rights(task, groups, examples)
+    lines = {"one sample": mean_interval(right), "any of G (pass@G)": mean_interval(pass_at_k(right, right.shape[1]))}
+    return pd.DataFrame({"kind": kind, **interval("accuracy", e), "n": e.n} for kind, e in lines.items())
+
+
 def variants(
     groups: Sequence[Group], examples: Sequence[Example], task: Task, estimators: Mapping[str, Estimator]
 ) -> pd.DataFrame:
     """Estimators on the same rollouts: kind, accuracy, low, high, n, and the paired difference to the first of them.
 
-    `difference`, `difference_low`, `difference_high` and `p` are empty for the first.
+    `difference`, `difference_low`, `difference_high`, `p` and `p_holm` are empty for the first.
     """
     scores = {name: np.array(_right(task, estimator(groups), examples)) for name, estimator in estimators.items()}
     first = next(iter(scores))
@@ -73,7 +80,7 @@ def variants(
             d = paired_difference(scores[first], values)
             row |= {"difference": d.mean, "difference_low": d.low, "difference_high": d.high, "p": d.p}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return adjusted(pd.DataFrame(rows), "kind", "p") if len(rows) > 1 else pd.DataFrame(rows)
 
 
 def scaling(
@@ -127,9 +134,7 @@ def growth(scores: Mapping[tuple[str, int], np.ndarray], middle: int = 8) -> pd.
             rows.append(row | {"difference_low": d.low, "difference_high": d.high, "p": d.p, "n": d.n, "seeds": 1})
     if not rows:
         raise ValueError(f"sizes={sizes}: growth needs two sizes or more")
-    table = pd.DataFrame(rows)
-    family = {f"{row.method} {row.step}": float(row.p) for row in table.itertuples()}
-    return table.assign(p_holm=list(holm(family).values()))
+    return adjusted(pd.DataFrame(rows), ["method", "step"], "p")
 
 
 def pass_table(groups: Mapping[str, Sequence[Group]], examples: Sequence[Example], task: Task) -> pd.DataFrame:
@@ -177,8 +182,8 @@ def temperatures(
 ) -> pd.DataFrame:
     """Rollouts drawn in each way, and what the estimators make of them.
 
-    Columns: drawn, method, accuracy, low, high, n, agreement, distinct (answers a group). The method `single` is the
-    mean over all rollouts.
+    Columns: drawn, method, accuracy, low, high, n, agreement, distinct (answers a group); the method `single` is the
+    mean over all rollouts, and difference, difference_low, difference_high, p, p_holm are each estimator minus it.
     """
     rows = []
     for drawn, sampling in samplings.items():
@@ -192,8 +197,12 @@ def temperatures(
         } | {name: _right(task, estimator(groups), examples) for name, estimator in estimators.items()}
         for method, values in scores.items():
             estimate = mean_interval(values)
-            rows.append({"drawn": drawn, "method": method, **interval("accuracy", estimate), "n": estimate.n, **known})
-    return pd.DataFrame(rows)
+            row = {"drawn": drawn, "method": method, **interval("accuracy", estimate), "n": estimate.n, **known}
+            if method != "single":
+                d = paired_difference(scores["single"], values)
+                row |= {"difference": d.mean, "difference_low": d.low, "difference_high": d.high, "p": d.p}
+            rows.append(row)
+    return adjusted(pd.DataFrame(rows), ["drawn", "method"], "p") if estimators else pd.DataFrame(rows)
 
 
 def _rights(task: Task, groups: Sequence[Group], examples: Sequence[Example]) -> np.ndarray:
@@ -206,39 +215,13 @@ def _right(task: Task, references: Sequence[Reference | None], examples: Sequenc
     return [float(reference is not None and task.correct(reference.answer, e.gold)) for reference, e in pairs]
 
 
-def said(table: pd.DataFrame, what: str) -> str:
-    """One sentence on `variants`: which of them differ from the first, and that the others are undecided."""
-    first, rest = table["kind"].iloc[0], table.dropna(subset=["difference"]) if "difference" in table else table[:0]
-    if rest.empty:
-        return f"{what}: only {first} was tried."
-    adjusted = holm(dict(zip(rest["kind"], rest["p"].astype(float), strict=True)))
-    parts = []
-    for row in rest.itertuples():
-        decided = (row.difference_low > 0 or row.difference_high < 0) and adjusted[row.kind] < 0.05
-        word = ("better" if row.difference > 0 else "worse") if decided else "undecided"
-        parts.append(f"{row.kind} {row.difference:+.3f} [{row.difference_low:.3f}, {row.difference_high:.3f}] ({word})")
-    return f"{what}, against {first} (n = {table['n'].iloc[0]}): {', '.join(parts)}."
-
-
-def variant_metrics(part: str, table: pd.DataFrame) -> dict[str, float]:
-    """Flat metrics of `variants`: `<part>_<kind>_accuracy`, and `_difference` with its limits where there is one."""
-    metrics: dict[str, float] = {}
-    for row in table.itertuples():
-        key = f"{part}_{row.kind}".replace(" ", "_").replace(",", "")
-        metrics[f"{key}_accuracy"] = row.accuracy
-        if hasattr(row, "difference") and row.difference == row.difference:
-            metrics |= {f"{key}_difference": row.difference, f"{key}_difference_low": row.difference_low}
-            metrics |= {f"{key}_difference_high": row.difference_high}
-    return metrics
-
-
 def pass_differences(
     before: Mapping[str, Sequence[Group]],
     after: Mapping[str, Sequence[Group]],
     sets: Mapping[str, Sequence[Example]],
     task: Task,
 ) -> pd.DataFrame:
-    """pass@1 and pass@n after minus before, paired by question: kind, difference, low, high, n.
+    """pass@1 and pass@n after minus before, paired by question: kind, difference, low, high, n, p, p_holm.
 
     pass@n, with n the samples drawn, is the share of questions solved at least once.
     """
@@ -247,31 +230,15 @@ def pass_differences(
         first, last = (_rights(task, groups[name], examples) for groups in (before, after))
         for k in (1, first.shape[1]):
             d = paired_difference(pass_at_k(first, k), pass_at_k(last, k))
-            rows.append({"kind": f"{name}, pass@{k}", **interval("difference", d), "n": d.n})
-    return pd.DataFrame(rows)
+            rows.append({"kind": f"{name}, pass@{k}", **interval("difference", d), "n": d.n, "p": d.p})
+    return adjusted(pd.DataFrame(rows), "kind", "p")
 
 
 def plateau(phases: Mapping[str, Evaluation], methods: Sequence[str]) -> pd.DataFrame:
-    """Each estimator minus one sample of the same policy, paired by question: kind, difference, low, high, n."""
+    """Each estimator minus one sample of the same policy, paired: kind, difference, low, high, n, p, p_holm."""
     rows = []
     for phase, evaluation in phases.items():
         for method in methods:
             d = paired_difference(evaluation.scores["single"].correct, evaluation.scores[method].correct)
-            rows.append({"kind": f"{method}, {phase} training", **interval("difference", d), "n": d.n})
-    return pd.DataFrame(rows)
-
-
-def sharpening_words(ends: pd.DataFrame, new: Mapping[str, Estimate]) -> str:
-    """What the two ends of pass@k and the questions never solved before say, in words; undecided where they don't."""
-    parts = []
-    for row in ends.itertuples():
-        word = "undecided" if row.low <= 0 <= row.high else "rose" if row.difference > 0 else "fell"
-        parts.append(f"{row.kind} {row.difference:+.3f} [{row.low:.3f}, {row.high:.3f}] ({word})")
-    words = f"After training: {'; '.join(parts)}."
-    beyond = {key.removesuffix("_beyond"): e for key, e in new.items() if key.endswith("_beyond")}
-    if not beyond:
-        return words + " Every question was solved at least once before, so nothing new could be seen."
-    for name, e in beyond.items():
-        shown = "more than luck" if e.low > 0 else "less than luck" if e.high < 0 else "not told from luck"
-        words += f" Of {e.n} {name} questions never solved before, beyond a second draw: {e.mean:+.3f} ({shown})."
-    return words
+            rows.append({"kind": f"{method}, {phase} training", **interval("difference", d), "n": d.n, "p": d.p})
+    return adjusted(pd.DataFrame(rows), "kind", "p")

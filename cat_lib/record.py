@@ -41,13 +41,25 @@ class Record:
             known |= self.observe(step, self.run.dir)
         if not self.task.verifiable:
             return known
-        warning = self.watch.update(known)
-        if warning and not self.warnings:  # once: a collapsed run would repeat it every step
-            self.warnings.append(f"step {step}: {warning}")
+        if self._watch(step, known):
             warnings.warn(self.warnings[0], stacklevel=2)
             self.run.tag("collapse", self.warnings[0])
         golds = [self.golds[g.id] for g in groups]
         return known | gold_signals(groups, references, rewards, golds, self.task.correct)
+
+    def _watch(self, step: int, known: dict[str, float]) -> bool:
+        """Whether this step is the first to look like a collapse; a collapsed run would repeat it every step."""
+        warning = self.watch.update(known)
+        if not warning or self.warnings:
+            return False
+        self.warnings.append(f"step {step}: {warning}")
+        return True
+
+    def replay(self, history: Sequence[dict[str, float]]) -> None:
+        """Let the collapse watch see the steps before a resume."""
+        for logged in history:
+            if "answer_dependence" in logged:
+                self._watch(int(logged["step"]), logged)
 
     def tables(self, steps: int) -> pd.DataFrame:
         """Join each table's steps into one file of the run, up to `steps`; returns the rollouts."""

@@ -49,6 +49,8 @@ def mean_interval(scores: ArrayLike) -> Estimate:
     n, mean = len(values), float(values.mean())
     if np.ptp(values) == 0 and mean in (0.0, 1.0):
         return wilson(round(mean * n), n)
+    if np.ptp(values) == 0 and mean == -1.0:  # of differences: each question was lost
+        return Estimate(-1.0, -1.0, -wilson(n, n).low, n)
     margin = float(stats.t.ppf((1 + _LEVEL) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return Estimate(mean, mean - margin, mean + margin, n)
 
@@ -100,12 +102,18 @@ def paired_difference(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Est
         raise ValueError(f"paired scores need the same questions: {len(a)} before and {len(b)} after")
     differences = b - a
     if not differences.any():
-        return Estimate(0.0, 0.0, 0.0, len(a), 1.0)
+        return _no_difference(len(a))
     estimate = mean_interval(differences)
     test = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(seed)
     )
     return Estimate(estimate.mean, estimate.low, estimate.high, estimate.n, float(test.pvalue))
+
+
+def _no_difference(n: int) -> Estimate:
+    """No question differs: up to Wilson's limit for 0 of n may do so elsewhere, in either direction."""
+    most = wilson(0, n).high
+    return Estimate(0.0, -most, most, n, 1.0)
 
 
 def over_seeds(differences: Sequence[float]) -> Estimate:
@@ -119,7 +127,7 @@ def over_questions_and_seeds(scores: ArrayLike) -> Estimate:
     scores: (seeds, questions), one score each (samples averaged before), the same questions in every row; for a
     paired comparison pass after - before. `n` of the result is the number of questions.
     One seed falls back to `mean_interval` over questions: that interval then says nothing about other seeds. So do
-    scores that are all equal, as neither unit then shows a spread.
+    scores that are all equal, as neither unit then shows a spread; all 0, they get Wilson's limit on both sides.
 
     Two-way layout without replication: the variance of the mean is (MS_q + MS_s - MS_qs) / (Q S). A negative
     variance component counts as 0 (MS_q and MS_s are taken as at least MS_qs), which can only widen the interval.
@@ -151,6 +159,8 @@ def over_questions_and_seeds(scores: ArrayLike) -> Estimate:
         )
     s, q = values.shape
     by_question, by_seed, mean = values.mean(axis=0), values.mean(axis=1, keepdims=True), float(values.mean())
+    if not values.any():
+        return _no_difference(q)
     if s == 1 or np.ptp(values) == 0:
         return mean_interval(by_question)
     ms_rest = float(((values - by_question - by_seed + mean) ** 2).sum()) / ((q - 1) * (s - 1))

@@ -12,6 +12,10 @@ is quadratic in its length, so long rows, and batches with little to share, go T
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +25,13 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
-from cat_lib.ledger import clock
+from cat_lib.ledger import Cost, Ledger, clock
 from cat_lib.models.local import LocalModel, common_prefix
+from cat_lib.schema import Prompt, Sampling
 from cat_lib.tracking import Run
 
 LONGEST_ROW = 4096
+SPENT = "spent.json"
 
 
 class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
@@ -132,6 +138,45 @@ class Tree:
             entropy = -(logp.exp() * logp).sum(-1)
         index = index.to(self.device)
         return logp[index, self.target], entropy[index]
+
+
+def rollouts(policy: LocalModel, sampling: Sampling, seed: int) -> Callable[[list[Prompt], Any], dict[str, Any]]:
+    """TRL's `rollout_func` on our engine. Prompts arrive repeated, one row a rollout (measured; its docs differ)."""
+
+    def rollout(prompts: list[Prompt], trainer: Any) -> dict[str, Any]:
+        runs = [(prompt, len(list(rows))) for prompt, rows in groupby(prompts)]
+        step_seed = (seed * 1_000_003 + trainer.state.global_step) * 64 + trainer.accelerator.process_index
+        n = max(count for _, count in runs)
+        groups = policy.generate([p for p, _ in runs], n, replace(sampling, seed=step_seed))
+        rows = [(p, c) for (p, count), group in zip(runs, groups, strict=True) for c in group[:count]]
+        return {
+            "prompt_ids": [policy.encode(p) for p, _ in rows],
+            "completion_ids": [list(c.token_ids) for _, c in rows],
+            "logprobs": None,
+        }
+
+    return rollout
+
+
+class Spending(TrainerCallback):  # type: ignore[misc]
+    """What training has cost so far by role, kept with each checkpoint, so that a resumed run counts every step."""
+
+    def __init__(self, ledger: Ledger, checkpoint: Path | None) -> None:
+        self.ledger, self.start = ledger, {role: replace(cost) for role, cost in ledger.roles.items()}
+        kept = checkpoint / SPENT if checkpoint else None
+        known = json.loads(kept.read_text()) if kept and kept.exists() else {}
+        self.before = {role: Cost(**cost) for role, cost in known.items()}
+
+    def total(self) -> dict[str, Cost]:
+        now = {role: cost - self.start.get(role, Cost()) for role, cost in self.ledger.roles.items()}
+        both = {role: self.before.get(role, Cost()) + now.get(role, Cost()) for role in {**self.before, **now}}
+        return {role: cost for role, cost in both.items() if cost != Cost()}
+
+    def keep(self, checkpoint: Path) -> None:
+        (checkpoint / SPENT).write_text(json.dumps({role: asdict(cost) for role, cost in self.total().items()}))
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class StepLog(TrainerCallback):  # type: ignore[misc]

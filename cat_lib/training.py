@@ -13,18 +13,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 
+from cat_lib.ledger import Cost
 from cat_lib.record import Observe, Record
 from cat_lib.rewards.signals import GOLD_SIGNALS, RUBRIC_SIGNALS, SIGNALS
-from cat_lib.schema import Estimator, Example, Prompt, RewardRule, Sampling, Task
+from cat_lib.schema import Estimator, Example, RewardRule, Sampling, Task
 from cat_lib.tracking import Run
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class Trained:
     rollouts: pd.DataFrame  # one row a completion: step, question, text, answer, reference, reward
     adapter: Path
     warnings: list[str]
+    spent: dict[str, Cost]  # by role, over all steps, those before a resume included
 
     def signal_metrics(self, window: int = 3) -> dict[str, float]:
         """Flat `<signal>_first` and `<signal>_last`: means over the first and last `window` steps, and `collapsed`."""
@@ -202,7 +203,8 @@ def train(
     """Train `policy`'s adapter in place on its own rollouts. `observe` adds metrics of a rule, after its rewards.
 
     Writes `checkpoints/`, `adapter/` and `rollouts/step_*.parquet` into the run's folder and the effective trainer
-    arguments into its `config.json`. With `resume`, continues from the folder's newest checkpoint, if there is one.
+    arguments into its `config.json`. With `resume`, continues from the folder's newest checkpoint, if there is one; if
+    that is the last step, its adapter and history are loaded and nothing is trained again.
     Ctrl-C saves a checkpoint marked by `interrupted.json` and raises KeyboardInterrupt.
     Raises ValueError if the policy has no adapter or the examples are fewer than `prompts_per_step`.
     """
@@ -213,15 +215,28 @@ def train(
             f"{len(examples)} examples are fewer than prompts_per_step={settings.prompts_per_step}; "
             "add questions or lower prompts_per_step"
         )
+    from transformers import TrainerState
+
+    from cat_lib.trainer import Spending, load_adapter
+
     record = Record(task, examples, run, observe)
     trainer = _trainer(policy, task, examples, estimator, rule, settings, run, record)
     run.update_config(trainer={k: v for k, v in trainer.args.to_dict().items() if "token" not in k})
     checkpoint = newest_checkpoint(run.dir) if resume else None
+    spending = Spending(policy.ledger, checkpoint)
+    trainer.add_callback(spending)
+    if checkpoint:
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        record.replay(trainer.state.log_history)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint and trainer.state.global_step >= settings.steps:  # one more step would be trained
+            load_adapter(policy.model, checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:
         trainer._save_checkpoint(trainer.model, trial=None)
         saved = run.dir / "checkpoints" / f"checkpoint-{trainer.state.global_step}"
+        spending.keep(saved)
         (saved / INTERRUPTED).write_text(json.dumps({"step": trainer.state.global_step, "of": settings.steps}))
         print(f"interrupted: saved {saved}; resume=True continues from it", flush=True)
         raise
@@ -229,7 +244,7 @@ def train(
     policy.model.save_pretrained(adapter)
     run.artifact(adapter)
     history = pd.DataFrame([h for h in trainer.state.log_history if "reward" in h])
-    return Trained(history, record.tables(settings.steps), adapter, record.warnings)
+    return Trained(history, record.tables(settings.steps), adapter, record.warnings, spending.total())
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
@@ -254,7 +269,7 @@ def _trainer(
     from transformers import PrinterCallback
 
     from cat_lib.rewards.trl import GroupReward
-    from cat_lib.trainer import SharedPromptTrainer, StepLog
+    from cat_lib.trainer import SharedPromptTrainer, StepLog, rollouts
 
     # an unscorable group is expected and counted; TRL would print its prompts each time
     logging.getLogger("trl.trainer.grpo_trainer").addFilter(lambda r: "functions returned None" not in r.getMessage())
@@ -270,27 +285,9 @@ def _trainer(
         reward_funcs=[reward],
         train_dataset=Dataset.from_list([{"prompt": e.prompt, "example_id": e.id} for e in examples]),
         processing_class=policy.tokenizer,
-        rollout_func=_rollouts(policy, sampling, settings.seed) if own else None,
+        rollout_func=rollouts(policy, sampling, settings.seed) if own else None,
     )
     trainer.remove_callback(PrinterCallback)  # it prints thirty numbers a step; StepLog prints six
     trainer.add_callback(StepLog(policy, run, settings.steps, getattr(trainer, "computed", None)))
     trainer.eos_token_ids = sorted(stop_ids)  # or TRL's clipped_ratio counts our stops as cut
     return trainer
-
-
-def _rollouts(policy: LocalModel, sampling: Sampling, seed: int) -> Callable[[list[Prompt], Any], dict[str, Any]]:
-    """TRL's `rollout_func` on our engine. Prompts arrive repeated, one row a rollout (measured; its docs differ)."""
-
-    def rollout(prompts: list[Prompt], trainer: Any) -> dict[str, Any]:
-        runs = [(prompt, len(list(rows))) for prompt, rows in groupby(prompts)]
-        step_seed = (seed * 1_000_003 + trainer.state.global_step) * 64 + trainer.accelerator.process_index
-        n = max(count for _, count in runs)
-        groups = policy.generate([p for p, _ in runs], n, replace(sampling, seed=step_seed))
-        rows = [(p, c) for (p, count), group in zip(runs, groups, strict=True) for c in group[:count]]
-        return {
-            "prompt_ids": [policy.encode(p) for p, _ in rows],
-            "completion_ids": [list(c.token_ids) for _, c in rows],
-            "logprobs": None,
-        }
-
-    return rollout

@@ -24,6 +24,7 @@ from cat_lib.schema import Estimator, Group, Prompt, Reference
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
 
+_ROW = 4096  # tokens of rollouts scored behind one copy of their prompt: attention and logits grow with the row
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase
 
 
@@ -38,8 +39,11 @@ def min_ppl(scorer: LocalModel) -> Estimator:
         for group in groups:
             if not group.prompt:
                 raise ValueError(f"the group of question {group.id!r} has no prompt; min_ppl needs what was asked")
-        texts = [[r.text for r in g.rollouts if r.text] for g in groups]
-        rows = [(scorer.encode(g.prompt), own) for g, own in zip(groups, texts, strict=True) if own]
+        rows = []
+        for group in groups:
+            texts, head = [r.text for r in group.rollouts if r.text], scorer.encode(group.prompt)
+            most = max(1, _ROW // max((len(scorer.encode(t)) for t in texts), default=1))
+            rows += [(head, texts[i : i + most]) for i in range(0, len(texts), most)]
         found = (s for row in score_branches(scorer, *zip(*rows, strict=True)) for (s,) in row) if rows else iter(())
         return [_best(g, [next(found) if r.text else -math.inf for r in g.rollouts], "min_ppl") for g in groups]
 

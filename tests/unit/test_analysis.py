@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cat_lib import analysis, experiment, experiment_plots, group_analysis, plots
+from cat_lib import analysis, experiment, experiment_plots, findings, group_analysis, plots
 from cat_lib.evaluation import Evaluation, Score
 from cat_lib.experiment import Experiment
 from cat_lib.ledger import Cost
@@ -79,7 +79,7 @@ def test_versus_is_paired_and_adjusted_and_findings_claim_only_what_is_shown():
     assert not table.beats["synthesis"]
     assert (table.p_holm >= table.p).all()
     assert table.mcnemar["gold"] < 0.001
-    words = analysis.findings(table.reset_index(), "majority vote")
+    words = findings.findings(table.reset_index(), "majority vote")
     assert "gold (+" in words.split("undecided: ")[0]
     assert "undecided: " in words
     assert "synthesis" in words.split("undecided: ")[1]
@@ -102,11 +102,11 @@ def test_arms_are_compared_with_one_sample_and_with_their_own_estimator():
     assert row.difference == pytest.approx(0.5)
     assert (row.baseline, row.over_baseline) == (0.5, pytest.approx(0.375))
     assert table.baseline.isna().tolist() == [False, True]
-    metrics = analysis.arm_metrics(table, before)
+    metrics = findings.arm_metrics(table, before)
     assert metrics["gold_heldout_accuracy_before"] == 3 / 8
     assert metrics["gold_heldout_accuracy_difference"] == pytest.approx(0.5)
-    assert "synthesis" in analysis.findings(table, "its teacher", "over_baseline")
-    gain = analysis.gain_metrics(before[0], after)
+    assert "synthesis" in findings.findings(table, "its teacher", "over_baseline")
+    gain = findings.gain_metrics(before[0], after)
     assert gain["heldout_accuracy_difference"] == pytest.approx(0.5)
 
 
@@ -136,8 +136,8 @@ def test_new_ability_is_what_a_second_draw_does_not_also_find():
     assert group_analysis.newly_solved(lucky[:2], never[:2], never[:2], EXAMPLES[:2], TASK) == {}
     ends = group_analysis.pass_differences({"h": never}, {"h": lucky}, {"h": EXAMPLES}, TASK).set_index("kind")
     assert ends.difference.to_dict() == {"h, pass@1": 0.25, "h, pass@2": 0.5}
-    words = group_analysis.sharpening_words(ends.reset_index(), {f"h_{k}": v for k, v in found.items()})
-    assert "not told from luck" in words
+    words = findings.sharpening_words(ends.reset_index(), {f"h_{k}": v for k, v in found.items()})
+    assert "beyond a second draw: 0.000 [-0.490, 0.490], n=4 (undecided)" in words
     passes = group_analysis.pass_table({"before": never, "after": lucky}, EXAMPLES, TASK)
     assert passes.set_index(["phase", "k"]).accuracy["after", 2] == 0.5
 
@@ -163,9 +163,9 @@ def test_variants_are_paired_with_the_first():
         first().groups, EXAMPLES, TASK, {"a": fixed("1", "1", "2", "2"), "b, told": fixed("1", "1", "1", "2")}
     )
     assert table.difference.tolist()[1] == 0.25
-    assert "a (n = 4): b, told +0.250" in group_analysis.said(table, "Prompt")
-    assert "(undecided)" in group_analysis.said(table, "Prompt")
-    metrics = group_analysis.variant_metrics("prompt", table)
+    assert "a (n = 4): b, told +0.250" in findings.said(table, "Prompt")
+    assert "(undecided)" in findings.said(table, "Prompt")
+    metrics = findings.variant_metrics("prompt", table)
     assert metrics["prompt_b_told_difference"] == 0.25
     assert "prompt_a_difference" not in metrics
 
@@ -220,7 +220,12 @@ def test_seeds_that_make_no_run_are_refused(given, seeds):
     [
         ({"estimators": ["majorty"]}, "allowed are single, majority"),
         ({"teacher": "nobody"}, "allowed are single"),
-        ({"sizes": [1, 64], "rollouts": 32}, "none can be above rollouts=32"),
+        ({"sizes": [1, 64], "rollouts": 32, "estimators": ["majority"]}, "from 1 to rollouts=32"),
+        ({"sizes": [8], "rollouts": 32, "estimators": ["majority"]}, "give two whole numbers"),
+        ({"sizes": [1, 2], "rollouts": 32, "estimators": ["mutual_predictability"]}, "from 2 to"),
+        ({"wordings": ["few_shot", "poem"]}, "look at .'poem'"),
+        ({"samples": 32, "split": "transductive"}, "no held-out questions"),
+        ({"steps": 2, "train_questions": 4, "prompts_per_step": 8, "prompts_per_micro_batch": 4}, "fewer than"),
         ({"steps": 2, "prompts_per_step": 6, "prompts_per_micro_batch": 4}, "whole groups"),
     ],
 )

@@ -334,3 +334,14 @@ def test_detectable_inverts_the_power_of_the_noncentral_t(n, power):
 def test_detectable_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         detectable(*arguments)
+
+
+def test_no_spread_is_no_certainty():
+    same = paired_difference([1, 0, 1, 0], [1, 0, 1, 0])
+    assert (same.mean, same.p) == (0.0, 1.0)
+    assert same.low == -same.high < -0.4  # Wilson's limit for 0 of 4
+    assert not same.conclusive
+    assert over_questions_and_seeds(np.zeros((3, 4))).high == same.high
+    lost, won = paired_difference([1] * 4, [0] * 4), paired_difference([0] * 4, [1] * 4)
+    assert (lost.low, lost.high) == (-won.high, -won.low)
+    assert lost.high > -0.6

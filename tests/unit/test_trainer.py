@@ -7,6 +7,7 @@ import types
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 
@@ -103,7 +104,21 @@ def test_resume_continues_the_same_curve(tmp_path):
     columns = ["reward", "agreement", "kl", "grad_norm"]
     pd.testing.assert_frame_equal(resumed.history[columns], whole.history[columns], rtol=1e-3)
     assert len(whole.rollouts) == 4 * 2 * 4
-    assert (whole.adapter / "adapter_model.safetensors").exists()
+    # the costs of all steps, those before the resume included; seconds are this machine's
+    counted = [{r: (c.calls, c.tokens, c.flops) for r, c in t.spent.items()} for t in (whole, resumed)]
+    assert counted[0] == counted[1]
+
+
+def test_a_finished_run_is_loaded_and_not_trained_further(tmp_path):
+    done = _train(tmp_path / "run", 2)
+    before = load_file(done.adapter / "adapter_model.safetensors")
+    again = _train(tmp_path / "run", 2, resume=True)
+    assert list(again.history["step"]) == [1, 2]
+    pd.testing.assert_frame_equal(again.rollouts, done.rollouts)
+    after = load_file(again.adapter / "adapter_model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {r: c.tokens for r, c in again.spent.items()} == {r: c.tokens for r, c in done.spent.items()}
+    assert (done.adapter / "adapter_model.safetensors").exists()
 
 
 def test_ctrl_c_saves_a_checkpoint_that_training_resumes_from(tmp_path):
