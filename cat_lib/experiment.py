@@ -67,8 +67,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "05_scaling_rollouts": _INFERENCE,
     "06_training_signals": {"smoke": _TRAINING["smoke"], "paper": _TRAINING["paper"] | _HELDOUT},
     "07_ablations": {
-        "smoke": _TRAINING["smoke"] | {"sft_learning_rate": 5e-4},
-        "paper": _TRAINING["paper"] | {"sft_learning_rate": 5e-5, "other_model": "Qwen/Qwen3-1.7B"},
+        "smoke": _TRAINING["smoke"] | {"sft_learning_rate": 2e-4, "sft_epochs": 5},
+        "paper": _TRAINING["paper"] | {"sft_learning_rate": 5e-5, "sft_epochs": 10, "other_model": "Qwen/Qwen3-1.7B"},
     },
     "08_compute": _TRAINING,
     "09_sharpening": {
@@ -172,7 +172,7 @@ class Experiment:
             steps=6,
             group_size=8,
             prompts_per_step=8,
-            prompts_per_micro_batch=min(4, self.p["prompts_per_micro_batch"]),
+            prompts_per_micro_batch=4 if self.p["prompts_per_micro_batch"] >= 4 else 1,
             learning_rate=3e-4,
             beta=0.0,
             lora_rank=self.p["lora_rank"],
@@ -185,7 +185,7 @@ class Experiment:
         """CaT-SFT: references of the training questions by the untrained model, then cross-entropy on them."""
         policy, questions = self.fresh(seed), self.train_set(seed)
         teacher = estimators([estimator], policy.anchor(), self.task)[estimator]
-        settings = SFTSettings(learning_rate=self.p["sft_learning_rate"], seed=seed)
+        settings = SFTSettings(self.p["sft_epochs"], learning_rate=self.p["sft_learning_rate"], seed=seed)
         with policy.ledger.measure() as spent:
             references = teacher(self.rollouts(self.p["group_size"], seed, questions))
             tuned = finetune(policy, self.task, questions, references, settings, self.run.part(f"sft_{seed}"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from cat_lib.plots import COLOURS, GREY, clean
 
@@ -86,12 +87,15 @@ def quality_against_cost(table: pd.DataFrame, title: str) -> Figure:
     for axis, (column, label) in zip(axes, labels.items(), strict=True):
         for _, row in table.iterrows():
             errors = [[row.accuracy - row.low], [row.high - row.accuracy]]
-            colour = COLOURS.get(row.method, "#0072B2")
+            colour = COLOURS.get(row.method.removeprefix("trained, "), GREY)
             face = "white" if row.method.startswith("trained") else colour
             axis.errorbar(
                 row[column], row.accuracy, errors, fmt="o", color=colour, markerfacecolor=face, label=row.method
             )
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(f"{label} a question")
     axes[0].set_ylabel("accuracy")
     axes[0].set_ylim(0, 1.02)
