@@ -44,7 +44,7 @@ demo: setup  ## the main job: train the embedded model by its own rollouts (abou
 seeds: setup  ## the README's results table: the demo with 3 seeds, and with a majority vote as teacher (16 minutes)
 	$(PY) benchmarks/quickstart_seeds.py
 
-published: setup  ## results/published: notebooks 01 and 04 to 09 at smoke size, their numbers and figures (23 minutes)
+published: setup  ## results/published: notebooks 01 and 04 to 09 at smoke size, their numbers and figures (about 25 minutes)
 	$(PY) benchmarks/published.py
 
 test: setup  ## all tests that need no GPU (tests/README.md has the tiers)
