@@ -101,6 +101,7 @@ out = reward(prompts=[], completions=[t for _, t in mine], completion_ids=[[9]] 
              log_metric=logged.__setitem__)
 with open(f"{sys.argv[1]}.{state.num_processes}.{state.process_index}", "w") as f:
     json.dump([out, logged], f)
+state.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
 """
     )
 

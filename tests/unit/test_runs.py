@@ -86,7 +86,7 @@ def test_ledger_measures_a_block_by_role():
     with ledger.measure() as spent:
         ledger.add("anchor", prompt_tokens=10, completion_tokens=5, flops=7.0, seconds=1.0)
     assert cost_metrics({"anchor": spent["anchor"]}) == {"anchor_tokens": 15, "anchor_seconds": 1, "anchor_flops": 7}
-    assert spent["policy"].tokens == 0
+    assert set(spent) == {"anchor"}  # the policy did nothing inside the block
 
 
 # parameters
