@@ -129,5 +129,5 @@ def test_free_text_has_no_answer_and_prompts_of_the_small_model_end_where_it_goe
 
 
 def test_unknown_tasks_are_refused():
-    with pytest.raises(ValueError, match="arithmetic, math500, .*, clinic, healthbench"):
+    with pytest.raises(ValueError, match=r"arithmetic, math500, .*, clinic, healthbench"):
         load_task("medicine")
