@@ -69,7 +69,8 @@ def inference_metrics(methods: pd.DataFrame, versus: pd.DataFrame, parted: pd.Da
         metrics |= {key: row.difference, f"{key}_low": row.difference_low, f"{key}_high": row.difference_high}
         metrics |= {f"{key}_p_holm": row.p_holm}
     for row in parted.itertuples():
-        metrics[f"synthesis_departs_from_{row.method}"] = row.disagreement
+        if row.disagreement_n:
+            metrics[f"synthesis_departs_from_{row.method}"] = row.disagreement
         if row.right_when_disagreeing_n:
             metrics[f"synthesis_right_departing_from_{row.method}"] = row.right_when_disagreeing
     return metrics

@@ -60,6 +60,12 @@ def test_disagreements_count_departures_where_both_answer():
     row = table.loc["majority"]
     assert (row.disagreement_n, row.disagreement) == (3, pytest.approx(2 / 3))  # question 3: synthesis has no answer
     assert (row.right_when_disagreeing_n, row.right_when_disagreeing, row.other_right) == (2, 0.5, 0.5)
+    silent = evaluation([["1", "2"]] * 4, majority=["1"] * 4, synthesis=[None, "-", None, "-"])
+    parted = analysis.disagreements([silent], EXAMPLES, TASK)
+    metrics = findings.inference_metrics(analysis.method_table([silent]), analysis.versus([silent], "majority"), parted)
+    assert "synthesis_departs_from_majority" not in metrics
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert findings.departure_words(parted, silent.scores["majority"].estimate).startswith("There was no question")
     alone = analysis.right_when_all_wrong([first()], EXAMPLES, TASK)
     assert (alone.mean, alone.n) == (0.25, 4)  # question 2
 
