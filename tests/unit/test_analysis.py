@@ -188,14 +188,19 @@ def test_figures_take_the_tables_and_name_their_axes():
     )
     assert len(figure.axes[0].lines) > 3
     line = pd.DataFrame({"k": [1, 2], "method": "a", "accuracy": 0.5, "low": 0.4, "high": 0.6})
-    for drawn in (
-        experiment_plots.levels(analysis.by_level([e], EXAMPLES), "t"),
-        experiment_plots.quality_against_cost(methods.assign(gflops=1.0, seconds=1.0), "t"),
-        experiment_plots.break_even(1e12, {"trained, single": 1e6, "majority": 1e7}, "FLOPs", "t"),
-        experiment_plots.curves(line, "k", "k", "t"),
-    ):
-        assert all(axis.get_xlabel() or axis.get_xticklabels() for axis in drawn.axes)
-    assert experiment_plots.matrix(group_analysis.departures(e.references), "t").axes[0].texts
+    levels = experiment_plots.levels(analysis.by_level([e], EXAMPLES), "t").axes[0]
+    assert [label.get_text() for label in levels.get_xticklabels()] == ["easy\n(n = 2)", "hard\n(n = 2)"]
+    quality = experiment_plots.quality_against_cost(methods.assign(gflops=1.0, seconds=1.0), "t")
+    labels = ["generated tokens a question", "model GFLOP a question", "seconds a question"]
+    assert [axis.get_xlabel() for axis in quality.axes] == labels
+    trained, bought = (
+        experiment_plots.break_even(1e12, {"trained, single": 1e6, "majority": 1e7}, "FLOPs", "t").axes[0].lines
+    )
+    assert (trained.get_ydata()[0], bought.get_ydata()[0]) == (1e12 + 1e6, 1e7)  # only training has a fixed cost
+    (curve,) = experiment_plots.curves(line, "k", "group size", "t").axes
+    assert curve.lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.5]]
+    assert curve.get_xlabel() == "group size"
+    assert experiment_plots.matrix(group_analysis.departures(e.references), "t").axes[0].texts[1].get_text() == "0.75"
 
 
 # opening a run
