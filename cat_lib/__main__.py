@@ -1,11 +1,12 @@
-"""The command line: `python -m cat_lib run | doctor | ui`."""
+"""The command line: `python -m cat_lib run | suite | import | doctor | ui`."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -25,21 +26,93 @@ def run(
     """Execute one notebook as one tracked run; exit code 0 only if it finished."""
     from cat_lib.parameters import ParameterError
     from cat_lib.runner import ConfigurationError, RunError, run_notebook
-    from cat_lib.tracking import TrackingError
+    from cat_lib.tracking import BusyError, TrackingError
 
-    given = {}
-    for entry in parameter or []:
-        name, equals, value = entry.partition("=")
-        if not equals:
-            _fail(f"-p {entry!r}: write it as name=value", 2)
-        given[name] = value
+    given = dict(_pair(entry, "-p") for entry in parameter or [])
     try:
         folder = run_notebook(notebook, given, run_id, typed=False)
-    except (ParameterError, ConfigurationError, TrackingError) as error:
+    except (ParameterError, ConfigurationError, TrackingError, BusyError) as error:
         _fail(str(error), 2)
     except RunError as error:
         _fail(f"{error.status}: {error}\nsee {error.folder / 'executed.ipynb'}", 130 if error.status == "KILLED" else 1)
     print(f"FINISHED: {folder}")
+
+
+class Where(StrEnum):
+    """Where a suite's runs execute."""
+
+    local = "local"
+    ray = "ray"
+    slurm = "slurm"
+
+
+@app.command()
+def suite(
+    file: Annotated[Path, typer.Argument(help="The suite, e.g. notebooks/suites/smoke.yaml.")],
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once (local: one a GPU, or 1; clusters: all that fit).")
+    ] = None,
+    executor: Annotated[Where, typer.Option(help="Where runs execute.")] = Where.local,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the runs, start none.")] = False,
+    only: Annotated[str, typer.Option(help="Only entries of this name, or shell pattern.")] = "",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Only what failed or was killed before; leave what never began.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Runs that a suite may make.")] = 500,
+    address: Annotated[str, typer.Option(help="Ray: the cluster's address.")] = "auto",
+    cpus: Annotated[int, typer.Option(min=1, help="Ray and Slurm: cores of a run.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="Ray and Slurm: GPUs of a run.")] = 0,
+    slurm: Annotated[list[str] | None, typer.Option(help="Slurm: name=value, as partition=gpu or time=600.")] = None,
+) -> None:
+    """Run a suite of notebooks; the same command again continues it. Exit code 0 only if all entries finished."""
+    from cat_lib import batch, executors, preflight, progress
+    from cat_lib.models import ModelError
+    from cat_lib.suite import SuiteError, load_suite
+    from cat_lib.tracking import TrackingError
+
+    console, here = Console(), executor is Where.local
+    try:
+        loaded = load_suite(file, limit)
+        chosen = loaded.only(only) if only else loaded.entries
+        states = batch.plan(chosen, retry_failed)
+        need = preflight.check_all([s.entry for s in states if s.word == "waiting"], here)
+        if dry_run:
+            console.print(progress.planned(states, need))
+            return
+        runner: executors.Executor
+        if executor is Where.ray:
+            runner = executors.Ray(jobs, address, cpus, gpus)
+        elif executor is Where.slurm:
+            options = dict(_pair(entry, "--slurm") for entry in slurm or [])
+            runner = executors.Slurm(jobs, loaded.folder / "slurm", cpus, gpus, options)
+        else:
+            runner = executors.Local(jobs)
+            preflight.require_together(list(need.values()), runner.jobs)
+        with progress.Progress(console) as shown:
+            batch.run_suite(loaded, states, runner, shown.show)
+    except (SuiteError, ModelError, TrackingError, executors.ExecutorError) as error:
+        _fail(str(error), 2)
+    print("\n".join(progress.summary(states)))
+    stopped = any(s.word == "not started" for s in states)
+    raise typer.Exit(130 if stopped else 1 if any(s.word in ("FAILED", "KILLED") for s in states) else 0)
+
+
+@app.command("import")
+def import_(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, e.g. results/runs/00_quickstart/*.")],
+) -> None:
+    """Copy runs from their folders into the store that MLFLOW_TRACKING_URI names; again changes nothing."""
+    from cat_lib.mirror import import_run
+    from cat_lib.tracking import TrackingError
+
+    failed = False
+    for folder in folders:
+        try:
+            print(f"{folder}: run {import_run(folder.resolve())}")
+        except (ValueError, TrackingError) as error:
+            failed = True
+            print(error, file=sys.stderr)
+    raise typer.Exit(2 if failed else 0)
 
 
 @app.command()
@@ -69,7 +142,14 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> 
     raise typer.Exit(subprocess.call([sys.executable, "-m", *command]))
 
 
-def _fail(message: str, code: int) -> None:
+def _pair(entry: str, option: str) -> tuple[str, str]:
+    name, equals, value = entry.partition("=")
+    if not equals:
+        _fail(f"{option} {entry!r}: write it as name=value", 2)
+    return name, value
+
+
+def _fail(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr)
     raise typer.Exit(code)
 

@@ -18,6 +18,7 @@ import psutil
 from cat_lib import tracking
 from cat_lib.models import memory as arithmetic
 from cat_lib.models.embedded import NAME, NEEDS_MB, WHEEL, cache_folder
+from cat_lib.store import connect
 
 SMOKE_GB = 6  # the promise of the smoke preset (README, "Limits")
 
@@ -148,7 +149,7 @@ def _hub() -> Check:
 
 def _tracking() -> Check:
     try:
-        tracking.connect()
+        connect()
     except tracking.TrackingError as error:
         return Check("tracking", "fix", str(error).split(" (")[0], "start the server or unset MLFLOW_TRACKING_URI")
     return Check("tracking", "ok", tracking.tracking_uri().replace(str(Path.home()), "~"))

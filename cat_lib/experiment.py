@@ -105,9 +105,10 @@ class Experiment:
         without checkable answers), ModelError for a model that this machine can't hold, before anything is loaded.
         """
         p = with_preset(PRESETS[notebook], given)
-        _check(p)
-        for name in filter(None, (p["model"], p.get("other_model"))):
-            _require_memory(name, p)
+        check(p)
+        new_tokens = (Arithmetic if p["task"] == "arithmetic" else MathTask).sampling.max_new_tokens
+        for name, work in needs(p, new_tokens):
+            require_memory(name, work)
         task = load_task(p["task"], p.get("data"), p["split"] == "transductive")
         if not isinstance(task, Arithmetic | MathTask):
             raise ValueError(f"task={p['task']!r} has no answers that can be checked; take arithmetic or a math task")
@@ -116,6 +117,7 @@ class Experiment:
             task.examples("train", p["train_questions"], 0)
         run = tracking.start_run(notebook, dict(given))
         run.parameters(p)
+        run.dataset("heldout", heldout, task.name)
         return cls(p, run, task, load_model(p["model"]), heldout)
 
     @property
@@ -192,7 +194,7 @@ class Experiment:
         return Arm(tuned, spent, self.evaluate(after, seed))
 
 
-def _check(p: Mapping[str, Any]) -> None:
+def check(p: Mapping[str, Any]) -> None:
     """Raises ValueError for parameters that can't work together, before anything is loaded."""
     seeds = p.get("seeds", [p.get("seed", 0)])
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int and s >= 0 for s in seeds):
@@ -219,13 +221,13 @@ def _check(p: Mapping[str, Any]) -> None:
         raise ValueError("split='transductive' leaves no held-out questions to compare with; take split='heldout'")
 
 
-def _require_memory(name: str, p: Mapping[str, Any]) -> None:
-    """Raises ModelError if the model can't be held, for answering the largest group or for a training step."""
-    kind = Arithmetic if p["task"] == "arithmetic" else MathTask
+def needs(p: Mapping[str, Any], new_tokens: int) -> list[tuple[str, Work]]:
+    """Each model of a run with these parameters, and the largest work it gets, for `require_memory`."""
     largest = max(p.get(key) or 0 for key in ("group_size", "samples", "rollouts"))
-    answer = Work(False, 1, largest, _PROMPT_TOKENS, kind.sampling.max_new_tokens)
-    require_memory(name, answer)
-    if "steps" in p and name == p["model"]:
-        gpu, prompts = torch.cuda.is_available(), p["prompts_per_micro_batch"]
+    answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens)
+    found = [(name, answer) for name in filter(None, (p["model"], p.get("other_model")))]
+    if "steps" in p:
+        gpu, prompts = torch.cuda.is_available(), GRPOSettings.of(p).prompts_per_micro_batch
         step = replace(answer, train=True, prompts=prompts, group_size=p["group_size"], checkpointing=gpu)
-        require_memory(name, replace(step, lora_rank=p["lora_rank"]))
+        found.append((p["model"], replace(step, lora_rank=p["lora_rank"])))
+    return found

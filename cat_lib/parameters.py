@@ -11,7 +11,7 @@ import ast
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,7 @@ class Parameter:
         if choices := _ONE_OF.search(self.help):
             allowed = [c.strip() for c in choices[1].split(",")]
             if str(value) not in allowed:
-                near = difflib.get_close_matches(str(value), allowed, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = nearest(str(value), allowed)
                 raise ParameterError(f"{self.name}={value!r}: allowed is one of {', '.join(allowed)}{hint}")
         if (least := _AT_LEAST.search(self.help)) and value < float(least[1].rstrip(".")):
             raise ParameterError(f"{self.name}={value!r}: allowed is {least[1].rstrip('.')} or more")
@@ -98,15 +97,20 @@ def resolve(notebook: Path, given: Mapping[str, Any], typed: bool = True) -> dic
     known = declared(notebook)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ParameterError(f"unknown parameter {name!r} of {notebook.name}; {hint}")
+            hint = nearest(name, known) or f"; known are {', '.join(known)}"
+            raise ParameterError(f"unknown parameter {name!r} of {notebook.name}{hint}")
     values = {}
     for name, parameter in known.items():
         value = given.get(name, parameter.default)
         value = parameter.parse(value) if name in given and not typed else value
         values[name] = parameter.check(value)
     return values
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at what was meant, to be put behind what was written; empty if nothing is near."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def with_preset(presets: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,22 @@
-"""Executes one notebook by papermill as one tracked run.
+"""Executes one notebook by papermill as one run: a locked folder, a kernel, and what really became of both.
 
-The runner owns the run: it makes folder and MLflow run, hands both to the kernel by environment variables, and
-sets the final status from what really happened to the process. papermill's metadata calls every cell "completed"
-after a dead kernel or a timeout, so it is not asked.
+papermill's metadata calls every cell "completed" after a dead kernel or a timeout, so it is not asked: the status
+comes from what it raised. `run_notebook` is one run by itself, with its copy in MLflow; `execute` is the run alone,
+for the processes of a suite, whose copies the suite makes.
 
-Ctrl-C goes to the kernel, where training saves a checkpoint; a second one, or SIGTERM, ends the kernel at once.
+Ctrl-C and SIGTERM go to the kernel, where training saves a checkpoint; a second one, or GRACE seconds, end it.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +25,20 @@ from typing import Any
 import psutil
 
 from cat_lib import tracking
+from cat_lib.files import append_line, write_json
 from cat_lib.parameters import resolve
+
+GRACE = 25  # seconds from SIGTERM to the end of the kernel: Slurm kills after 30
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_SYSTEM_EVERY = 10.0  # seconds
 
 
 class RunError(RuntimeError):
     """A run that did not finish. `status` is FAILED or KILLED, `folder` holds what it left."""
 
-    def __init__(self, message: str, status: str, folder: Path) -> None:
+    def __init__(self, message: str, status: str, folder: Path, storage: bool = False) -> None:
         super().__init__(message)
-        self.status, self.folder = status, folder
+        self.status, self.folder, self.storage = status, folder, storage
 
 
 class ConfigurationError(ValueError):
@@ -47,36 +55,60 @@ def run_notebook(
     """Execute `notebook` with `given` parameters; returns the run's folder under results/runs/<notebook>/.
 
     With the `run_id` of an earlier run it continues in that folder, where training resumes from its checkpoint;
-    the parameters must be the same. Raises ParameterError, ConfigurationError or tracking.TrackingError before a
-    kernel starts, and RunError if the notebook did not run to its end.
+    the parameters must be the same. Raises ParameterError, ConfigurationError, tracking.TrackingError or BusyError
+    before a kernel starts, and RunError if the notebook did not run to its end.
     """
     parameters = resolve(notebook, given, typed)
     folder = (runs or tracking.RUNS) / notebook.stem / (run_id or tracking.new_run_id())
-    run = _open(notebook.stem, parameters, folder)
-    status, message = "FAILED", "the run did not start"
+    if differing := differences(folder, parameters):
+        shown = "; ".join(f"{k}: {before!r} there, {now!r} now" for k, (before, now) in differing.items())
+        raise ConfigurationError(f"{folder} holds a run of another configuration ({shown}); choose another run id")
+    if os.environ.get("CAT_LIB_TRACKING") == "off":
+        execute(notebook, parameters, folder)
+        return folder
+    from cat_lib.mirror import Mirrors
+
+    mirrors, status, message = Mirrors(), None, ""
+    mirrors.add(folder)
     try:
-        status, message = _execute(notebook, parameters, run)
+        execute(notebook, parameters, folder)
+    except RunError as error:
+        status, message = error.status, str(error)
+        raise
     finally:
-        _close(run, status)
-    if status != "FINISHED":
-        raise RunError(message, status, folder)
+        if status or tracking.read_config(folder).get("status") in tracking.ENDED:
+            mirrors.end(folder, status, message)
+        mirrors.close()
     return folder
 
 
-def _open(name: str, parameters: dict[str, Any], folder: Path) -> tracking.Run:
-    config = folder / "config.json"
-    if not config.exists():
-        return tracking.create_run(name, parameters, folder)
-    known = json.loads(config.read_text())
-    before = known.get("given", known["parameters"])
-    differing = sorted(k for k in before.keys() | parameters.keys() if before.get(k) != parameters.get(k))
-    if differing:
-        shown = "; ".join(f"{k}: {before.get(k)!r} there, {parameters.get(k)!r} now" for k in differing)
-        raise ConfigurationError(f"{folder} holds a run of another configuration ({shown}); choose another run id")
-    return tracking.reopen_run(name, parameters, folder, known.get("mlflow_run_id", ""))
+def differences(folder: Path, parameters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Which parameters of the run in this folder differ from these: name to (there, now)."""
+    before = tracking.read_config(folder).get("given", parameters)
+    before, now = (json.loads(json.dumps(values)) for values in (before, dict(parameters)))
+    return {k: (before.get(k), now.get(k)) for k in sorted({**before, **now}) if before.get(k) != now.get(k)}
 
 
-def _execute(notebook: Path, parameters: dict[str, Any], run: tracking.Run) -> tuple[str, str]:
+def execute(notebook: Path, parameters: dict[str, Any], folder: Path, labels: Mapping[str, str] | None = None) -> None:
+    """Execute `notebook` in `folder`, and say there how it ended. Raises RunError if it did not run to its end."""
+    run = tracking.open_run(notebook.stem, parameters, folder, labels)
+    status, message, storage = "FAILED", "the run did not start", False
+    try:
+        status, message = _papermill(notebook, parameters, run)
+    except OSError as error:
+        storage = error.errno in STORAGE
+        message = f"could not write to {folder}: {error.strerror}" if storage else f"{type(error).__name__}: {error}"
+    finally:
+        try:
+            run.end(status, message)
+        except OSError as error:  # then the exit code says it
+            storage, message = True, f"could not write to {folder}: {error.strerror}"
+        tracking.release(folder)
+    if status != "FINISHED":
+        raise RunError(message, status, folder, storage)
+
+
+def _papermill(notebook: Path, parameters: dict[str, Any], run: tracking.Run) -> tuple[str, str]:
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -84,15 +116,22 @@ def _execute(notebook: Path, parameters: dict[str, Any], run: tracking.Run) -> t
 
     print(f"run folder: {run.dir}", flush=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it calls annotated parameters unknown; ours are checked
+    cells, started = nbformat.read(notebook, as_version=4), time.time()
+
+    def begun(cell: Any, cell_index: int) -> None:
+        progress = {"cell": cell_index + 1, "cells": len(cells.cells) + 1, "started": started}  # + 1: the injected one
+        write_json(run.dir / "progress.json", progress)
+
     try:
-        with _kernel_environment(run), _signals():
+        with _kernel_environment(run), _signals(), _system_metrics(run.dir):
             papermill.execute_notebook(
-                nbformat.read(notebook, as_version=4),
+                cells,
                 str(run.dir / "executed.ipynb"),
                 parameters=parameters,
                 progress_bar=False,
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
+                on_cell_start=begun,
             )
         return "FINISHED", ""
     except PapermillExecutionError as error:
@@ -104,22 +143,10 @@ def _execute(notebook: Path, parameters: dict[str, Any], run: tracking.Run) -> t
         return "KILLED", "terminated"
 
 
-def _close(run: tracking.Run, status: str) -> None:
-    """Set the final status. The folder has it even where the tracking server is gone by now."""
-    run.update_config(status=status)
-    executed = run.dir / "executed.ipynb"
-    if executed.exists():
-        run.artifact(executed)
-    if run.client:
-        run.client.set_terminated(run.run_id, status)
-
-
 @contextmanager
 def _kernel_environment(run: tracking.Run) -> Iterator[None]:
     mine = {
         "CAT_LIB_RUN_DIR": str(run.dir),
-        "CAT_LIB_RUN_ID": run.run_id,
-        "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
         "PYTHONWARNINGS": "ignore:IProgress not found",  # bars would flood the log; steps are printed
     }
     before = {key: os.environ.get(key) for key in mine}
@@ -136,24 +163,80 @@ def _kernel_environment(run: tracking.Run) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    interrupts = 0
+    stops = 0
 
-    def interrupt(*_: object) -> None:
-        nonlocal interrupts
-        interrupts += 1
+    def stop(number: int, _: object) -> None:
+        nonlocal stops
+        stops += 1
         kernels = psutil.Process().children()
-        if interrupts > 1 or not kernels:
+        if stops > 1 or not kernels or number == signal.SIGALRM:
             raise _Terminated
         print("interrupting the notebook (again to end it at once)", flush=True)
         for kernel in kernels:
             kernel.send_signal(signal.SIGINT)
+        if number == signal.SIGTERM:
+            signal.alarm(GRACE)
 
-    def terminate(*_: object) -> None:
-        raise _Terminated
-
-    before = {s: signal.signal(s, h) for s, h in ((signal.SIGINT, interrupt), (signal.SIGTERM, terminate))}
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = {number: signal.signal(number, stop) for number in caught}
     try:
         yield
     finally:
+        signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _system_metrics(folder: Path) -> Iterator[None]:
+    """What this run's processes use, under MLflow's names, every 10 s: other runs' share is not counted."""
+    stop = threading.Event()
+
+    def sample() -> None:
+        known: dict[int, psutil.Process] = {}
+        step = sum(1 for _ in (folder / "system.jsonl").open()) if (folder / "system.jsonl").exists() else 0
+        while not stop.wait(_SYSTEM_EVERY):
+            me = psutil.Process()
+            known = {p.pid: known.get(p.pid, p) for p in (me, *me.children(recursive=True))}
+            cpu = memory = 0.0
+            for process in known.values():
+                try:
+                    cpu += process.cpu_percent()
+                    memory += process.memory_info().rss / 1e6
+                except psutil.Error:  # it has ended since
+                    continue
+            used = {"cpu_utilization_percentage": cpu, "system_memory_usage_megabytes": memory} | _gpu(set(known))
+            entry = {f"system/{k}": round(v, 1) for k, v in used.items()}
+            try:
+                append_line(folder / "system.jsonl", {"time": int(time.time() * 1000), "step": step, "metrics": entry})
+            except OSError:
+                return  # a full disk ends the run elsewhere, with its reason
+            step += 1
+
+    thread = threading.Thread(target=sample, name="system metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _gpu(pids: set[int]) -> dict[str, float]:
+    """GPU memory of these processes and the load of their GPUs; nothing where there is no NVIDIA driver library."""
+    try:
+        import pynvml
+    except ImportError:
+        return {}
+    try:
+        pynvml.nvmlInit()
+        used: dict[str, float] = {}
+        for i in range(pynvml.nvmlDeviceGetCount()):
+            device = pynvml.nvmlDeviceGetHandleByIndex(i)
+            mine = [p for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device) if p.pid in pids]
+            if mine:
+                used[f"gpu_{i}_memory_usage_megabytes"] = sum((p.usedGpuMemory or 0) / 1e6 for p in mine)
+                used[f"gpu_{i}_utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(device).gpu)
+        return used
+    except pynvml.NVMLError:
+        return {}

@@ -128,6 +128,9 @@ class Task(Protocol):
     """Questions, and the only place that knows what an answer looks like."""
 
     @property
+    def name(self) -> str: ...
+
+    @property
     def sampling(self) -> Sampling: ...  # how rollouts are drawn
 
     @property

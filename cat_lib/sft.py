@@ -93,7 +93,6 @@ def finetune(
     )
     adapter = run.dir / "adapter"
     policy.model.save_pretrained(adapter)
-    run.artifact(adapter)
     losses = [(h["epoch"], h["eval_loss"]) for h in trainer.state.log_history if "eval_loss" in h]
     history = pd.DataFrame(losses, columns=["epoch", "validation_loss"])
     for row in history.itertuples():

@@ -1,41 +1,58 @@
-"""A run: a folder under results/runs/ that is the truth, and the same in MLflow for comparing.
+"""A run: a folder under results/runs/ that is the truth. `mirror.py` copies it to MLflow.
 
-Under the runner the run exists already (`CAT_LIB_RUN_DIR`, `CAT_LIB_RUN_ID`), and the runner's process decides how
-it ended. Executed by hand in JupyterLab, `start_run` makes one and `finish` or the kernel's exit ends it.
-A run left RUNNING by a killed process of this machine is marked KILLED when the next one starts.
+The kernel only ever writes files, so no tracking server can slow or break it; config.json has what the run is and how
+it ended, metrics.jsonl every step as it came, metrics.json the results. Under the runner the folder exists already
+(`CAT_LIB_RUN_DIR`), and the runner says how it ended. Executed by hand in JupyterLab, `start_run` makes a folder and
+mirrors it, and `finish` or the kernel's exit ends it.
 
-Tracking off is a run whose MLflow side does nothing, not a second code path.
+Who works on a folder holds a lock on a file in it. The operating system drops such a lock when its process is gone,
+however it went: that, and no process number, tells a dead run from a living one. On a file system shared by machines
+it works where flock does (Linux NFS, Lustre mounted with `flock`).
+
+`CAT_LIB_TRACKING=off` leaves MLflow out; nothing else changes.
 """
 
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import math
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from cat_lib.files import Lock, append_line, write_json
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
+
+    from cat_lib.schema import Example
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "results" / "runs"
+NOTEBOOKS = ROOT / "notebooks"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "papermill", "unsloth", "vllm")
-_PARAM_LIMIT = 6000  # MLflow's, in characters
+ENDED = ("FINISHED", "FAILED", "KILLED")
+_CODE = (".py", ".txt", ".jsonl")  # of cat_lib, what can change a run
 
 
 class TrackingError(RuntimeError):
     """The tracking server does not answer, or refuses."""
+
+
+class BusyError(RuntimeError):
+    """Another process works on this run."""
 
 
 def tracking_uri() -> str:
@@ -45,92 +62,108 @@ def tracking_uri() -> str:
 
 
 class Run:
-    """One run. Everything goes into `dir`; what MLflow can show goes there too."""
+    """One run's folder, or a part of it. Only the first of several training processes writes."""
 
-    def __init__(self, folder: Path, client: Any = None, run_id: str = "", prefix: str = "") -> None:
-        self.dir, self.client, self.run_id, self.prefix = folder, client, run_id, prefix
+    def __init__(self, folder: Path, root: Path | None = None, prefix: str = "") -> None:
+        self.dir, self.root, self.prefix = folder, root or folder, prefix
         self.numbers: dict[str, float] = {}
+        self.writes = os.environ.get("RANK", "0") == "0"
         folder.mkdir(parents=True, exist_ok=True)
 
     def part(self, name: str) -> Run:
-        """One of several trainings in this run: a folder of its own, and `<name>/` before its keys in MLflow."""
-        return Run(self.dir / name, self.client, self.run_id, f"{self.prefix}{name}/")
+        """One of several trainings in this run: a folder of its own, and `<name>/` before its metrics' keys."""
+        return Run(self.dir / name, self.root, f"{self.prefix}{name}/")
 
     def tag(self, key: str, value: str) -> None:
         """One word on the run, to filter by."""
-        if self.client:
-            self.client.set_tag(self.run_id, key, value)
+        self._update(self.root, tags=read_config(self.root).get("tags", {}) | {key: value})
 
-    def step(self, metrics: dict[str, float], step: int) -> None:
-        """One training step's metrics. Values that are not finite are left out: the store refuses them."""
-        self._log(metrics, step)
+    def step(self, metrics: Mapping[str, float], step: int, of: int = 0) -> None:
+        """One training step's metrics, `of` so many, to metrics.jsonl. No store takes values that are not finite."""
+        finite = {self.prefix + k: float(v) for k, v in metrics.items() if math.isfinite(v)}
+        if self.writes:
+            append_line(self.root / "metrics.jsonl", {"time": _now(), "step": step, "of": of, "metrics": finite})
 
-    def metrics(self, metrics: dict[str, float]) -> None:
+    def metrics(self, metrics: Mapping[str, float]) -> None:
         """Results of the run, added to metrics.json. Raises ValueError for a value that is not a finite number."""
         bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
         if bad:
             raise ValueError(f"metrics must be finite numbers, got {bad}; leave out what was not measured")
         self.numbers |= {k: float(v) for k, v in metrics.items()}
-        _write(self.dir / "metrics.json", self.numbers)
-        self._log(metrics, 0)
+        if self.writes:
+            write_json(self.dir / "metrics.json", self.numbers)
 
     def figure(self, name: str, figure: Figure) -> Figure:
         """Save figures/<name>.png and return the figure, so that a notebook cell can end with this call."""
         path = self.dir / "figures" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path, dpi=150, bbox_inches="tight")
-        self.artifact(path, "figures")
         return figure
 
     def table(self, name: str, table: pd.DataFrame) -> None:
         """Save <name>.parquet."""
-        table.to_parquet(self.dir / f"{name}.parquet", index=False)
-        self.artifact(self.dir / f"{name}.parquet")
+        if self.writes:
+            table.to_parquet(self.dir / f"{name}.parquet", index=False)
 
-    def artifact(self, path: Path, under: str | None = None) -> None:
-        """Copy a file, or a folder under its own name, to MLflow's artifacts."""
-        if self.client and path.is_dir():
-            self.client.log_artifacts(self.run_id, str(path), self.prefix + path.name)
-        elif self.client:
-            self.client.log_artifact(self.run_id, str(path), (self.prefix + (under or "")).strip("/") or None)
+    def dataset(self, context: str, examples: Sequence[Example], source: str) -> None:
+        """Note which questions were used, as a digest over ids, questions and keys: two runs used the same or not."""
+        rows = [
+            [e.id, e.question, e.gold, e.rubric and [(c.text, c.points) for c in e.rubric.criteria]] for e in examples
+        ]
+        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
+        known = read_config(self.root).get("datasets", {})
+        entry = {"source": source, "digest": digest, "n": len(rows)}
+        self._update(self.root, datasets=known | {self.prefix + context: entry})
 
-    def parameters(self, resolved: dict[str, Any]) -> None:
-        """The parameters as they take effect. A None waits for its value: MLflow's parameters cannot change."""
-        self.update_config(parameters=resolved)
-        for key, value in resolved.items():
-            if self.client and value is not None:
-                self.client.log_param(self.run_id, key, str(value)[:_PARAM_LIMIT])
+    def parameters(self, resolved: Mapping[str, Any]) -> None:
+        """The parameters as they take effect, once the preset is known."""
+        self._update(self.root, parameters=dict(resolved))
 
     def update_config(self, **entries: Any) -> None:
         """Add entries to config.json."""
-        path = self.dir / "config.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        _write(path, known | entries)
-        self.artifact(path)
+        self._update(self.dir, **entries)
 
-    def finish(self, status: str = "FINISHED") -> None:
+    def finish(self, status: str = "FINISHED", error: str = "") -> None:
         """End a run that this process owns; under the runner, the runner does."""
-        if self.client and not os.environ.get("CAT_LIB_RUN_ID"):
-            self.client.set_terminated(self.run_id, status)
+        if not os.environ.get("CAT_LIB_RUN_DIR"):
+            self.end(status, error)
             atexit.unregister(self.finish)
+            if mirrors := _by_hand.pop(self.dir, None):
+                mirrors.end(self.dir)
+                mirrors.close()
 
-    def _log(self, metrics: dict[str, float], step: int) -> None:
-        if self.client:
-            from mlflow.entities import Metric
+    def end(self, status: str, error: str = "") -> None:
+        """Set how the run ended."""
+        self.update_config(status=status, error=error, ended=_now())
 
-            now = int(time.time() * 1000)
-            entries = [Metric(self.prefix + k, v, now, step) for k, v in metrics.items() if math.isfinite(v)]
-            self.client.log_batch(self.run_id, metrics=entries)
+    def _update(self, folder: Path, **entries: Any) -> None:
+        if self.writes:
+            write_json(folder / "config.json", read_config(folder) | entries)
+
+
+_by_hand: dict[Path, Any] = {}  # the mirrors of runs that this kernel owns
+_locks: dict[Path, Lock] = {}  # held by this process until it ends, or until `settle`
 
 
 def start_run(notebook: str, parameters: dict[str, Any]) -> Run:
     """The run of this notebook execution: the runner's, or a new one when executed by hand.
 
-    Raises TrackingError if the tracking server cannot be reached.
+    Raises TrackingError if the tracking server cannot be reached, BusyError if another kernel holds the run.
     """
-    if folder := os.environ.get("CAT_LIB_RUN_DIR"):
-        return attach(Path(folder), os.environ.get("CAT_LIB_RUN_ID", ""))
-    run = create_run(notebook, parameters, RUNS / notebook / new_run_id())
+    if given := os.environ.get("CAT_LIB_RUN_DIR"):
+        folder = Path(given)
+        if folder not in _locks and os.environ.get("RANK", "0") == "0":
+            _claim(folder, "kernel.lock")
+        return Run(folder)
+    mirrors = None
+    if os.environ.get("CAT_LIB_TRACKING") != "off":
+        from cat_lib.mirror import Mirrors
+
+        mirrors = Mirrors()
+    run = open_run(notebook, parameters, RUNS / notebook / new_run_id())
+    if mirrors:
+        mirrors.add(run.dir)
+        _by_hand[run.dir] = mirrors
     atexit.register(run.finish, "KILLED")  # a kernel that is shut down before the last cell
     return run
 
@@ -140,84 +173,76 @@ def new_run_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
 
 
-def create_run(notebook: str, parameters: dict[str, Any], folder: Path) -> Run:
-    """Make the folder, its config.json and the MLflow run. `CAT_LIB_TRACKING=off` leaves MLflow out.
+def open_run(notebook: str, parameters: dict[str, Any], folder: Path, labels: Mapping[str, str] | None = None) -> Run:
+    """Lock the folder and make its config.json, or go on in a folder made earlier. `labels` become tags.
 
-    Raises TrackingError, before anything is written, if the tracking server cannot be used.
+    Raises BusyError if another process works in it.
     """
-    client = None if os.environ.get("CAT_LIB_TRACKING") == "off" else connect()
-    config = {"notebook": notebook, "given": parameters, "parameters": parameters, **environment()}
-    run = Run(folder, client, _mlflow_run(client, notebook, config, folder) if client else "")
-    run.update_config(mlflow_run_id=run.run_id, status="RUNNING", **config)
-    run.parameters(parameters)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, "run.lock")
+    _evict(folder)
+    run, known = Run(folder), read_config(folder)
+    if not known:
+        labels = dict(labels or {})
+        tags = labels | {"host": socket.gethostname()}
+        run.update_config(
+            notebook=notebook, run=folder.name, given=parameters, parameters=parameters, tags=tags, started=_now(),
+            code=labels.get("code") or code_version(NOTEBOOKS / f"{notebook}.ipynb"), **environment(),
+        )  # fmt: skip
+    (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier try, whose results may be half of them
+    run.update_config(status="RUNNING", error="", ended=None, pid=os.getpid())
     return run
 
 
-def reopen_run(notebook: str, parameters: dict[str, Any], folder: Path, run_id: str) -> Run:
-    """Continue in a folder made earlier, under its MLflow run where the store still has it, else under a new one."""
-    client = None if os.environ.get("CAT_LIB_TRACKING") == "off" else connect()
-    if client and run_id not in {r.info.run_id for r in _known(client, notebook)}:
-        run_id = _mlflow_run(client, notebook, {"parameters": parameters, **environment()}, folder)
-    run = Run(folder, client, run_id if client else "")
-    if client:
-        client.update_run(run_id, status="RUNNING")
-        client.set_tag(run_id, "cat_lib.pid", str(os.getpid()))
-        run.parameters(parameters)
-    run.update_config(mlflow_run_id=run.run_id, status="RUNNING")
-    return run
+def settle(folder: Path, status: str, error: str) -> None:
+    """Say how a run ended whose process could not: if nobody works on it any more, and it says that it runs."""
+    lock = Lock(folder / "run.lock")
+    if folder not in _locks and lock.acquire():
+        _evict(folder)
+        if read_config(folder).get("status") == "RUNNING":
+            Run(folder).end(status, error)
+        lock.release()
 
 
-def _known(client: Any, notebook: str) -> list[Any]:
-    experiment = client.get_experiment_by_name(notebook)
-    return list(client.search_runs([experiment.experiment_id])) if experiment else []
+def release(folder: Path) -> None:
+    """Let another process work on this folder."""
+    if folder in _locks:
+        _locks.pop(folder).release()
 
 
-def _mlflow_run(client: Any, notebook: str, config: dict[str, Any], folder: Path) -> str:
-    experiment = client.get_experiment_by_name(notebook)
-    if experiment is None:
-        # beside the database, or MLflow would put artifacts under whatever folder this process started in
-        local = (ROOT / "results" / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
-        experiment_id = client.create_experiment(notebook, artifact_location=local)
+def _claim(folder: Path, name: str) -> None:
+    lock = Lock(folder / name)
+    for _ in range(20):  # who only looks whether it is free holds it for an instant
+        if lock.acquire():
+            break
+        time.sleep(0.05)
     else:
-        experiment_id = experiment.experiment_id
-        _reap(client, experiment_id)
-    tags = {
-        "notebook": notebook,
-        "commit": str(config["commit"]),
-        "dirty": str(config["dirty"]),
-        "run_dir": str(folder),
-        "cat_lib.host": socket.gethostname(),
-        "cat_lib.pid": str(os.getpid()),
-    }
-    keys = ("preset", "model", "task", "estimator", "seed")
-    tags |= {k: str(config["parameters"][k]) for k in keys if k in config["parameters"]}
-    return str(client.create_run(experiment_id, run_name=folder.name, tags=tags).info.run_id)
+        pid, host = lock.holder() or ("?", "?")
+        raise BusyError(f"{folder} is in the hands of process {pid} on {host}; wait for it, or choose another run id")
+    _locks[folder] = lock
 
 
-def attach(folder: Path, run_id: str) -> Run:
-    """A run that another process made; without an id, one that is not tracked."""
-    return Run(folder, connect(), run_id) if run_id else Run(folder)
+def _evict(folder: Path) -> None:
+    """End a kernel whose runner was killed before it could do so: it would write into what another run now owns."""
+    lock, deadline = Lock(folder / "kernel.lock"), time.monotonic() + 10
+    while holder := lock.holder():
+        pid, host = holder
+        if host != socket.gethostname() or time.monotonic() > deadline:
+            raise BusyError(f"a kernel of {folder} still runs (process {pid} on {host}); end it, then start again")
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
 
 
-def connect() -> Any:
-    """An MLflow client of the tracking URI. Raises TrackingError, naming the URI, if it does not answer."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    from mlflow import MlflowClient
-
-    uri = tracking_uri()
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    except Exception as error:
-        raise TrackingError(
-            f"the tracking server {uri} can't be used ({type(error).__name__}: {str(error)[:200]}); start it, set "
-            "MLFLOW_TRACKING_URI to one that runs, or set CAT_LIB_TRACKING=off"
-        ) from error
-    return client
+def code_version(notebook: Path) -> str:
+    """A digest of cat_lib and the notebook's code cells: other prose or another commit is the same code."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for path in sorted(p for p in package.rglob("*") if p.suffix in _CODE):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    if notebook.exists():
+        cells = json.loads(notebook.read_text())["cells"]
+        digest.update(json.dumps(["".join(c["source"]) for c in cells if c["cell_type"] == "code"]).encode())
+    return digest.hexdigest()[:12]
 
 
 def environment() -> dict[str, Any]:
@@ -238,6 +263,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run, or nothing."""
+    try:
+        return dict(json.loads((folder / "config.json").read_text()))
+    except FileNotFoundError:
+        return {}
+
+
 def _git(*words: str) -> str:
     try:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
@@ -246,17 +279,5 @@ def _git(*words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _reap(client: Any, experiment_id: str) -> None:
-    """Mark as KILLED what this machine left RUNNING and whose process is gone."""
-    import psutil
-
-    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
-        pid, host = run.data.tags.get("cat_lib.pid"), run.data.tags.get("cat_lib.host")
-        if pid and host == socket.gethostname() and not psutil.pid_exists(int(pid)):
-            client.set_terminated(run.info.run_id, "KILLED")
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, default=str))
-    partial.replace(path)
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -216,7 +216,7 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         if "reward" not in logs:  # the summary at the end
             return
         numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
-        self.run.step(numbers, state.global_step)
+        self.run.step(numbers, state.global_step, self.steps)
         shown = ("reward", "agreement", "verdict_agreement", "label_accuracy", "unscorable", "entropy", "step_time")
         line = "  ".join(f"{k} {numbers[k]:.2f}" for k in shown if k in numbers)
         print(f"step {state.global_step}/{self.steps}  {line}", flush=True)

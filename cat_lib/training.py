@@ -219,6 +219,8 @@ def train(
 
     from cat_lib.trainer import Spending, load_adapter
 
+    run.dataset("training", examples, task.name)
+    run.tag("reward_rule", getattr(rule, "__name__", type(rule).__name__))
     record = Record(task, examples, run, observe)
     trainer = _trainer(policy, task, examples, estimator, rule, settings, run, record)
     run.update_config(trainer={k: v for k, v in trainer.args.to_dict().items() if "token" not in k})
@@ -242,7 +244,6 @@ def train(
         raise
     adapter = run.dir / "adapter"
     policy.model.save_pretrained(adapter)
-    run.artifact(adapter)
     history = pd.DataFrame([h for h in trainer.state.log_history if "reward" in h])
     return Trained(history, record.tables(settings.steps), adapter, record.warnings, spending.total())
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cat_lib import tracking
+from cat_lib import store as store_
 from cat_lib.experiment import PRESETS
 from cat_lib.runner import run_notebook
 
@@ -71,6 +71,6 @@ def test_smoke_run_gives_what_is_published(notebook, store):
     for table in published.glob("*.csv"):
         now, then = pd.read_parquet(folder / f"{table.stem}.parquet"), pd.read_csv(table)
         assert list(now.columns) == list(then.columns)
-    run = tracking.connect().get_run(json.loads((folder / "config.json").read_text())["mlflow_run_id"])
+    run = store_.connect().get_run(store_.run_id_of(folder))
     assert run.info.status == "FINISHED"
     assert {k: run.data.metrics[k] for k in metrics} == pytest.approx(metrics)

@@ -9,7 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from cat_lib import tracking
+from cat_lib import store as store_
 from cat_lib.runner import run_notebook
 
 pytestmark = pytest.mark.notebook
@@ -31,10 +31,10 @@ def test_smoke_run_learns_without_labels_and_keeps_everything(store):
     assert 8 < metrics["synthesis_over_single_tokens"] < 11
     assert metrics["collapsed"] == 0
 
-    run = tracking.connect().get_run(json.loads((folder / "config.json").read_text())["mlflow_run_id"])
+    run = store_.connect().get_run(store_.run_id_of(folder))
     assert run.info.status == "FINISHED"
     assert {k: run.data.metrics[k] for k in metrics} == pytest.approx(metrics)
-    assert len(tracking.connect().get_metric_history(run.info.run_id, "agreement")) == 12
+    assert len(store_.connect().get_metric_history(run.info.run_id, "agreement")) == 12
     config = json.loads((folder / "config.json").read_text())
     assert config["trainer"]["loss_type"] == "grpo"
     assert config["parameters"]["steps"] == 12

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cat_lib import tracking
+from cat_lib import store as store_
 from cat_lib.runner import RunError, run_notebook
 
 pytestmark = pytest.mark.notebook
@@ -54,9 +54,9 @@ def test_training_on_rubrics_compares_the_arms_and_keeps_every_verdict(store):
             assert reward == pytest.approx(expected)
         assert (folder / arm / "adapter" / "adapter_model.safetensors").exists()
     assert pd.read_parquet(folder / "question-only" / "rollouts.parquet")["reference"].isna().all()
-    run = tracking.connect().get_run(json.loads((folder / "config.json").read_text())["mlflow_run_id"])
+    run = store_.connect().get_run(store_.run_id_of(folder))
     assert run.info.status == "FINISHED"
-    assert len(tracking.connect().get_metric_history(run.info.run_id, "self-proposed/reward")) == 2
+    assert len(store_.connect().get_metric_history(run.info.run_id, "self-proposed/reward")) == 2
     assert {p.stem for p in (folder / "figures").iterdir()} == {"compute", "scores", "training"}
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 
+from cat_lib import store as store_
 from cat_lib import tracking
 from cat_lib.doctor import checks, locked
 from cat_lib.evaluation import compare_teachers, verdict
 from cat_lib.ledger import Ledger, cost_metrics
+from cat_lib.mirror import Mirror, import_run
 from cat_lib.models import ModelError, load_model
 from cat_lib.models import embedded as wheel
 from cat_lib.parameters import ParameterError, declared, resolve, with_preset
@@ -217,27 +222,30 @@ def test_a_run_is_a_folder_and_the_same_in_mlflow(store):
     assert (config["status"], config["parameters"]) == ("FINISHED", {"x": 3})
     assert config["versions"]["torch"].startswith("2.13.0")
     assert json.loads((folder / "metrics.json").read_text()) == {"score": 0.75}
-    run = tracking.connect().get_run(config["mlflow_run_id"])
+    run = store_.connect().get_run(store_.run_id_of(folder))
     assert (run.info.status, run.data.params, run.data.metrics["score"]) == ("FINISHED", {"x": "3"}, 0.75)
-    assert {a.path for a in tracking.connect().list_artifacts(run.info.run_id)} >= {"executed.ipynb", "config.json"}
+    assert {a.path for a in store_.connect().list_artifacts(run.info.run_id)} >= {"executed.ipynb", "config.json"}
     with pytest.raises(ConfigurationError, match="x: 3 there, 4 now"):
         run_notebook(path, {"x": 4}, run_id=folder.name, runs=store / "runs")
     again = run_notebook(path, {"x": 3}, run_id=folder.name, runs=store / "runs")
     assert again == folder
-    assert len(tracking._known(tracking.connect(), "small")) == 1
+    client = store_.connect()
+    experiment = client.get_experiment_by_name("small").experiment_id
+    assert len(client.search_runs([experiment])) == 1
 
 
 def test_a_part_of_a_run_has_its_own_folder_and_keys(store):
-    run = tracking.create_run("small", {}, store / "runs" / "small" / "one")
+    run = tracking.open_run("small", {}, store / "runs" / "small" / "one")
     part = run.part("an-arm")
     part.step({"reward": 0.5}, 1)
     part.update_config(trainer={"steps": 2})
     (part.dir / "adapter").mkdir()
     (part.dir / "adapter" / "weights").write_text("w")
-    part.artifact(part.dir / "adapter")
-    client = tracking.connect()
-    assert client.get_metric_history(run.run_id, "an-arm/reward")[0].value == 0.5
-    assert {a.path for a in client.list_artifacts(run.run_id, "an-arm")} == {"an-arm/adapter", "an-arm/config.json"}
+    run.end("FINISHED")
+    tracking.release(run.dir)
+    run_id, client = import_run(run.dir), store_.connect()
+    assert client.get_metric_history(run_id, "an-arm/reward")[0].value == 0.5
+    assert {a.path for a in client.list_artifacts(run_id, "an-arm")} == {"an-arm/adapter", "an-arm/config.json"}
     assert "trainer" not in json.loads((run.dir / "config.json").read_text())
 
 
@@ -255,10 +263,22 @@ def test_a_metric_that_is_no_number_is_refused(tmp_path):
 
 
 def test_a_run_whose_process_is_gone_is_marked_killed(store):
-    run = tracking.create_run("small", {"a": 1}, store / "runs" / "one")
-    run.client.set_tag(run.run_id, "cat_lib.pid", "99999999")
-    tracking.create_run("small", {"a": 1}, store / "runs" / "two")
-    assert run.client.get_run(run.run_id).info.status == "KILLED"
+    script = (
+        "import os, signal, sys; from pathlib import Path; from cat_lib import mirror, store, tracking\n"
+        "run = tracking.open_run('small', {'a': 1}, Path(sys.argv[1]))\n"
+        "mirror.Mirror(run.dir, store.connect()).sync()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    folder = store / "runs" / "small" / "one"
+    assert subprocess.run([sys.executable, "-c", script, str(folder)], check=False).returncode == -signal.SIGKILL
+    client = store_.connect()
+    assert client.get_run(store_.run_id_of(folder)).info.status == "RUNNING"
+    held = tracking.open_run("small", {"a": 1}, store / "runs" / "small" / "two")  # one that lives is left alone
+    Mirror(held.dir, client).sync()
+    store_.reap(client, "small")
+    assert client.get_run(store_.run_id_of(folder)).info.status == "KILLED"
+    assert client.get_run(store_.run_id_of(held.dir)).info.status == "RUNNING"
+    assert tracking.read_config(folder)["status"] == "KILLED"
 
 
 def test_doctor_checks_versions_against_the_lock(store):

@@ -1,0 +1,245 @@
+"""Runs a suite: what is left to do, as many at once as the executor has room for, until all have ended.
+
+A run that finished with the same parameters and code is not repeated; any other is, in its own folder, where training
+goes on from its checkpoint. Killing this process loses nothing but the time since the last checkpoints: start it again.
+Two suites at once share a store, and even the same suite: a run that another process works on is waited for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cat_lib import tracking
+from cat_lib.entry import BUSY, KILLED, STORAGE
+from cat_lib.executors import Executor, Job
+from cat_lib.files import Lock
+from cat_lib.mirror import Mirrors
+from cat_lib.store import SUITE, experiment_of, statuses
+from cat_lib.suite import Entry, Suite, SuiteError
+from cat_lib.tracking import Run, read_config
+
+_LOOK = 0.1  # seconds between looks at running processes
+_LOOK_ELSEWHERE = 1.0
+
+
+@dataclass
+class State:
+    """Where an entry stands: waiting, running, elsewhere, or how it ended (FINISHED, FAILED, KILLED, skipped)."""
+
+    entry: Entry
+    word: str = "waiting"
+    error: str = ""
+    job: Job | None = None
+    started: float = 0.0
+    seconds: float = 0.0
+    note: str = ""
+
+
+@dataclass
+class Batch:
+    """A suite under way. `run` returns how each entry ended."""
+
+    suite: Suite
+    states: list[State]
+    executor: Executor
+    mirrors: Mirrors | None
+    show: Callable[[Batch], None]
+    stops: int = 0
+    _waiting: deque[State] = field(default_factory=deque)
+
+    def run(self) -> list[State]:
+        """Start, look and end, until nothing waits and nothing runs."""
+        self._waiting.extend(s for s in self.states if s.word == "waiting")
+        told = 0
+        while self._waiting or self._in("running", "elsewhere"):
+            while self._waiting and not self.stops and len(self._in("running")) < self.executor.jobs:
+                self._start(self._waiting.popleft())
+            for state in self._in("running"):
+                code = state.job.poll() if state.job else None
+                if code is not None:
+                    self._ended(state, code)
+            for state in self._in("elsewhere"):
+                self._look_elsewhere(state)
+            if self.stops:
+                for state in self._waiting:
+                    state.word = "not started"
+                self._waiting.clear()
+                if told < self.stops:
+                    told = self.stops
+                    for state in self._in("running"):
+                        if state.job:
+                            state.job.stop(told > 1)
+                for state in self._in("elsewhere"):
+                    state.word = "not started"
+            self.show(self)
+            time.sleep(_LOOK)
+        return self.states
+
+    def _in(self, *words: str) -> list[State]:
+        return [s for s in self.states if s.word in words]
+
+    def _start(self, state: State) -> None:
+        entry = state.entry
+        tags = {"suite": self.suite.name, "entry": entry.name, "code": entry.code}
+        spec = {
+            "notebook": str(entry.notebook),
+            "parameters": entry.parameters,
+            "folder": str(entry.folder),
+            "labels": tags,
+        }
+        try:
+            state.job = self.executor.start(json.dumps(spec), entry.folder / "output.log")
+        except OSError as error:
+            state.word, state.error = "FAILED", f"could not be started: {error}"
+            return
+        state.word, state.started = "running", time.time()
+        if self.mirrors:
+            self.mirrors.add(entry.folder)
+
+    def _ended(self, state: State, code: int) -> None:
+        folder, state.job, state.seconds = state.entry.folder, None, time.time() - state.started
+        if code == BUSY:
+            state.word = "elsewhere"
+            return
+        # a process killed from outside leaves a folder that says RUNNING, and a full disk one that can't be written
+        said = "KILLED" if code < 0 or code == KILLED else "FAILED"
+        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if code == STORAGE:
+            reason = (
+                f"could not write to {folder}: {_last_line(folder / 'output.log') or 'the disk is full or read-only'}"
+            )
+        try:
+            tracking.settle(folder, said, reason)
+        except (OSError, tracking.BusyError) as error:
+            reason = f"{reason}; {error}"
+        config = read_config(folder)
+        ended = config.get("status") in tracking.ENDED
+        state.word = config["status"] if ended else said
+        state.error = (config.get("error") if ended else "") or ("" if state.word == "FINISHED" else reason)
+        if self.mirrors:
+            self.mirrors.end(folder, *(() if ended else (said, reason)))
+
+    def _look_elsewhere(self, state: State) -> None:
+        """Another process works on it: done if it finishes there, ours again if it dies."""
+        if time.time() - state.started < _LOOK_ELSEWHERE:
+            return
+        state.started = time.time()
+        if Lock(state.entry.folder / "run.lock").holder():
+            return
+        if state.entry.status == "FINISHED":
+            state.word, state.note = "skipped", "finished by another process"
+        else:
+            state.word = "waiting"
+            self._waiting.append(state)
+
+
+def plan(chosen: Sequence[Entry], retry_failed: bool) -> list[State]:
+    """What is to be done with each entry: skipped if it finished, with `retry_failed` also if it was never begun."""
+    states = []
+    for entry in chosen:
+        state, known = State(entry), entry.status
+        if known == "FINISHED":
+            state.word, state.note = "skipped", "finished before, same parameters and code"
+        elif retry_failed and known not in ("FAILED", "KILLED", "RUNNING"):
+            state.word, state.note = "left", "not failed before"
+        elif known != "missing":
+            state.note = f"was {known}: again" + (", from its checkpoint" if _checkpoints(entry.folder) else "")
+        elif changed := entry.changed():
+            state.note = f"changed since its last run ({changed}): runs anew"
+        states.append(state)
+    return states
+
+
+def run_suite(suite: Suite, states: list[State], executor: Executor, show: Callable[[Batch], None]) -> list[State]:
+    """Run a planned suite under its parent run; returns how its entries ended.
+
+    Raises SuiteError if the results folder can't be written, TrackingError if the store can't be used now.
+    """
+    try:
+        suite.folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(suite.folder / "suite.lock")
+        (suite.folder / "suite.yaml").write_bytes(suite.file.read_bytes())
+        lock.acquire(shared=True)
+    except OSError as error:
+        raise SuiteError(
+            f"{suite.folder} can't be written ({error.strerror}): make room or change its rights"
+        ) from error
+    mirrors = None if os.environ.get("CAT_LIB_TRACKING") == "off" else Mirrors()
+    parent = _parent(suite, executor)
+    batch = Batch(suite, states, executor, mirrors, show)
+    if mirrors:
+        mirrors.add(parent.dir)
+        _catch_up(mirrors, parent, states)
+    with _signals(batch):
+        batch.run()
+        words = Counter(s.word for s in states)
+        status = "KILLED" if batch.stops else "FAILED" if words["FAILED"] + words["KILLED"] else "FINISHED"
+        done = words["FINISHED"] + words["skipped"]
+        counts = {
+            "entries": len(suite.entries),
+            "entries_finished": done,
+            "entries_failed": words["FAILED"] + words["KILLED"],
+        }
+        lock.release()
+        if lock.acquire():  # or another process still runs this suite, and says how it ended
+            parent.metrics(counts)
+            parent.end(status)
+            if mirrors:
+                mirrors.end(parent.dir)
+        if mirrors:
+            mirrors.close()
+        lock.release()
+    return states
+
+
+def _parent(suite: Suite, executor: Executor) -> Run:
+    run = Run(suite.folder)
+    known = read_config(suite.folder)
+    tags = {"suite": suite.name, "executor": type(executor).__name__.lower(), "host": socket.gethostname()}
+    about = {"notebook": SUITE, "run": suite.name, "started": int(time.time() * 1000)} | known
+    run.update_config(**about | {"tags": tags, "status": "RUNNING", "ended": None, **tracking.environment()})
+    return run
+
+
+def _catch_up(mirrors: Mirrors, parent: Run, states: Sequence[State]) -> None:
+    """Send what finished while the store, or the suite that would have sent it, was away."""
+    there = statuses(mirrors.client, experiment_of(read_config(parent.dir)))
+    for state in states:
+        folder = state.entry.folder
+        if state.word == "skipped" and there.get(f"{state.entry.notebook.stem}/{folder.name}") != "FINISHED":
+            mirrors.end(folder)
+
+
+@contextmanager
+def _signals(batch: Batch) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        batch.stops += 1
+
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _checkpoints(folder: Path) -> bool:
+    return next(folder.rglob("checkpoints/checkpoint-*/trainer_state.json"), None) is not None
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = path.read_text(errors="replace").rstrip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1][:300] if lines else ""

@@ -1,0 +1,54 @@
+"""One run of a suite, as a process of its own: `python -m cat_lib.entry '{"notebook": ..., "folder": ...}'`.
+
+It ends with its parent: a run that outlived a killed suite would hold cores and memory that the next start shares out
+again. Its copy in MLflow is the suite's work. The exit code says how it went where its folder can't.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from cat_lib.runner import RunError, execute
+from cat_lib.tracking import BusyError, read_config
+
+FINISHED, FAILED, KILLED, STORAGE, BUSY = 0, 1, 130, 74, 75
+
+
+def main(spec: dict[str, Any]) -> int:
+    """Execute one entry; returns its exit code."""
+    threading.Thread(target=_end_with, args=(int(os.environ["CAT_LIB_PARENT"]),), daemon=True).start()
+    folder = Path(spec["folder"])
+    if read_config(folder).get("status") == "FINISHED":  # by another process that had it in its queue
+        return FINISHED
+    try:
+        execute(Path(spec["notebook"]), spec["parameters"], folder, spec["labels"])
+    except BusyError as error:
+        print(error, flush=True)
+        return BUSY
+    except RunError as error:
+        print(f"{error.status}: {error}", flush=True)
+        return STORAGE if error.storage else KILLED if error.status == "KILLED" else FAILED
+    return FINISHED
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    code = STORAGE
+    try:
+        code = main(json.loads(sys.argv[1]))
+        sys.stdout.flush()
+    except OSError as problem:
+        sys.stderr.write(f"{problem}\n")
+    os._exit(code)  # a full disk would fail the interpreter's own flush and change the code

@@ -1,0 +1,79 @@
+"""What can be known of a run before a kernel starts: parameters that can't work together, a model too large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cat_lib.models import ModelError
+from cat_lib.models.memory import estimate, machine, require_memory
+from cat_lib.parameters import with_preset
+from cat_lib.suite import Entry, SuiteError
+from cat_lib.tracking import NOTEBOOKS
+
+
+def preflight(notebook: Path, parameters: Mapping[str, Any], here: bool) -> float | None:
+    """GB of memory that a run of this notebook needs at most; None for a notebook or a model that we know nothing of.
+
+    `here`: whether it will run on this machine, which must then hold it.
+    Raises ValueError or ModelError, saying what would work, for parameters that can't.
+    """
+    if notebook.parent != NOTEBOOKS:
+        return None
+    from cat_lib import experiment, training  # seconds of imports
+    from cat_lib.tasks.arithmetic import Arithmetic
+    from cat_lib.tasks.clinic import clinic
+    from cat_lib.tasks.healthbench import HealthTask
+    from cat_lib.tasks.math import MathTask
+
+    presets = {
+        "00_quickstart": training.PRESETS,
+        "02_rubrics_and_judge": training.RUBRIC_PRESETS,
+        "03_cat_rl_rubrics": training.RUBRIC_PRESETS,
+    } | experiment.PRESETS
+    if notebook.stem not in presets:
+        return None
+    p = with_preset(presets[notebook.stem], parameters)
+    if notebook.stem in experiment.PRESETS:
+        experiment.check(p)
+    elif "steps" in p:
+        training.GRPOSettings.of(p)
+    kinds: dict[str, Any] = {"arithmetic": Arithmetic, "clinic": clinic(), "healthbench": HealthTask}
+    new_tokens = kinds.get(p["task"], MathTask).sampling.max_new_tokens
+    found = []
+    for model, work in experiment.needs(p, new_tokens):
+        if here:
+            require_memory(model, work)
+        if (need := estimate(model, work)) is not None:
+            found.append(need.total)
+    return max(found, default=None)
+
+
+def check_all(entries: Sequence[Entry], here: bool) -> dict[str, float | None]:
+    """GB that each entry needs, by name. Raises SuiteError with all that can't work."""
+    need, wrong = dict[str, float | None](), list[str]()
+    for entry in entries:
+        try:
+            need[entry.name] = preflight(entry.notebook, entry.parameters, here)
+        except (ValueError, ModelError) as error:
+            wrong.append(f"{entry.name}: {error}")
+    if wrong:
+        raise SuiteError("\n".join(wrong))
+    return need
+
+
+def require_together(gigabytes: Sequence[float | None], jobs: int) -> None:
+    """Raises ModelError if the `jobs` largest of these runs can't be in this machine's memory at once.
+
+    On GPUs each run has one of its own, and the check of each is enough.
+    """
+    there, device, _ = machine()
+    largest = sorted((g for g in gigabytes if g is not None), reverse=True)
+    if device == "cuda" or sum(largest[:jobs]) <= there:
+        return
+    fit = next(n for n in range(jobs - 1, -1, -1) if sum(largest[:n]) <= there)
+    raise ModelError(
+        f"{jobs} jobs at once need {sum(largest[:jobs]):.1f} GB of memory at most, and {there:.1f} GB are free: "
+        f"--jobs {fit or 1}"
+    )
