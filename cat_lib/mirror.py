@@ -10,6 +10,7 @@ Left out: metrics of a step that was trained twice (a resume goes back to a chec
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -22,7 +23,7 @@ from cat_lib.files import read_lines
 from cat_lib.store import connect, experiment_of, find_or_create, reap, tags_of
 from cat_lib.tracking import read_config
 
-PATIENCE = 120.0  # seconds that the end of a run waits for a store that is away
+PATIENCE = float(os.environ.get("CAT_LIB_STORE_PATIENCE", "120"))  # seconds that the end waits for a store that is away
 _EVERY, _ARTIFACTS_EVERY = 1.0, 15.0  # seconds
 _PARAM_LIMIT, _TAG_LIMIT = 6000, 8000  # MLflow's, in characters
 _BATCH, _PARAMS = 1000, 100  # MLflow's, in one call

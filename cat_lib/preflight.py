@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from cat_lib.models import ModelError
-from cat_lib.models.memory import estimate, machine, require_memory
+from cat_lib.models.memory import machine, require_memory
 from cat_lib.parameters import with_preset
 from cat_lib.suite import Entry, SuiteError
 from cat_lib.tracking import NOTEBOOKS
 
 
 def preflight(notebook: Path, parameters: Mapping[str, Any], here: bool) -> float | None:
-    """GB of memory that a run of this notebook needs at most; None for a notebook or a model that we know nothing of.
+    """GB of memory that a run of this notebook needs here at most; None where we can't know.
 
-    `here`: whether it will run on this machine, which must then hold it.
+    That is a notebook or a model that we know nothing of, and a run on other machines than this one (`here` false).
     Raises ValueError or ModelError, saying what would work, for parameters that can't.
     """
     if notebook.parent != NOTEBOOKS:
@@ -41,25 +41,21 @@ def preflight(notebook: Path, parameters: Mapping[str, Any], here: bool) -> floa
         training.GRPOSettings.of(p)
     kinds: dict[str, Any] = {"arithmetic": Arithmetic, "clinic": clinic(), "healthbench": HealthTask}
     new_tokens = kinds.get(p["task"], MathTask).sampling.max_new_tokens
-    found = []
-    for model, work in experiment.needs(p, new_tokens):
-        if here:
-            require_memory(model, work)
-        if (need := estimate(model, work)) is not None:
-            found.append(need.total)
-    return max(found, default=None)
+    work = experiment.needs(p, new_tokens) if here else []
+    needed = [require_memory(model, most) for model, most in work]
+    return max((need.total for need in needed if need), default=None)
 
 
 def check_all(entries: Sequence[Entry], here: bool) -> dict[str, float | None]:
     """GB that each entry needs, by name. Raises SuiteError with all that can't work."""
-    need, wrong = dict[str, float | None](), list[str]()
+    need, wrong = dict[str, float | None](), dict[str, list[str]]()
     for entry in entries:
         try:
             need[entry.name] = preflight(entry.notebook, entry.parameters, here)
         except (ValueError, ModelError) as error:
-            wrong.append(f"{entry.name}: {error}")
+            wrong.setdefault(str(error), []).append(entry.name)
     if wrong:
-        raise SuiteError("\n".join(wrong))
+        raise SuiteError("\n".join(f"{', '.join(names)}: {message}" for message, names in wrong.items()))
     return need
 
 

@@ -11,7 +11,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,9 @@ def connect() -> Any:
 
     uri = tracking_uri()
     try:
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
+        with _one_at_a_time():  # two processes would both make the tables of a new store
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)
     except Exception as error:  # every client, driver and network raises its own kinds
         raise TrackingError(_advice(without_password(uri), error)) from error
     return client
@@ -84,11 +84,7 @@ def tags_of(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
 def find_or_create(client: Any, folder: Path, config: Mapping[str, Any]) -> str:
     """The id of this folder's run in the store, made if it is not there; two processes at once make one."""
     key, suite = f"{config['notebook']}/{config.get('run', folder.name)}", config.get("tags", {}).get("suite")
-    guard = Lock(tracking.ROOT / "results" / "store.lock")
-    guard.path.parent.mkdir(parents=True, exist_ok=True)
-    while not guard.acquire():
-        time.sleep(0.05)
-    try:
+    with _one_at_a_time():
         experiment = _experiment(client, experiment_of(config))
         run_id = _find(client, experiment, key)
         if not run_id:
@@ -97,8 +93,6 @@ def find_or_create(client: Any, folder: Path, config: Mapping[str, Any]) -> str:
                 tags["mlflow.parentRunId"] = _parent(client, experiment, suite, config.get("started"))
             name = tags.get("entry", folder.name)
             run_id = client.create_run(experiment, config.get("started"), tags, name).info.run_id
-    finally:
-        guard.release()
     write_json(folder / "mlflow.json", _known(folder) | {without_password(tracking_uri()): run_id})
     return str(run_id)
 
@@ -134,6 +128,21 @@ def reap(client: Any, experiment: str) -> None:
             client.set_terminated(run.info.run_id, status)
 
 
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Among the processes that share this store's file, or this results folder."""
+    uri = tracking_uri()
+    beside = Path(uri.removeprefix("sqlite:///") + ".lock") if uri.startswith("sqlite:///") else None
+    guard = Lock(beside or tracking.ROOT / "results" / "store.lock")
+    guard.path.parent.mkdir(parents=True, exist_ok=True)
+    while not guard.acquire():
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        guard.release()
+
+
 def _experiment(client: Any, name: str) -> str:
     known = client.get_experiment_by_name(name)
     if known:
@@ -148,6 +157,7 @@ def _parent(client: Any, experiment: str, suite: str, started: int | None) -> st
     if known := _find(client, experiment, key):
         return known
     tags = {"cat_lib.run": key, "suite": suite, "notebook": SUITE}
+    started = read_config(tracking.ROOT / "results" / "suites" / suite).get("started", started)  # cannot change later
     made = client.create_run(experiment, started, tags, suite).info.run_id
     client.set_terminated(made, "KILLED")  # until the suite's own folder says otherwise
     return str(made)

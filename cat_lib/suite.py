@@ -188,14 +188,14 @@ def _expand(raw: Any, index: int, shared: Mapping[str, Any], suite: str, file: P
     wrong = set[str]()
     for values in itertools.product(*axes.values()):
         varied = dict(zip(axes, values, strict=True))
-        given = {k: _typed(known.get(k), v) for k, v in {**fixed, **varied}.items()}
         try:
+            given = {k: _typed(known.get(k), v) for k, v in {**fixed, **varied}.items()}
             parameters = resolve(notebook, given)
             _plain(parameters)
         except (ParameterError, SuiteError) as error:
             wrong.add(str(error))
             continue
-        words = [f"{k}={v[0] if k == 'seeds' and len(v) == 1 else v}" for k, v in varied.items()]
+        words = [f"{k}={varied[k][0] if k == 'seeds' else parameters[k]}" for k in varied]
         name = " ".join([raw.get("name", notebook.stem), *words])
         yield Entry(
             name, notebook, given, parameters, code, runs / notebook.stem / _folder(suite, name, parameters, code)

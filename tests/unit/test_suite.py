@@ -1,0 +1,161 @@
+"""Suites as they are read and refused; nothing is started here."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from cat_lib import tracking
+from cat_lib.batch import plan
+from cat_lib.preflight import check_all, require_together
+from cat_lib.suite import SuiteError, load_suite
+from small import write_notebook
+
+
+@pytest.fixture
+def suite(store):
+    """Writes a suite's file beside a small notebook, and loads it."""
+    write_notebook(store / "small.ipynb")
+
+    def load(text: str, **options):
+        (store / "s.yaml").write_text(text)
+        return load_suite(store / "s.yaml", runs=store / "runs", **options)
+
+    return load
+
+
+GRID = """
+entries:
+- notebook: small.ipynb
+  grid: {x: [1, 2e-1]}
+  seeds: [0, 3]
+- {notebook: small.ipynb, name: other, parameters: {x: 9}}
+"""
+
+
+def test_grids_and_seeds_are_multiplied_and_typed(suite):
+    loaded = suite(GRID)
+    assert [e.name for e in loaded.entries] == [
+        "small x=1.0 seed=0", "small x=1.0 seed=3", "small x=0.2 seed=0", "small x=0.2 seed=3", "other",
+    ]  # fmt: skip
+    assert loaded.entries[3].parameters == {"x": 0.2, "seed": 3}  # YAML reads 2e-1 as text
+    assert loaded.name == "s"
+    assert len({e.folder for e in loaded.entries}) == 5
+    assert [e.name for e in loaded.only("x=0.2")] == ["small x=0.2 seed=0", "small x=0.2 seed=3"]
+    assert [e.name for e in loaded.only("*seed=3")] == ["small x=1.0 seed=3", "small x=0.2 seed=3"]
+    again = suite(GRID)
+    assert [e.folder for e in again.entries] == [e.folder for e in loaded.entries]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "holds list; a suite is a mapping with the key 'entries'"),
+        ("entries: [", "can't be read as YAML"),
+        ("\0", "can't be read as YAML"),
+        ("entries: []", "has no entries"),
+        ("suite: ../../etc\nentries: [{notebook: small.ipynb}]", "names a folder"),
+        ("entires: []", "unknown key 'entires'; did you mean 'entries'"),
+        ("entries: [small.ipynb]", "'small.ipynb' is no entry: it needs a notebook"),
+        ("entries: [{notebook: small.ipynb, seed: [0]}]", "unknown key 'seed'; did you mean 'seeds'"),
+        ("entries: [{notebook: small.ipynb, notebook: small.ipynb}]", "notebook stands twice"),
+        ("entries: [{notebook: 00_quikstart}]", r"no notebook .*00_quikstart.*did you mean .*00_quickstart"),
+        ("entries: [{notebook: small.ipynb, parameters: {y: 1}}]", "unknown parameter 'y'"),
+        ("entries: [{notebook: small.ipynb, parameters: {seed: one}}]", "seed='one': allowed is int"),
+        ("entries: [{notebook: small.ipynb, parameters: {seed: -1}}]", "seed=-1: allowed is 0 or more"),
+        ("entries: [{notebook: small.ipynb, parameters: {x: .nan}}]", "must be plain values"),
+        ("entries: [{notebook: small.ipynb, parameters: {x: 2026-01-01}}]", "x=.*is date; allowed is float"),
+        ("entries: [{notebook: small.ipynb, grid: {x: 1}}]", r"no list of values; write x: \[1\]"),
+        ("entries: [{notebook: small.ipynb, grid: {x: []}}]", "no list of values"),
+        ("entries: [{notebook: small.ipynb, seeds: []}]", "makes no run"),
+        ("entries: [{notebook: small.ipynb, seeds: [0], parameters: {seed: 1}}]", "seed stands both"),
+        ("entries: [{notebook: small.ipynb, seeds: [0, 0]}]", "is the same run as"),
+        ("entries: [{notebook: small.ipynb}, {notebook: small.ipynb, parameters: {x: 1}}]", "is the same run as"),
+        ("entries: [{notebook: small.ipynb}, {notebook: small.ipynb, parameters: {x: 2}}]", "two entries are called"),
+        ("entries: [{notebook: none.ipynb}]", "cells tagged 'parameters'"),
+    ],
+)  # fmt: skip
+def test_what_is_no_suite_is_refused_and_says_what_is_allowed(suite, store, text, message):
+    write_notebook(store / "none.ipynb")
+    bare = json.loads((store / "none.ipynb").read_text())
+    bare["cells"][0]["metadata"] = {}
+    (store / "none.ipynb").write_text(json.dumps(bare))
+    with pytest.raises(SuiteError, match=message):
+        suite(text)
+
+
+def test_all_that_is_wrong_is_said_at_once(suite):
+    with pytest.raises(SuiteError) as caught:
+        suite(
+            "entries:\n- {notebook: small.ipynb, parameters: {y: 1}}\n- {notebook: small.ipynb, grid: {seed: [a, -1]}}"
+        )
+    assert [line.split(":")[0] for line in str(caught.value).split("\n")] == ["entry 1", "entry 2", "entry 2"]
+
+
+def test_a_grid_that_explodes_is_refused_before_it_is_made_and_the_limit_can_be_raised(suite):
+    values = list(range(1000))
+    text = f"entries: [{{notebook: small.ipynb, grid: {{x: {values}, seed: {values}, y: {values}}}}}]"
+    started = time.monotonic()
+    with pytest.raises(SuiteError, match=r"makes 1000000000 runs; allowed are 500.*--limit 1000000000"):
+        suite(text)
+    assert time.monotonic() - started < 5
+    with pytest.raises(SuiteError, match="makes 5 runs; allowed are 4"):
+        suite(GRID, limit=4)
+    assert len(suite(GRID, limit=5).entries) == 5
+
+
+def test_no_entry_of_that_name(suite):
+    with pytest.raises(SuiteError, match="matches no entry; did you mean 'other'"):
+        suite(GRID).only("othr")
+
+
+def finished(entry, status="FINISHED"):
+    run = tracking.open_run("small", entry.parameters, entry.folder, {"code": entry.code})
+    run.end(status)
+    tracking.release(entry.folder)
+
+
+def test_a_plan_skips_what_finished_and_names_what_changed(suite, store):
+    loaded = suite(GRID)
+    for entry, status in zip(loaded.entries, ("FINISHED", "FAILED", "KILLED"), strict=False):
+        finished(entry, status)
+    words = [(s.word, s.note) for s in plan(loaded.entries, False)]
+    assert words[0] == ("skipped", "finished before, same parameters and code")
+    assert words[1] == ("waiting", "was FAILED: again")
+    assert [w for w, _ in words] == ["skipped", "waiting", "waiting", "waiting", "waiting"]
+    assert [s.word for s in plan(loaded.entries, True)] == ["skipped", "waiting", "waiting", "left", "left"]
+
+    finished(loaded.entries[4])
+    (other,) = suite(GRID.replace("x: 9", "x: 10")).only("other")
+    (state,) = plan([other], False)
+    assert (state.word, state.note) == ("waiting", "changed since its last run (x: 9.0 -> 10.0): runs anew")
+    write_notebook(store / "small.ipynb", "pass")  # other code
+    (state,) = plan(suite(GRID).only("other"), False)
+    assert state.word == "waiting"
+    assert "changed since its last run (code: " in state.note
+
+
+def test_suites_of_the_repository_are_whole(store):
+    for name in ("smoke", "paper"):
+        loaded = load_suite(tracking.NOTEBOOKS / "suites" / f"{name}.yaml")
+        assert len({e.notebook for e in loaded.entries}) >= 9
+        check_all(loaded.entries, here=name == "smoke")
+
+
+def test_memory_and_parameters_that_cannot_work_are_refused_before_a_kernel(suite, monkeypatch):
+    def entries(parameters: str):
+        return suite(f"entries: [{{notebook: 06_training_signals, parameters: {parameters}}}]").entries
+
+    with pytest.raises(SuiteError, match="06_training_signals: model='x/y-70B' needs about"):
+        check_all(entries("{model: x/y-70B}"), here=True)
+    assert check_all(entries("{model: x/y-70B}"), here=False) == {"06_training_signals": None}  # another machine's
+    with pytest.raises(SuiteError, match=r"06_training_signals: .*majorty"):
+        check_all(entries("{estimators: [majorty]}"), here=False)
+    monkeypatch.setattr("cat_lib.preflight.machine", lambda: (10.0, "cpu", 2))
+    require_together([6.0, None, 4.0, 3.0], 2)
+    with pytest.raises(
+        Exception, match=r"3 jobs at once need 13.0 GB of memory at most, and 10.0 GB are free: --jobs 2"
+    ):
+        require_together([6.0, None, 4.0, 3.0], 3)
