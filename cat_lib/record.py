@@ -35,13 +35,14 @@ class Record:
     ) -> dict[str, float]:
         """Called by the reward once its numbers are fixed; returns the step's signals."""
         table = rollout_table(groups, references, rewards).assign(step=step)
-        write_step(self.run.dir, "rollouts", step, table)
+        if self.run.writes:  # each of several processes sees all groups
+            write_step(self.run.dir, "rollouts", step, table)
         known = signals(groups, references, rewards, self.task.verifiable)
         if self.observe:
             known |= self.observe(step, self.run.dir)
         if not self.task.verifiable:
             return known
-        if self._watch(step, known):
+        if self._watch(step, known) and self.run.writes:
             warnings.warn(self.warnings[0], stacklevel=2)
             self.run.tag("collapse", self.warnings[0])
         golds = [self.golds[g.id] for g in groups]
@@ -74,8 +75,13 @@ class Record:
 
 def write_step(run_dir: Path, name: str, step: int, table: pd.DataFrame) -> None:
     """Keep one step's part of a table; each process writes a file of its own."""
-    path = run_dir / name / f"step_{step:05d}_rank{os.environ.get('RANK', '0')}.parquet"
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    path = run_dir / name / f"step_{step:05d}_rank{rank}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if rank == 0:  # of a process that an earlier try had and this one, resumed on fewer, has not
+        for old in path.parent.glob(f"step_{step:05d}_rank*.parquet"):
+            if int(old.stem.rpartition("rank")[2]) >= world:
+                old.unlink()
     table.to_parquet(path, index=False)
 
 

@@ -13,6 +13,7 @@ is quadratic in its length, so long rows, and batches with little to share, go T
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import groupby
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import GRPOTrainer
@@ -55,6 +57,14 @@ class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no ty
         """As TRL's, then the adapter once more, exactly: PEFT loads it through the base model's bfloat16."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_adapter(model or self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As TRL's, but on several CPU processes it loads to a place `cpu:1`, which torch.load does not know."""
+        if checkpoint is None or self.args.world_size == 1 or self.args.device.type != "cpu":
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        for part, name in ((self.optimizer, "optimizer.pt"), (self.lr_scheduler, "scheduler.pt")):
+            part.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Log-probabilities (B, C) and entropies (B, C) of the completion tokens, through the tree where it pays."""
@@ -145,6 +155,7 @@ def rollouts(policy: LocalModel, sampling: Sampling, seed: int) -> Callable[[lis
 
     def rollout(prompts: list[Prompt], trainer: Any) -> dict[str, Any]:
         runs = [(prompt, len(list(rows))) for prompt, rows in groupby(prompts)]
+        # each process draws its own, or two halves of a group would hold the same rollouts
         step_seed = (seed * 1_000_003 + trainer.state.global_step) * 64 + trainer.accelerator.process_index
         n = max(count for _, count in runs)
         groups = policy.generate([p for p, _ in runs], n, replace(sampling, seed=step_seed))
@@ -159,24 +170,65 @@ def rollouts(policy: LocalModel, sampling: Sampling, seed: int) -> Callable[[lis
 
 
 class Spending(TrainerCallback):  # type: ignore[misc]
-    """What training has cost so far by role, kept with each checkpoint, so that a resumed run counts every step."""
+    """What training has cost so far by role, kept with each checkpoint, so that a resumed run counts every step.
+
+    Of several processes, all count, seconds too: they are then process-seconds, as GPU-seconds are. The others' share
+    is that of the last finished step.
+    """
 
     def __init__(self, ledger: Ledger, checkpoint: Path | None) -> None:
         self.ledger, self.start = ledger, {role: replace(cost) for role, cost in ledger.roles.items()}
         kept = checkpoint / SPENT if checkpoint else None
         known = json.loads(kept.read_text()) if kept and kept.exists() else {}
         self.before = {role: Cost(**cost) for role, cost in known.items()}
+        self.others: list[dict[str, Cost]] = []
 
     def total(self) -> dict[str, Cost]:
-        now = {role: cost - self.start.get(role, Cost()) for role, cost in self.ledger.roles.items()}
-        both = {role: self.before.get(role, Cost()) + now.get(role, Cost()) for role in {**self.before, **now}}
+        parts = [self.before, self._mine(), *self.others]
+        both = {role: sum((p.get(role, Cost()) for p in parts), Cost()) for part in parts for role in part}
         return {role: cost for role, cost in both.items() if cost != Cost()}
+
+    def _mine(self) -> dict[str, Cost]:
+        return {role: cost - self.start.get(role, Cost()) for role, cost in self.ledger.roles.items()}
 
     def keep(self, checkpoint: Path) -> None:
         (checkpoint / SPENT).write_text(json.dumps({role: asdict(cost) for role, cost in self.total().items()}))
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.world_size > 1:  # here all processes are at the same place
+            everyone = gather_object([self._mine()])
+            self.others = [mine for rank, mine in enumerate(everyone) if rank != args.process_index]
+
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        if state.is_world_process_zero:
+            self.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+class Together(TrainerCallback):  # type: ignore[misc]
+    """Ctrl-C or SIGTERM on several processes: all end after the step in which one was told to.
+
+    One that left inside a step would leave the others waiting for it, until its closed connection fails them.
+    """
+
+    def __init__(self) -> None:
+        self.told = self.stopped = False
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.world_size > 1:
+            self._before = {n: signal.signal(n, self._tell) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def _tell(self, number: int, _: object) -> None:
+        self.told = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.world_size > 1 and any(gather_object([self.told])):
+            self.stopped = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not self.stopped:  # else the caller's own saving comes first
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
 
 class StepLog(TrainerCallback):  # type: ignore[misc]
@@ -200,7 +252,8 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         self.seen = state.num_input_tokens_seen
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        tokens = state.num_input_tokens_seen - self.seen
+        everyone = state.num_input_tokens_seen - self.seen
+        tokens = (everyone + args.process_index) // args.world_size  # shares of all processes, which add up to it
         counts = self.computed or [self.counted[0] + tokens, self.counted[1]]
         grad, plain = (now - before for now, before in zip(counts, self.counted, strict=True))
         self.counted = list(counts)
@@ -219,4 +272,5 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         self.run.step(numbers, state.global_step, self.steps)
         shown = ("reward", "agreement", "verdict_agreement", "label_accuracy", "unscorable", "entropy", "step_time")
         line = "  ".join(f"{k} {numbers[k]:.2f}" for k in shown if k in numbers)
-        print(f"step {state.global_step}/{self.steps}  {line}", flush=True)
+        if state.is_world_process_zero:
+            print(f"step {state.global_step}/{self.steps}  {line}", flush=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -141,13 +142,36 @@ def add_lora(model: LocalModel, rank: int, seed: int) -> LocalModel:
     return replace(model, model=get_peft_model(plain, config))
 
 
-def grpo_arguments(settings: GRPOSettings, sampling: Sampling, output_dir: Path, on_cpu: bool) -> dict[str, Any]:
+def cut(settings: GRPOSettings, processes: int) -> tuple[int, int]:
+    """Rows of a micro-batch on each of `processes`, and how many make a step: the same rows, and gradient, as one's.
+
+    Whole groups a process where the prompts of a step divide by the processes; else groups are split. All micro-batches
+    have as many rows, or the loss, a mean over sequences, would weigh them unlike. Raises ValueError for a step that
+    can't be cut.
+    """
+    prompts, size, most = settings.prompts_per_step, settings.group_size, settings.prompts_per_micro_batch
+    share, over = divmod(prompts * size, processes)
+    if over:
+        fits = [n for n in range(1, processes) if prompts * size % n == 0]
+        whole = math.lcm(processes, most)
+        raise ValueError(
+            f"prompts_per_step={prompts} x group_size={size} rows can't be cut over {processes} processes; take "
+            f"{fits[-1]} processes, or prompts_per_step={-(-prompts // whole) * whole}"
+        )
+    unit = size if share % size == 0 else 1
+    rows = max(n for n in range(unit, min(share, most * size) + 1, unit) if share % n == 0)
+    return rows, share // rows
+
+
+def grpo_arguments(
+    settings: GRPOSettings, sampling: Sampling, output_dir: Path, on_cpu: bool, processes: int = 1
+) -> dict[str, Any]:
     """Keyword arguments for `trl.GRPOConfig`, nothing left to a default that differs between versions."""
-    micro_steps = settings.prompts_per_step // settings.prompts_per_micro_batch
+    rows, micro_steps = cut(settings, processes)
     return {
         "output_dir": str(output_dir),
         "max_steps": settings.steps,
-        "per_device_train_batch_size": settings.prompts_per_micro_batch * settings.group_size,
+        "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": micro_steps,
         "steps_per_generation": micro_steps,
         "num_generations": settings.group_size,
@@ -176,6 +200,7 @@ def grpo_arguments(settings: GRPOSettings, sampling: Sampling, output_dir: Path,
         "bf16": not on_cpu,
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
+        "ddp_find_unused_parameters": False,  # each pass uses the whole adapter
         "seed": settings.seed,
         "data_seed": settings.seed,
         "logging_steps": 1,
@@ -206,6 +231,7 @@ def train(
     arguments into its `config.json`. With `resume`, continues from the folder's newest checkpoint, if there is one; if
     that is the last step, its adapter and history are loaded and nothing is trained again.
     Ctrl-C saves a checkpoint marked by `interrupted.json` and raises KeyboardInterrupt.
+    Under `accelerate launch` every process calls this, on one file system; the first one writes (`train_entry.py`).
     Raises ValueError if the policy has no adapter or the examples are fewer than `prompts_per_step`.
     """
     if not hasattr(policy.model, "disable_adapter"):
@@ -217,16 +243,16 @@ def train(
         )
     from transformers import TrainerState
 
-    from cat_lib.trainer import Spending, load_adapter
+    from cat_lib.trainer import Spending, Together, load_adapter
 
     run.dataset("training", examples, task.name)
     run.tag("reward_rule", getattr(rule, "__name__", type(rule).__name__))
     record = Record(task, examples, run, observe)
     trainer = _trainer(policy, task, examples, estimator, rule, settings, run, record)
-    run.update_config(trainer={k: v for k, v in trainer.args.to_dict().items() if "token" not in k})
     checkpoint = newest_checkpoint(run.dir) if resume else None
-    spending = Spending(policy.ledger, checkpoint)
+    spending, together = Spending(policy.ledger, checkpoint), Together()
     trainer.add_callback(spending)
+    trainer.add_callback(together)
     if checkpoint:
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         record.replay(trainer.state.log_history)
@@ -234,16 +260,25 @@ def train(
         if checkpoint and trainer.state.global_step >= settings.steps:  # one more step would be trained
             load_adapter(policy.model, checkpoint)
         else:
+            arguments = {k: v for k, v in trainer.args.to_dict().items() if "token" not in k}
+            run.update_config(trainer=arguments, processes=trainer.args.world_size)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if together.stopped:
+                raise KeyboardInterrupt
     except KeyboardInterrupt:
-        trainer._save_checkpoint(trainer.model, trial=None)
-        saved = run.dir / "checkpoints" / f"checkpoint-{trainer.state.global_step}"
-        spending.keep(saved)
-        (saved / INTERRUPTED).write_text(json.dumps({"step": trainer.state.global_step, "of": settings.steps}))
-        print(f"interrupted: saved {saved}; resume=True continues from it", flush=True)
+        if together.stopped or trainer.args.world_size == 1:
+            trainer._save_checkpoint(trainer.model, trial=None)  # by all processes: it has collectives
+            saved = run.dir / "checkpoints" / f"checkpoint-{trainer.state.global_step}"
+            if run.writes:
+                spending.keep(saved)
+                (saved / INTERRUPTED).write_text(json.dumps({"step": trainer.state.global_step, "of": settings.steps}))
+                print(f"interrupted: saved {saved}; resume=True continues from it", flush=True)
+            trainer.accelerator.wait_for_everyone()  # a launcher ends all once one has gone
         raise
     adapter = run.dir / "adapter"
-    policy.model.save_pretrained(adapter)
+    if run.writes:
+        policy.model.save_pretrained(adapter)
+    trainer.accelerator.wait_for_everyone()  # for what the others read below
     history = pd.DataFrame([h for h in trainer.state.log_history if "reward" in h])
     return Trained(history, record.tables(settings.steps), adapter, record.warnings, spending.total())
 
@@ -277,7 +312,8 @@ def _trainer(
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"; the pin holds it still
     sampling = task.sampling
     stop_ids = policy.stop_ids(sampling.stop)
-    arguments = grpo_arguments(settings, sampling, run.dir / "checkpoints", policy.model.device.type == "cpu")
+    on_cpu, processes = policy.model.device.type == "cpu", int(os.environ.get("WORLD_SIZE", "1"))
+    arguments = grpo_arguments(settings, sampling, run.dir / "checkpoints", on_cpu, processes)
     reward = GroupReward(task, examples, estimator, rule, settings.group_size, stop_ids, record.on_step)
     own = policy.engine == "transformers"
     trainer = (SharedPromptTrainer if own else trl.GRPOTrainer)(

@@ -2,7 +2,8 @@
 
 TRL calls a reward function with the rows of one process, `num_generations` consecutive rows a prompt. It does not
 promise that a group is whole: where the rows of a process are no multiple of the group size, the groups are
-gathered from all processes first. Synthesis happens here and not in `rollout_func`, so that it also works where
+gathered from all processes first, and each process scores its share. What is logged is that of the whole step on
+every process. Synthesis happens here and not in `rollout_func`, so that it also works where
 Unsloth or vLLM make the rollouts.
 
 Left out: async rewards. Collectives from another thread would hang, and the anchor is local.
@@ -23,8 +24,8 @@ OnStep = Callable[[int, list[Group], list[Reference | None], list[list[float | N
 class GroupReward:
     """A TRL reward function made of an estimator and a reward rule.
 
-    `on_step(step, groups, references, rewards)` sees each finished batch and returns metrics to log; what it does
-    with gold answers comes after the rewards are fixed.
+    `on_step(step, groups, references, rewards)` sees each finished batch, that of all processes on each of them, and
+    returns metrics to log; what it does with gold answers comes after the rewards are fixed.
     """
 
     __name__ = "reward"  # TRL's metric key
@@ -64,15 +65,18 @@ class GroupReward:
         if split:
             rows = gather_object(rows)  # rank order is row order: each process holds one contiguous slice
         groups = whole_groups(rows, self.group_size, self._group)
-        mine = range(world.process_index, len(groups), world.num_processes) if split else range(len(groups))
-        scored = list(zip(mine, *self._score([groups[i] for i in mine]), strict=True))
         if split:
-            scored = sorted(gather_object(scored), key=lambda item: item[0])
-        references, rewards = [s[1] for s in scored], [s[2] for s in scored]
+            numbers = range(world.process_index, len(groups), world.num_processes)
+            groups = [groups[i] for i in numbers]
+        else:
+            numbers = range(world.process_index * len(groups), (world.process_index + 1) * len(groups))
+        scored = list(zip(numbers, groups, *self._score(groups), strict=True))
+        scored = sorted(gather_object(scored), key=lambda item: item[0])  # one process: as it is
+        groups, references, rewards = [s[1] for s in scored], [s[2] for s in scored], [s[3] for s in scored]
         for name, value in self.on_step(trainer_state.global_step + 1, groups, references, rewards).items():
             log_metric(name, value)
         flat = [r for group in rewards for r in group]
-        return flat[world.process_index * local :][:local] if split else flat
+        return flat[world.process_index * local :][:local]
 
     def _score(self, groups: list[Group]) -> tuple[list[Reference | None], list[list[float | None]]]:
         if not groups:

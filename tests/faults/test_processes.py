@@ -1,0 +1,239 @@
+"""Training on two real processes: the same rewards, advantages and gradient as one, and one run to show for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cat_lib import train_entry
+from cat_lib.runner import differences
+from cat_lib.tracking import ROOT, read_config
+from cat_lib.training import GRPOSettings, cut
+
+pytestmark = pytest.mark.fault
+
+# Two steps on rollouts that depend on their row in the whole step alone. argv: folder, prompts, micro
+FIXED = """
+import json, sys
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+import cat_lib.trainer, cat_lib.training
+from cat_lib.models import load_model
+from cat_lib.models.local import LocalModel
+from cat_lib.references.selection import majority
+from cat_lib.rewards.verifiable import verifiable
+from cat_lib.tasks.arithmetic import Arithmetic
+from cat_lib.tracking import Run
+from cat_lib.training import GRPOSettings, add_lora, train
+
+folder, prompts, micro = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+state = PartialState(cpu=True)
+tokenizer = load_model("embedded").tokenizer
+torch.manual_seed(1)
+model = LlamaForCausalLM(LlamaConfig(
+    vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id))
+policy = add_lora(LocalModel(model, tokenizer, "tiny"), 4, 0)
+for name, parameter in policy.model.named_parameters():
+    if "lora_B" in name:  # at 0, the other half of the adapter would have no gradient
+        torch.nn.init.normal_(parameter, std=0.05)
+task = Arithmetic()
+examples = task.examples("train", prompts, 0)
+asked = {e.prompt: e.question[8:-1] for e in examples}
+
+def fixed(policy, sampling, seed):
+    newline = tokenizer("\\n").input_ids
+    def rollout(prompts, trainer):
+        start = trainer.accelerator.process_index * len(prompts)
+        ids = [tokenizer(f" {asked[p]} = {(7 * (start + i) ** 2 + trainer.state.global_step) % 3 * 95}").input_ids
+               + newline for i, p in enumerate(prompts)]
+        return {"prompt_ids": [policy.encode(p) for p in prompts], "completion_ids": ids, "logprobs": None}
+    return rollout
+
+cat_lib.trainer.rollouts = fixed
+seen, gradients = [], []
+whole = cat_lib.trainer.SharedPromptTrainer._generate_and_score_completions
+
+def spied(self, inputs):
+    output = whole(self, inputs)
+    for example, ids, advantage in zip(inputs, output["completion_ids"].tolist(), output["advantages"].tolist()):
+        ids = [i for i in ids if i != tokenizer.pad_token_id]
+        seen.append([self.state.global_step, example["example_id"], ids, advantage])
+    return output
+
+class Gradients(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, **_):
+        for name, parameter in policy.model.named_parameters():
+            if parameter.grad is not None:
+                gradients.append(parameter.grad.norm().item())
+
+cat_lib.trainer.SharedPromptTrainer._generate_and_score_completions = spied
+make = cat_lib.training._trainer
+def made(*args):
+    trainer = make(*args)
+    trainer.add_callback(Gradients())
+    return trainer
+cat_lib.training._trainer = made
+
+settings = GRPOSettings(steps=2, group_size=4, prompts_per_step=prompts, prompts_per_micro_batch=micro,
+                        learning_rate=1e-2, beta=0.1, lora_rank=4)
+trained = train(policy, task, examples, majority, verifiable, settings, Run(folder))
+spent = {role: [cost.tokens, cost.flops] for role, cost in trained.spent.items()}
+out = {"seen": seen, "gradients": gradients, "history": trained.history.to_dict("list"), "spent": spent}
+(folder / f"out.{state.process_index}.json").write_text(json.dumps(out))
+state.destroy_process_group()
+"""
+
+
+def _port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _start(script: Path, folder: Path, prompts: int, micro: int, world: int) -> list[subprocess.Popen[bytes]]:
+    ranks: list[dict[str, str]] = [{}]
+    if world > 1:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "WORLD_SIZE": str(world)}
+        ranks = [place | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world)]
+    folder.mkdir()
+    words = [sys.executable, str(script), str(folder), str(prompts), str(micro)]
+    return [subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"} | rank) for rank in ranks]
+
+
+def _result(folder: Path, world: int) -> tuple[list, dict, pd.DataFrame, dict[str, torch.Tensor]]:
+    outs = [json.loads((folder / f"out.{r}.json").read_text()) for r in range(world)]
+    seen = sorted((s for out in outs for s in out["seen"]), key=lambda s: s[0])  # stable: rank order is row order
+    rollouts = pd.read_parquet(folder / "rollouts.parquet")
+    return seen, outs[0], rollouts, load_file(folder / "adapter/adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(("prompts", "micro"), [(3, 3), (4, 4)], ids=["split groups", "whole groups"])
+def test_two_processes_train_as_one_does(tmp_path, prompts, micro):
+    script = tmp_path / "fixed.py"
+    script.write_text(FIXED)
+    started = [_start(script, tmp_path / str(w), prompts, micro, w) for w in (1, 2)]
+    assert [[p.wait(120) for p in processes] for processes in started] == [[0], [0, 0]]
+    (seen1, one, rollouts1, adapter1), (seen2, two, rollouts2, adapter2) = (
+        _result(tmp_path / str(w), w) for w in (1, 2)
+    )
+    assert [s[:3] for s in seen1] == [s[:3] for s in seen2]  # the same rows, in the same order
+    assert len(seen1) == 2 * prompts * 4
+    advantages = [torch.tensor([s[3] for s in seen]) for seen in (seen1, seen2)]
+    assert advantages[0].abs().sum() > 1
+    torch.testing.assert_close(advantages[0], advantages[1], rtol=0, atol=0)
+    pd.testing.assert_frame_equal(rollouts1, rollouts2)  # each row once, with its reference and reward
+    assert min(one["gradients"]) > 0
+    assert two["gradients"] == pytest.approx(one["gradients"], rel=1e-3)
+    for name, value in adapter1.items():
+        torch.testing.assert_close(adapter2[name], value, rtol=0, atol=1e-4)
+    logged = [pd.DataFrame(out["history"]).drop(columns=["step_time"]) for out in (one, two)]
+    pd.testing.assert_frame_equal(*(t.select_dtypes("number") for t in logged), rtol=1e-3, atol=1e-5)
+    assert two["spent"]["update"][0] == one["spent"]["update"][0]
+
+
+def test_a_step_is_cut_into_the_same_rows():
+    settings = GRPOSettings(group_size=4, prompts_per_step=8, prompts_per_micro_batch=4)
+    assert [cut(settings, n) for n in (1, 2, 4, 8)] == [(16, 2), (16, 1), (8, 1), (4, 1)]
+    assert cut(settings, 16) == (2, 1)  # half a group each
+    assert cut(GRPOSettings(group_size=4, prompts_per_step=3, prompts_per_micro_batch=1), 2) == (3, 2)
+    with pytest.raises(ValueError, match="can't be cut over 3 processes; take 2 processes, or prompts_per_step=12"):
+        cut(settings, 3)
+
+
+PARAMETERS = ["steps=3", "prompts_per_step=4", "group_size=4", "prompts_per_micro_batch=1", "train_questions=8",
+              "questions=8", 'estimators=["majority"]', "seeds=[0]", "lesson=false"]  # fmt: skip
+
+
+ONE_GROUP = ["prompts_per_step=1", "group_size=8"]  # split over both
+
+
+def _words(folder: Path, more: Sequence[str] = ()) -> list[str]:
+    pairs = [word for pair in [*PARAMETERS, *more] for word in ("-p", pair)]
+    return ["--runs", str(folder / "runs"), "--run-id", "two", *pairs]
+
+
+def _launch(folder: Path, *parameters: str, **more: str) -> subprocess.Popen[str]:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / train_entry.DDP)]
+    command = [*launch, "--num_processes", "2", "-m", "cat_lib.train_entry", *_words(folder, parameters)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | more
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_accelerate_launches_one_run_on_two_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    launched = _launch(tmp_path)
+    printed, _ = launched.communicate(timeout=180)
+    assert launched.returncode == 0, printed
+    assert printed.count("step 3/3") == 1
+    folder = tmp_path / "runs" / train_entry.NOTEBOOK / "two"
+    arm, config = folder / "majority_0", read_config(folder)
+    rollouts = pd.read_parquet(arm / "rollouts.parquet")
+    assert len(rollouts) == 3 * 4 * 4
+    assert not rollouts.duplicated(["step", "example", "rollout"]).any()
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+    assert (arm / "adapter/adapter_model.safetensors").exists()
+    assert (config["status"], config["tags"]["stage"], read_config(arm)["processes"]) == ("FINISHED", "training", 2)
+    assert not differences(folder, train_entry._parameters(PARAMETERS))  # the notebook goes on in this folder
+    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "majority_0/reward")] == [1, 2, 3]
+
+
+def test_sigterm_to_the_launcher_ends_all_after_the_step_and_the_same_command_goes_on(tmp_path):
+    launched = _launch(tmp_path, *ONE_GROUP, CAT_LIB_TRACKING="off")
+    for line in launched.stdout:
+        if line.startswith("step 1/3"):
+            launched.terminate()
+            break
+    printed, _ = launched.communicate(timeout=100)
+    assert launched.returncode != 0
+    folder = tmp_path / "runs" / train_entry.NOTEBOOK / "two"
+    assert read_config(folder)["status"] == "KILLED", printed
+    saved = folder / "majority_0/checkpoints/checkpoint-2"
+    assert json.loads((saved / "interrupted.json").read_text()) == {"step": 2, "of": 3}
+    before = json.loads((saved / "spent.json").read_text())["update"]
+    launched = _launch(tmp_path, *ONE_GROUP, CAT_LIB_TRACKING="off")
+    printed, _ = launched.communicate(timeout=100)
+    assert (launched.returncode, printed.count("step 3/3"), printed.count("step 2/3")) == (0, 1, 0), printed
+    rollouts = pd.read_parquet(folder / "majority_0/rollouts.parquet")
+    assert rollouts.groupby("step").size().to_dict() == {1: 8, 2: 8, 3: 8}
+    halves = [list(g.text[:4]) != list(g.text[4:]) for _, g in rollouts.groupby("step")]
+    assert any(halves)  # the second process does not sample what the first did
+    spent = json.loads((folder / "majority_0/checkpoints/checkpoint-3/spent.json").read_text())["update"]
+    assert (before["calls"], spent["calls"]) == (4, 6)  # of both processes
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("ACCELERATE_USE_FSDP", "launched under FSDP, .*accelerate_ddp.yaml"),
+        ("ACCELERATE_USE_DEEPSPEED", "launched under DeepSpeed, .*accelerate_ddp.yaml"),
+        ("MASTER_PORT", "leave --cpu out"),
+    ],
+)
+def test_launches_that_cannot_be_right_are_refused(tmp_path, monkeypatch, capsys, variable, message):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "true")
+    assert train_entry.main(_words(tmp_path)) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "runs").exists()
