@@ -131,7 +131,9 @@ def summary(found: pd.DataFrame, metric: str) -> pd.DataFrame:
     for kind, part in found.groupby("kind", sort=False):
         row: dict[str, Any] = {"kind": kind, "mean": part["value"].mean(), "low": np.nan, "high": np.nan}
         low, high = f"metric.{metric}_low", f"metric.{metric}_high"
-        if len(part) > 1:
+        if len(part) > 1 and not _spread(part["value"]):
+            row["interval"] = "none: seeds agree"
+        elif len(part) > 1:
             over = over_seeds(part["value"].tolist())
             row |= {"low": over.low, "high": over.high, "interval": "seeds"}
         elif low in part and high in part and part[[low, high]].notna().all(axis=None):
@@ -151,7 +153,8 @@ def summary(found: pd.DataFrame, metric: str) -> pd.DataFrame:
 def paired(found: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
     """Each kind minus the baseline over the seeds that both have: difference, low, high, n (seeds), p, p_holm, verdict.
 
-    Student's interval and test over seeds; fewer than two shared seeds are "undecided" without numbers.
+    Student's interval and test over seeds. Fewer than two shared seeds, or seeds that agree to the last digit and so
+    show no spread to judge by, are "undecided", without an interval.
     `baseline` is a kind, the first if None. Raises ValueError for one that is not there.
     """
     kinds = list(dict.fromkeys(found["kind"]))
@@ -163,11 +166,10 @@ def paired(found: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
     for kind in (k for k in kinds if k != first):
         differences = (by_seed[kind] - by_seed[first]).dropna()
         row: dict[str, Any] = {"kind": kind, "n": len(differences), "seeds": ", ".join(differences.index)}
-        if len(differences) > 1:
-            over = over_seeds(differences.tolist())
-            same = differences.nunique() == 1  # no spread to test against
-            p = 1.0 if same else float(sp.ttest_1samp(differences, 0).pvalue)
-            row |= {"difference": over.mean, "low": over.low, "high": over.high, "p": p}
+        row["difference"] = differences.mean()
+        if len(differences) > 1 and _spread(differences):
+            over, p = over_seeds(differences.tolist()), float(sp.ttest_1samp(differences, 0).pvalue)
+            row |= {"low": over.low, "high": over.high, "p": p}
         rows.append(row)
     table = pd.DataFrame(rows, columns=["kind", "difference", "low", "high", "n", "seeds", "p"])
     tested = table.dropna(subset=["p"]).set_index("kind")["p"]
@@ -177,6 +179,11 @@ def paired(found: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
         for r in table.itertuples()
     ]
     return table
+
+
+def _spread(values: pd.Series) -> bool:
+    """Whether values differ by more than rounding: Student's interval is made of their spread."""
+    return bool(np.ptp(values) > 1e-9)
 
 
 def in_words(table: pd.DataFrame, baseline: str, metric: str) -> str:

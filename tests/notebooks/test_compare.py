@@ -31,7 +31,11 @@ def test_a_suite_is_tabled_and_its_report_kept_as_an_artifact(store):
     assert table["tokens"].tolist() == [10, 20]
     assert list(table["seeds"]) == ["0, 1", "0, 1"]
     (versus,) = pd.read_parquet(folder / "paired.parquet").itertuples()
-    assert (versus.difference, versus.n, versus.verdict) == (pytest.approx(1.0), 2, "undecided")  # no spread, no test
+    assert (versus.difference, versus.n, versus.verdict) == (
+        pytest.approx(1.0),
+        2,
+        "undecided",
+    )  # both seeds +1: no spread
     assert {p.stem for p in (folder / "figures").iterdir()} == {"summary", "paired"}
     executed = nbformat.read(folder / "executed.ipynb", as_version=4)
     assert len([o for c in executed.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]) == 2

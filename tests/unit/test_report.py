@@ -76,6 +76,16 @@ def test_pairs_are_by_seed_and_decided_only_with_interval_and_p(runs):
     assert (noisy.low < 0 < noisy.high, noisy.verdict) == (True, "undecided")
 
 
+def test_seeds_that_agree_show_no_spread_and_decide_nothing(store):
+    for estimator, base in (("majority", 0.1), ("synthesis", 0.4)):
+        for seed in range(3):  # 0.4 - 0.1 and 0.5 - 0.2 differ in the last digit, which is no spread
+            finished(store, f"{estimator}{seed}", {"estimator": estimator, "seed": seed}, {"score": base + seed / 10})
+    (row,) = report.paired(report.configured(report.read_runs(), "score")).itertuples()
+    assert (row.difference, row.n, row.verdict, pd.isna(row.low)) == (pytest.approx(0.3), 3, "undecided", True)
+    one = report.configured(report.read_runs("params.estimator = 'majority'"), "score").assign(value=1.0)
+    assert report.summary(one, "score")["interval"].tolist() == ["none: seeds agree"]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
