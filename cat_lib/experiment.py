@@ -151,7 +151,12 @@ class Experiment:
         return self.task.examples("train", self.p["train_questions"], seed)
 
     def grpo(self, estimator: str, seed: int, after: Sequence[str] = ("majority", "synthesis")) -> Arm:
-        """Train a fresh policy on one estimator's references and score it. It stays as `model` until the next arm.
+        """Train a fresh policy on one estimator's references and score it."""
+        trained = self.train(estimator, seed)
+        return Arm(trained, trained.spent, self.evaluate(after, seed))
+
+    def train(self, estimator: str, seed: int) -> Trained:
+        """Train a fresh policy on one estimator's references. It stays as `model` until the next arm.
 
         `gold` trains on the right answers, the upper bound; no other estimator is given them.
         """
@@ -160,8 +165,7 @@ class Experiment:
         teacher = estimators([estimator], policy.anchor(), self.task, golds)[estimator]
         settings = GRPOSettings.of(self.p | {"seed": seed})
         part = self.run.part(f"{estimator}_{seed}")
-        trained = train(policy, self.task, questions, teacher, verifiable, settings, part, resume=True)
-        return Arm(trained, trained.spent, self.evaluate(after, seed))
+        return train(policy, self.task, questions, teacher, verifiable, settings, part, resume=True)
 
     def lesson(self, seed: int) -> Trained:
         """How a reward without labels collapses: majority vote on answers that are read carelessly.

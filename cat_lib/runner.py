@@ -60,9 +60,7 @@ def run_notebook(
     """
     parameters = resolve(notebook, given, typed)
     folder = (runs or tracking.RUNS) / notebook.stem / (run_id or tracking.new_run_id())
-    if differing := differences(folder, parameters):
-        shown = "; ".join(f"{k}: {before!r} there, {now!r} now" for k, (before, now) in differing.items())
-        raise ConfigurationError(f"{folder} holds a run of another configuration ({shown}); choose another run id")
+    require_same(folder, parameters)
     if os.environ.get("CAT_LIB_TRACKING") == "off":
         execute(notebook, parameters, folder)
         return folder
@@ -80,6 +78,13 @@ def run_notebook(
             mirrors.end(folder, status, message)
         mirrors.close()
     return folder
+
+
+def require_same(folder: Path, parameters: Mapping[str, Any]) -> None:
+    """Raises ConfigurationError, naming the parameters that differ, if this folder holds another configuration's run."""
+    if differing := differences(folder, parameters):
+        shown = "; ".join(f"{k}: {before!r} there, {now!r} now" for k, (before, now) in differing.items())
+        raise ConfigurationError(f"{folder} holds a run of another configuration ({shown}); choose another run id")
 
 
 def differences(folder: Path, parameters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -189,6 +189,8 @@ def open_run(notebook: str, parameters: dict[str, Any], folder: Path, labels: Ma
             notebook=notebook, run=folder.name, given=parameters, parameters=parameters, tags=tags, started=_now(),
             code=labels.get("code") or code_version(NOTEBOOKS / f"{notebook}.ipynb"), **environment(),
         )  # fmt: skip
+    elif known.get("tags", {}).get("stage"):  # trained by `train_entry`; now the notebook goes on with it
+        run.tag("stage", "notebook")
     (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier try, whose results may be half of them
     run.update_config(status="RUNNING", error="", ended=None, pid=os.getpid())
     return run

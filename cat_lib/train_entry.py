@@ -30,7 +30,7 @@ from cat_lib import tracking
 from cat_lib.parameters import resolve, with_preset
 
 if TYPE_CHECKING:
-    from cat_lib.experiment import Experiment
+    pass
 
 NOTEBOOK = "06_training_signals"
 DDP = "notebooks/suites/accelerate_ddp.yaml"
@@ -111,19 +111,7 @@ def train_arms(parameters: Mapping[str, Any], folder: Path) -> None:
         for name in x.p["estimators"]:
             if x.run.writes:
                 print(f"--- {name}, seed {seed}", flush=True)
-            _train(x, name, seed)
-
-
-def _train(x: Experiment, estimator: str, seed: int) -> None:
-    from cat_lib.references import estimators
-    from cat_lib.rewards.verifiable import verifiable
-    from cat_lib.training import GRPOSettings, train
-
-    policy, questions = x.fresh(seed), x.train_set(seed)
-    golds = {e.id: e.gold for e in questions} if estimator == "gold" else None
-    teacher = estimators([estimator], policy.anchor(), x.task, golds)[estimator]
-    settings, part = GRPOSettings.of(x.p | {"seed": seed}), x.run.part(f"{estimator}_{seed}")
-    train(policy, x.task, questions, teacher, verifiable, settings, part, resume=True)
+            x.train(name, seed)
 
 
 def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
@@ -142,11 +130,9 @@ def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _begin(folder: Path, parameters: dict[str, Any]) -> Any:
     """Lock and open the run; returns what copies it to MLflow, or None where tracking is off."""
-    from cat_lib.runner import ConfigurationError, differences
+    from cat_lib.runner import require_same
 
-    if differing := differences(folder, parameters):
-        shown = "; ".join(f"{k}: {before!r} there, {now!r} now" for k, (before, now) in differing.items())
-        raise ConfigurationError(f"{folder} holds a run of another configuration ({shown}); choose another run id")
+    require_same(folder, parameters)
     mirrors = None
     if os.environ.get("CAT_LIB_TRACKING") != "off":
         from cat_lib.mirror import Mirrors

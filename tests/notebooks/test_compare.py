@@ -1,49 +1,69 @@
-"""The report of a real suite through the real runner."""
+"""Notebook 10 through the real runner on four small runs: numbers, tables, and a report that MLflow keeps."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 
+from cat_lib import mirror, tracking
 from cat_lib import store as store_
 from cat_lib.runner import RunError, run_notebook
-from small import cat_lib, write_notebook
 
 pytestmark = pytest.mark.notebook
 COMPARE = Path(__file__).parents[2] / "notebooks" / "10_compare.ipynb"
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{$ \u202e"
 
 
-def test_a_suite_is_tabled_and_its_report_kept_as_an_artifact(store):
-    write_notebook(store / "small.ipynb", "run.metrics({'policy_tokens': 10 * x, 'policy_seconds': 2.0})")
-    (store / "s.yaml").write_text("entries: [{notebook: small.ipynb, grid: {x: [1, 2]}, seeds: [0, 1]}]")
-    code, out = cat_lib(store, "suite", store / "s.yaml", "--jobs", "2")
-    assert code == 0, out
-    given = {"experiments": ["suite/s"], "metric": "score"}
-    folder = run_notebook(COMPARE, given, runs=store / "runs")
+def make_runs(store: Path) -> None:
+    for estimator, seed, score in (("majority", 0, 0.4), ("majority", 1, 0.6), ("gold", 0, 0.5), ("gold", 1, 0.8)):
+        folder = store / "runs" / "06_training_signals" / f"{estimator}{seed}"
+        run = tracking.open_run("06_training_signals", {"estimator": estimator, "seed": seed, "data": HOSTILE}, folder)
+        run.metrics({"heldout_score": score, "heldout_score_low": score - 0.1, "heldout_score_high": score + 0.1})
+        run.metrics({"policy_tokens": 1000.0, "update_flops": 2e12, "heldout_questions": 48.0})
+        run.table("rollouts", pd.DataFrame({"question": ["q"], "text": [HOSTILE], "reference": "r", "reward": 1.0}))
+        run.end("FINISHED")
+        tracking.release(folder)
+        mirror.import_run(folder)
+
+
+def test_runs_are_compared_and_the_report_is_an_artifact(store):
+    make_runs(store)
+    folder = run_notebook(COMPARE, {"title": f"Mine {HOSTILE}", "examples": 1}, runs=store / "runs")
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics == {"runs_read": 4, "runs_compared": 4, "configurations": 2, "differences_decided": 0}
-    table = pd.read_parquet(folder / "summary.parquet")
-    assert table["mean"].tolist() == pytest.approx([1.05, 2.05])  # x + seed / 10
-    assert table["tokens"].tolist() == [10, 20]
-    assert list(table["seeds"]) == ["0, 1", "0, 1"]
-    (versus,) = pd.read_parquet(folder / "paired.parquet").itertuples()
-    assert (versus.difference, versus.n, versus.verdict) == (
-        pytest.approx(1.0),
-        2,
-        "undecided",
-    )  # both seeds +1: no spread
-    assert {p.stem for p in (folder / "figures").iterdir()} == {"summary", "paired"}
-    executed = nbformat.read(folder / "executed.ipynb", as_version=4)
-    assert len([o for c in executed.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]) == 2
-    artifacts = {a.path for a in store_.connect().list_artifacts(store_.run_id_of(folder))}
-    assert {"report.html", "summary.parquet", "executed.ipynb"} <= artifacts
-    assert "x=2.0" in (folder / "report.html").read_text()
+    assert metrics == {
+        "runs_compared": 4, "groups_compared": 2, "seeds_compared": 2, "rollouts_shown": 2, "runs_left_out": 0,
+        "differences": 1, "differences_decided": 0,
+    }  # fmt: skip
+    table = pd.read_parquet(folder / "comparison.parquet").set_index("group")
+    assert list(table.index) == ["estimator=gold", "estimator=majority"]
+    assert table["mean"].tolist() == pytest.approx([0.65, 0.5])
+    assert table[["tokens", "flops", "n"]].iloc[0].tolist() == [1000, 2e12, 48]
+    difference = pd.read_parquet(folder / "differences.parquet").iloc[0]
+    assert difference.difference == pytest.approx(-0.15)
+    assert (difference.seeds, difference.outcome) == (2, "undecided")
+    assert {p.name for p in (folder / "figures").iterdir()} == {"comparison.png", "differences.png"}
+    assert len(pd.read_parquet(folder / "runs.parquet")) == 4
+    soup = BeautifulSoup((folder / "report.html").read_text("utf-8"), "html.parser")
+    assert not soup.find_all(["script", "link", "iframe", "a"])
+    assert [e["src"][:10] for e in soup.find_all("img")] == ["data:image"] * 2
+    assert soup.title.text == f"Mine {HOSTILE[:-1]}\\u202e"
+    assert "estimator=majority: undecided (-0.150 [" in soup.li.text
+    client, run_id = store_.connect(), store_.run_id_of(folder)
+    assert "report.html" in {a.path for a in client.list_artifacts(run_id)}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["parameters"]["metric"] == "heldout_score"
+    assert config["parameters"]["baseline"] == "estimator=gold"
 
 
-def test_a_filter_that_finds_nothing_says_what_is_there(store):
-    with pytest.raises(RunError, match="no experiment 'suite/s'"):
-        run_notebook(COMPARE, {"experiments": ["suite/s"]}, runs=store / "runs")
+def test_an_empty_store_and_a_group_alone(store):
+    with pytest.raises(RunError, match=r"ValueError: no finished run .*mlflow\.db"):
+        run_notebook(COMPARE, {}, runs=store / "runs")
+    make_runs(store)
+    given = {"filter": "params.estimator = 'gold'", "examples": 0}
+    folder = run_notebook(COMPARE, given, runs=store / "runs")
+    assert json.loads((folder / "metrics.json").read_text())["differences"] == 0
+    assert "no other group" in (folder / "report.html").read_text()

@@ -1,128 +1,226 @@
-"""Runs read from a real store, their tables by hand, and a file that shows hostile text without running it."""
+"""Runs compared: what is read from a store, numbers by hand, and a report that hostile text cannot change."""
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
-import numpy as np
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from matplotlib.figure import Figure
 
-from cat_lib import report, tracking
-from cat_lib.mirror import import_run
+from cat_lib import mirror, plots, report, tracking
 
 HOSTILE = (
-    "<script>alert(1)</script><img src=http://x/y onerror=alert(1)> [a](javascript:alert(1)) ![b](http://x/z) "
-    "$\\frac$ \u202e"
+    "<script>alert(1)</script><img src=x onerror=alert(1)><style>@import 'http://evil.example'</style>"
+    "</td></table></pre>[a](javascript:alert(1)) ![b](http://evil.example/x.png) **bold** <http://evil.example> "
+    "$\\frac{$ \\(x\\) \\[x\\] $$y$$ `c` &lt;b&gt; http://evil.example | # _i_ \u202eltr \x07 مرحبا"
 )
 
 
-def finished(store, name: str, parameters: dict, metrics: dict, status: str = "FINISHED", text: str = "a") -> None:
-    folder = store / "runs" / "small" / name
-    run = tracking.open_run("small", parameters, folder)
+def make_run(store: Path, name: str, parameters: dict, metrics: dict, status="FINISHED", **more) -> str:
+    """A finished run's folder, copied into the store as any other; returns its id there."""
+    notebook = more.get("notebook", "06_training_signals")
+    folder = store / "runs" / notebook / name
+    run = tracking.open_run(notebook, parameters, folder, more.get("labels"))
+    run.update_config(started=more.get("started", 1), code="c0de")
+    run.step({"reward": 0.5}, 1)
     run.metrics(metrics)
-    run.table("rollouts", pd.DataFrame({"question": ["q"], "text": [text], "reference": ["r"], "reward": [1.0]}))
-    run.end(status)
+    if "questions" in more:
+        run.update_config(datasets={"heldout": {"source": "s", "digest": "d", "n": more["questions"]}})
+    if "texts" in more:
+        rewards = [float(i) for i in range(len(more["texts"]))]
+        run.table("rollouts", pd.DataFrame({"question": "q", "text": more["texts"], "reward": rewards}))
+    run.end(status, "")
     tracking.release(folder)
-    import_run(folder)
+    return mirror.import_run(folder)
 
 
-@pytest.fixture
-def runs(store):
-    """Two estimators with three seeds, one failed run, one repeated seed."""
-    for estimator, scores in (("majority", [0.5, 0.6, 0.7]), ("synthesis", [0.6, 0.72, 0.84])):
-        for seed, score in enumerate(scores):
-            cost = {"policy_tokens": 100.0, "anchor_tokens": 10.0 * seed, "heldout_questions": 48.0}
-            limits = {"score": score, "score_low": score - 0.1, "score_high": score + 0.1}
-            finished(store, f"{estimator}{seed}", {"estimator": estimator, "seed": seed, "steps": 4}, limits | cost)
-    finished(store, "again", {"estimator": "majority", "seed": 2, "steps": 4}, {"score": 0.8})
-    finished(store, "bad", {"estimator": "majority", "seed": 3, "steps": 4}, {"score": 0.0}, "FAILED")
-    return report.read_runs()
+def four(store: Path) -> None:
+    """Two estimators on two seeds, and a third estimator on one of them."""
+    for estimator, seed, score in (("a", 0, 0.4), ("a", 1, 0.6), ("b", 0, 0.5), ("b", 1, 0.8), ("c", 0, 0.1)):
+        low, high = {"score_low": score - 0.1, "score_high": score + 0.1}, {"heldout_questions": 50}
+        cost = {"policy_tokens": 1000.0 * (seed + 1), "anchor_tokens": 10.0, "synthesis_over_single_tokens": 9.0}
+        make_run(
+            store, f"{estimator}{seed}", {"estimator": estimator, "steps": 3, "seed": seed},
+            {"score": score} | low | high | cost,
+        )  # fmt: skip
 
 
-def test_a_table_has_seeds_intervals_and_costs_worked_by_hand(runs):
-    assert len(runs) == 8
-    assert report.usual_metric(runs) == "score"
-    table = report.summary(report.configured(runs, "score"), "score").set_index("kind")
-    assert list(table.index) == ["estimator=majority", "estimator=synthesis"]  # steps do not differ, seeds are no kind
-    synthesis = table.loc["estimator=synthesis"]
-    margin = 4.302653 * np.std([0.6, 0.72, 0.84], ddof=1) / np.sqrt(3)  # Student's quantile, 2 degrees of freedom
-    assert (synthesis["mean"], synthesis["low"]) == (pytest.approx(0.72), pytest.approx(0.72 - margin))
-    assert (synthesis["interval"], synthesis["n"], synthesis["seeds"]) == ("seeds", 48, "0, 1, 2")
-    assert synthesis["tokens"] == 110
-    assert table.loc["estimator=majority", "mean"] == pytest.approx((0.5 + 0.6 + 0.8) / 3)  # the newest of seed 2
+def test_groups_have_students_interval_over_seeds_or_the_runs_own(store):
+    four(store)
+    runs = report.read_runs("", [])
+    assert report.default_metric(runs) == "score"
+    table = report.compare(report.grouped(runs, "score")).set_index("group")
+    assert list(table.index) == ["estimator=a", "estimator=b", "estimator=c"]
+    a, c = table.loc["estimator=a"], table.loc["estimator=c"]
+    margin = 12.7062 * 0.1  # Student's, 1 degree of freedom; the standard error of 0.4 and 0.6 is 0.1
+    assert [a["mean"], a.low, a.high] == pytest.approx([0.5, 0.5 - margin, 0.5 + margin], rel=1e-4)
+    assert (a.interval, a.n, a.seeds, a.runs, a.codes) == ("over seeds", 50, "0, 1", 2, 1)
+    assert a.tokens == 1510  # both roles, mean of 1010 and 2010; a ratio is no cost
+    assert pd.isna(a.flops)
+    assert [c["mean"], c.low, c.high] == pytest.approx([0.1, 0.0, 0.2])
+    assert (c.interval, c.seeds) == ("over questions", "0")
 
 
-def test_one_seed_has_its_own_interval_over_questions(runs):
-    found = report.configured(runs[runs["tag.seed"] == "0"], "score")
-    table = report.summary(found, "score")
-    assert list(table["interval"]) == ["questions", "questions"]
-    assert table["low"].tolist() == pytest.approx([0.4, 0.5])
-    versus = report.paired(found)
-    assert list(versus["verdict"]) == ["undecided"]
-    assert "undecided (1 shared seeds)" in report.in_words(versus, "estimator=majority", "score")
+def test_differences_are_paired_by_shared_seeds_and_two_decide_nothing(store):
+    four(store)
+    found = report.paired(report.grouped(report.read_runs("", []), "score"), "estimator=a").set_index("group")
+    b, c = found.loc["estimator=b"], found.loc["estimator=c"]
+    assert [b.difference, b.low] == pytest.approx([0.15, 0.15 - 12.7062 * 0.05], rel=1e-4)
+    assert (b.seeds, b.p, b.p_holm, b.outcome) == (2, 0.5, 0.5, "undecided")
+    assert c.difference == pytest.approx(-0.3)
+    assert (c.seeds, c.outcome) == (1, "undecided")
+    assert pd.isna(c.p)
 
 
-def test_pairs_are_by_seed_and_decided_only_with_interval_and_p(runs):
-    found = report.configured(runs[runs["name"] != "again"], "score")
-    (row,) = report.paired(found).itertuples()
-    differences = np.array([0.1, 0.12, 0.14])
-    margin = 4.302653 * differences.std(ddof=1) / np.sqrt(3)
-    assert (row.difference, row.low, row.n) == (pytest.approx(0.12), pytest.approx(0.12 - margin), 3)
-    assert (row.verdict, row.p == row.p_holm) == ("higher", True)
-    (reverse,) = report.paired(found, "estimator=synthesis").itertuples()
-    assert (reverse.difference, reverse.verdict) == (pytest.approx(-0.12), "lower")
-    (noisy,) = report.paired(report.configured(runs, "score")).itertuples()  # +0.1, +0.12, +0.04
-    assert (noisy.low < 0 < noisy.high, noisy.verdict) == (True, "undecided")
+def frame(scores: dict[str, list[float]]) -> pd.DataFrame:
+    rows = [
+        {"run_id": f"{e}{i}", "started": i, "seed": str(i), "param.estimator": e, "metric.score": v}
+        for e, values in scores.items()
+        for i, v in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
 
 
-def test_seeds_that_agree_show_no_spread_and_decide_nothing(store):
-    for estimator, base in (("majority", 0.1), ("synthesis", 0.4)):
-        for seed in range(3):  # 0.4 - 0.1 and 0.5 - 0.2 differ in the last digit, which is no spread
-            finished(store, f"{estimator}{seed}", {"estimator": estimator, "seed": seed}, {"score": base + seed / 10})
-    (row,) = report.paired(report.configured(report.read_runs(), "score")).itertuples()
-    assert (row.difference, row.n, row.verdict, pd.isna(row.low)) == (pytest.approx(0.3), 3, "undecided", True)
-    one = report.configured(report.read_runs("params.estimator = 'majority'"), "score").assign(value=1.0)
-    assert report.summary(one, "score")["interval"].tolist() == ["none: seeds agree"]
+def test_a_winner_needs_six_seeds_and_holds_after_holm():
+    noise = [0.0, 0.01, 0.02, 0.0, 0.01, 0.02, 0.01, 0.0]
+    scores = {"a": [0.5] * 8, "b": [0.7 + x for x in noise], "c": [0.2 + x for x in noise], "d": [0.49, 0.51] * 4}
+    found = report.paired(report.grouped(frame(scores), "score"), "estimator=a")
+    assert list(found.outcome) == ["higher", "lower", "undecided"]
+    assert found.p_holm.iloc[0] == pytest.approx(3 * 2 / 2**8)
+    five = report.paired(report.grouped(frame({k: v[:5] for k, v in scores.items()}), "score"), "estimator=a")
+    assert set(five.outcome) == {"undecided"}
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda r: report.read_runs("metrics.score >"), "filter='metrics.score >'"),
-        (lambda r: report.read_runs("", ["smal"]), "no experiment 'smal'; did you mean 'small'"),
-        (lambda r: report.read_runs("metrics.score > 99"), "no run in sqlite.*there are the experiments"),
-        (lambda r: report.configured(r, "scor"), "metric='scor' is in no run; did you mean 'score'"),
-        (lambda r: report.configured(r[r["name"] == "bad"], "score"), "no run that finished has it"),
-        (lambda r: report.paired(report.configured(r, "score"), "estimator=gold"), "is no configuration"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused_and_says_what_is_there(runs, call, message):
-    with pytest.raises(ValueError, match=message):
-        call(runs)
+def test_equal_seeds_show_no_spread_and_claim_nothing():
+    kept = report.grouped(frame({"a": [0.5] * 8, "b": [0.1 + 0.6, 0.7] * 4}), "score")  # equal but for rounding
+    assert list(report.compare(kept).interval) == ["none: the seeds are equal"] * 2
+    assert report.compare(kept).low.isna().all()
+    assert list(report.paired(kept, "estimator=a").outcome) == ["undecided"]
 
 
-def test_hostile_text_is_shown_and_neither_run_nor_loaded(store):
-    for estimator in ("majority", HOSTILE):
-        finished(store, f"run{len(estimator)}", {"estimator": estimator, "seed": 0}, {"score": 0.5}, text=HOSTILE)
-    found = report.configured(report.read_runs(), "score")
-    assert any(HOSTILE[:40] in kind for kind in found["kind"])
-    rollouts, versus = report.examples(found, 3), report.paired(found)
-    assert list(rollouts["text"]) == [HOSTILE] * 2
-    axis = plt.figure().add_subplot()
-    axis.set_title(report.label(found["kind"].iloc[-1]))  # a formula in it would raise when it is drawn
-    words = report.in_words(versus, found["kind"].iloc[-1], "score")
-    parts = [words, HOSTILE, report.summary(found, "score"), versus, rollouts, axis.figure]
-    path = report.export(store / "report.html", HOSTILE, parts)
-    text = path.read_text()
-    page = BeautifulSoup(text, "html.parser")
-    assert page.find_all(["script", "iframe", "object", "embed", "form", "base"]) == []
-    assert [t for t in page.find_all(True) if any(a.startswith("on") for a in t.attrs)] == []
-    for tag in page.find_all(["img", "link", "source", "audio", "video"]):
-        assert (tag.get("src") or tag.get("href")).startswith("data:"), tag
-    assert [a["href"] for a in page.find_all("a") if not a["href"].startswith("#")] == []
-    assert "default-src 'none'" in page.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
-    assert "url(http" not in text
-    assert "@import" not in text
-    assert page.get_text().count("alert(1)</script>") >= 4  # there to be read
+def test_one_group_alone_has_no_differences():
+    kept = report.grouped(frame({"a": [0.5, 0.6]}), "score")
+    assert list(report.compare(kept).group) == ["all runs"]
+    assert report.paired(kept, "all runs").empty
+
+
+def test_the_newest_of_a_seed_counts_and_a_run_of_several_seeds_is_a_group(store):
+    make_run(store, "old", {"estimator": "a", "seed": 0}, {"score": 0.1}, started=1)
+    make_run(store, "new", {"estimator": "a", "seed": 0}, {"score": 0.9}, started=2, questions=48)
+    own = {"score": 0.5, "score_low": 0.4, "score_high": 0.6}
+    make_run(store, "many", {"estimator": "a", "seeds": [0, 1]}, own, started=3)
+    table = report.compare(report.grouped(report.read_runs("", []), "score")).set_index("group")
+    one, many = table.loc["all runs"] if "all runs" in table.index else table.iloc[0], table.loc["seeds=0, 1"]
+    assert (one["mean"], one.replaced, one.runs, one.n) == (0.9, 1, 1, 48)
+    assert (many.interval, many.low, many.seeds) == ("over questions and seeds", 0.4, "0, 1")
+
+
+def test_parameters_that_differ_only_between_notebooks_are_not_named(store):
+    make_run(store, "x", {"steps": 1, "seed": 0}, {"score": 0.1}, notebook="one")
+    make_run(store, "y", {"samples": 2, "seed": 0}, {"score": 0.2}, notebook="two")
+    make_run(store, "z", {"samples": 4, "seed": 0}, {"score": 0.2}, notebook="two")
+    kept = report.grouped(report.read_runs("", []), "score")
+    assert sorted(kept.group) == [
+        "notebook=one, samples=none", "notebook=two, samples=2", "notebook=two, samples=4"
+    ]  # fmt: skip
+
+
+def test_filter_experiments_pages_and_what_did_not_finish(store, monkeypatch):
+    monkeypatch.setattr(report, "_PAGE", 2)
+    four(store)
+    make_run(store, "bad", {"estimator": "a", "seed": 7}, {}, status="FAILED")
+    make_run(store, "gone", {"estimator": "a", "seed": 8}, {}, status="KILLED")
+    make_run(store, "s", {}, {"score": 1.0}, notebook="suite")
+    make_run(store, "r", {}, {"score": 1.0}, notebook="10_compare")
+    runs = report.read_runs("", [])
+    assert (len(runs), runs.attrs["others"]) == (5, {"FAILED": 1, "KILLED": 1})
+    assert len(report.read_runs("params.estimator = 'b' and metrics.score > 0.6", ["06_training_signals"])) == 1
+    assert len(report.read_runs("", [], tracking.tracking_uri())) == 5
+
+
+def test_what_cannot_be_read_is_said_with_the_nearest_and_the_allowed(store):
+    with pytest.raises(ValueError, match=r"no finished run .*mlflow\.db; its experiments: 'Default'"):
+        report.read_runs("", [])
+    four(store)
+    with pytest.raises(
+        ValueError, match=r"did you mean '06_training_signals'.*there are '06_training_signals', 'Default'"
+    ):
+        report.read_runs("", ["06_training_signal"])
+    with pytest.raises(ValueError, match=r"filter='params\.x ~ 3'.*allowed are params\.x = '1'"):
+        report.read_runs("params.x ~ 3", [])
+    with pytest.raises(ValueError, match=r"filter=\"tags\.task = 'chess'\".*06_training_signals"):
+        report.read_runs("tags.task = 'chess'", [])
+    runs = report.read_runs("", [])
+    with pytest.raises(ValueError, match=r"metric='scor'.*did you mean 'score'"):
+        report.grouped(runs, "scor")
+    with pytest.raises(ValueError, match=r"baseline='estimator=x' is no group.*estimator=a; estimator=b"):
+        report.paired(report.grouped(runs, "score"), "estimator=x")
+    with pytest.raises(ValueError, match=r"no metric has `_low` and `_high`.*policy_tokens"):
+        report.default_metric(runs.drop(columns="metric.score_low"))
+
+
+def test_examples_go_from_the_lowest_to_the_highest_reward_and_skip_runs_without(store):
+    make_run(store, "with", {"seed": 0}, {"score": 1.0}, texts=["low", "x", "middle", "y", "z" * 5000])
+    make_run(store, "without", {"seed": 1}, {"score": 1.0})
+    runs = report.read_runs("", [])
+    table = report.examples(runs, 3)
+    assert [t[:6] for t in table.text] == ["low", "middle", "zzzzzz"]
+    assert (list(table.run), list(table.reward)) == (["with"] * 3, [0, 2, 4])
+    assert len(table.text.iloc[2]) == 1500
+    assert len(report.examples(runs, 99)) == 5
+    assert report.examples(runs, 0).empty
+
+
+def check_inert(path: Path) -> BeautifulSoup:
+    """The file has a policy first, and nothing that runs or loads."""
+    text = path.read_text("utf-8")
     assert len(text) < 2_000_000
+    soup = BeautifulSoup(text, "html.parser")
+    assert soup.meta.find_next("meta")["content"].startswith("default-src 'none'; img-src data:")
+    for e in soup.find_all(True):
+        assert e.name not in ("script", "link", "iframe", "object", "embed", "base", "form", "svg")
+        assert not [a for a in e.attrs if a.startswith("on")]
+        for a in ("src", "href", "srcset", "action", "data"):
+            assert str(e.get(a, "data:image/")).startswith(("data:image/", "#"))
+    assert len(soup.find_all("style")) == 1
+    assert "http" not in soup.style.text
+    assert "@import" not in soup.style.text
+    return soup
+
+
+def test_hostile_text_from_runs_is_shown_and_does_nothing(store, tmp_path):
+    labels = {"entry": HOSTILE, "mood": HOSTILE}
+    make_run(store, "evil", {"p": HOSTILE, "seed": 0}, {"score": 0.5}, labels=labels, texts=[HOSTILE])
+    make_run(store, "good", {"p": "plain", "seed": 0}, {"score": 0.6})
+    kept = report.grouped(report.read_runs("", []), "score")
+    table, read = report.compare(kept), report.examples(kept, 3)
+    figure = plots.intervals(report.drawable(table), "mean", "score", "t")
+    path = tmp_path / "report.html"
+    text = "\n".join(["## Said", "", f"- {report.escaped(HOSTILE)} **ours**"])
+    report.export(path, HOSTILE, [text, table, figure, read, pd.DataFrame({HOSTILE: [HOSTILE]})])
+    soup = check_inert(path)
+    assert not soup.find_all("a")
+    assert [b.text for b in soup.find_all("strong")] == ["ours"]
+    assert [e.name for e in soup.find_all(["em", "code"])] == []
+    shown = report.visible(HOSTILE)
+    assert shown.endswith("\\u202eltr \\u0007 مرحبا")
+    assert soup.title.text == soup.h1.text == shown
+    assert soup.li.text == f"{shown} ours"
+    cells = [cell.text for cell in soup.find_all(["td", "th"])]
+    assert cells.count(shown) >= 3  # run's name (its entry), its text, and the table's own
+    assert any(f"mood={shown}" in cell and f"p={shown}" in cell for cell in cells)  # the group's name
+    assert len(soup.find_all("table")) == 3
+    assert len(soup.find_all("img")) == 1
+
+
+def test_html_in_our_own_markdown_is_shown_and_a_loaded_picture_refused(tmp_path):
+    path = tmp_path / "report.html"
+    report.export(path, "t", ["# a\n\n<b onclick=x()>b</b>\n\n<script>alert(1)</script>", Figure()])
+    assert "<script>alert(1)</script>" in check_inert(path).text
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="loads nothing"):
+        report.export(path, "t", ["![x](http://evil.example/x.png)"])
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
