@@ -33,6 +33,8 @@ def run(
         folder = run_notebook(notebook, given, run_id, typed=False)
     except (ParameterError, ConfigurationError, TrackingError, BusyError) as error:
         _fail(str(error), 2)
+    except OSError as error:
+        _fail(f"the run's folder can't be written: {error}", 2)
     except RunError as error:
         _fail(f"{error.status}: {error}\nsee {error.folder / 'executed.ipynb'}", 130 if error.status == "KILLED" else 1)
     print(f"FINISHED: {folder}")
@@ -64,7 +66,7 @@ def suite(
     gpus: Annotated[float, typer.Option(min=0, help="Ray and Slurm: GPUs of a run.")] = 0,
     slurm: Annotated[list[str] | None, typer.Option(help="Slurm: name=value, as partition=gpu or time=600.")] = None,
 ) -> None:
-    """Run a suite of notebooks; the same command again continues it. Exit code 0 only if all entries finished."""
+    """Run a suite of notebooks; the same command again continues it. Exit code 0 only if no chosen entry failed."""
     from cat_lib import batch, executors, preflight, progress
     from cat_lib.models import ModelError
     from cat_lib.suite import SuiteError, load_suite
@@ -89,11 +91,10 @@ def suite(
             runner = executors.Local(jobs)
             preflight.require_together(list(need.values()), runner.jobs)
         with progress.Progress(console) as shown:
-            batch.run_suite(loaded, states, runner, shown.show)
+            stopped = batch.run_suite(loaded, states, runner, shown.show)
     except (SuiteError, ModelError, TrackingError, executors.ExecutorError) as error:
         _fail(str(error), 2)
     print("\n".join(progress.summary(states)))
-    stopped = any(s.word == "not started" for s in states)
     raise typer.Exit(130 if stopped else 1 if any(s.word in ("FAILED", "KILLED") for s in states) else 0)
 
 
@@ -109,7 +110,7 @@ def import_(
     for folder in folders:
         try:
             print(f"{folder}: run {import_run(folder.resolve())}")
-        except (ValueError, TrackingError) as error:
+        except (ValueError, TrackingError, OSError) as error:
             failed = True
             print(error, file=sys.stderr)
     raise typer.Exit(2 if failed else 0)

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cat_lib import tracking
-from cat_lib.entry import BUSY, KILLED, STORAGE
-from cat_lib.executors import Executor, Job
+from cat_lib.entry import BUSY, CHANGED, KILLED, STORAGE
+from cat_lib.executors import Executor, ExecutorError, Job
 from cat_lib.files import Lock
 from cat_lib.mirror import Mirrors
 from cat_lib.store import SUITE, experiment_of, statuses
@@ -98,7 +98,7 @@ class Batch:
         }
         try:
             state.job = self.executor.start(json.dumps(spec), entry.folder / "output.log")
-        except OSError as error:
+        except (OSError, ExecutorError) as error:
             state.word, state.error = "FAILED", f"could not be started: {error}"
             return
         state.word, state.started = "running", time.time()
@@ -106,13 +106,19 @@ class Batch:
             self.mirrors.add(entry.folder)
 
     def _ended(self, state: State, code: int) -> None:
-        folder, state.job, state.seconds = state.entry.folder, None, time.time() - state.started
+        folder, job, state.seconds = state.entry.folder, state.job, time.time() - state.started
+        state.job = None
         if code == BUSY:
             state.word = "elsewhere"
+            return
+        if code == CHANGED:
+            state.word, state.error = "FAILED", "the code has changed since the suite started; start the suite again"
             return
         # a process killed from outside leaves a folder that says RUNNING, and a full disk one that can't be written
         said = "KILLED" if code < 0 or code == KILLED else "FAILED"
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if job and job.reason:
+            reason = job.reason
         if code == STORAGE:
             reason = (
                 f"could not write to {folder}: {_last_line(folder / 'output.log') or 'the disk is full or read-only'}"
@@ -137,6 +143,8 @@ class Batch:
             return
         if state.entry.status == "FINISHED":
             state.word, state.note = "skipped", "finished by another process"
+            if self.mirrors:
+                self.mirrors.end(state.entry.folder)
         else:
             state.word = "waiting"
             self._waiting.append(state)
@@ -159,8 +167,8 @@ def plan(chosen: Sequence[Entry], retry_failed: bool) -> list[State]:
     return states
 
 
-def run_suite(suite: Suite, states: list[State], executor: Executor, show: Callable[[Batch], None]) -> list[State]:
-    """Run a planned suite under its parent run; returns how its entries ended.
+def run_suite(suite: Suite, states: list[State], executor: Executor, show: Callable[[Batch], None]) -> bool:
+    """Run a planned suite under its parent run, `states` saying how its entries end; returns whether it was stopped.
 
     Raises SuiteError if the results folder can't be written, TrackingError if the store can't be used now.
     """
@@ -169,36 +177,42 @@ def run_suite(suite: Suite, states: list[State], executor: Executor, show: Calla
         lock = Lock(suite.folder / "suite.lock")
         (suite.folder / "suite.yaml").write_bytes(suite.file.read_bytes())
         lock.acquire(shared=True)
+        mirrors = None if os.environ.get("CAT_LIB_TRACKING") == "off" else Mirrors()
+        parent = _parent(suite, executor)
     except OSError as error:
-        raise SuiteError(
-            f"{suite.folder} can't be written ({error.strerror}): make room or change its rights"
-        ) from error
-    mirrors = None if os.environ.get("CAT_LIB_TRACKING") == "off" else Mirrors()
-    parent = _parent(suite, executor)
+        advice = "make room or change its rights"
+        raise SuiteError(f"{suite.folder} can't be written ({error.strerror}): {advice}") from error
     batch = Batch(suite, states, executor, mirrors, show)
     if mirrors:
         mirrors.add(parent.dir)
         _catch_up(mirrors, parent, states)
     with _signals(batch):
-        batch.run()
-        words = Counter(s.word for s in states)
-        status = "KILLED" if batch.stops else "FAILED" if words["FAILED"] + words["KILLED"] else "FINISHED"
-        done = words["FINISHED"] + words["skipped"]
-        counts = {
-            "entries": len(suite.entries),
-            "entries_finished": done,
-            "entries_failed": words["FAILED"] + words["KILLED"],
-        }
-        lock.release()
-        if lock.acquire():  # or another process still runs this suite, and says how it ended
-            parent.metrics(counts)
-            parent.end(status)
+        try:
+            batch.run()
+        finally:
+            lock.release()
+            if lock.acquire():  # or another process still runs this suite, and says how it ended
+                _end(parent, batch)
             if mirrors:
-                mirrors.end(parent.dir)
-        if mirrors:
-            mirrors.close()
-        lock.release()
-    return states
+                mirrors.close()
+            lock.release()
+    return batch.stops > 0
+
+
+def _end(parent: Run, batch: Batch) -> None:
+    words = Counter(s.word for s in batch.states)
+    failed = words["FAILED"] + words["KILLED"]
+    open_ = failed + words["running"] + words["waiting"] + words["elsewhere"]  # the latter after an error of our own
+    status = "KILLED" if batch.stops else "FAILED" if open_ else "FINISHED"
+    finished = words["FINISHED"] + words["skipped"]
+    counts = {"entries": len(batch.suite.entries), "entries_finished": finished, "entries_failed": failed}
+    try:
+        parent.metrics(counts)
+        parent.end(status)
+    except OSError as error:
+        print(f"the suite's own result could not be written: {error}", flush=True)
+    if batch.mirrors:
+        batch.mirrors.end(parent.dir, status)
 
 
 def _parent(suite: Suite, executor: Executor) -> Run:
@@ -212,7 +226,10 @@ def _parent(suite: Suite, executor: Executor) -> Run:
 
 def _catch_up(mirrors: Mirrors, parent: Run, states: Sequence[State]) -> None:
     """Send what finished while the store, or the suite that would have sent it, was away."""
-    there = statuses(mirrors.client, experiment_of(read_config(parent.dir)))
+    try:
+        there = statuses(mirrors.client, experiment_of(read_config(parent.dir)))
+    except Exception:  # the store has gone away since; all is sent again, which changes nothing
+        there = {}
     for state in states:
         folder = state.entry.folder
         if state.word == "skipped" and there.get(f"{state.entry.notebook.stem}/{folder.name}") != "FINISHED":
@@ -224,8 +241,9 @@ def _signals(batch: Batch) -> Iterator[None]:
     def stop(*_: object) -> None:
         batch.stops += 1
 
-    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in caught}
+    # one that is ignored stays so: nohup ignores SIGHUP
+    known = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {n: signal.signal(n, stop) for n, handler in known.items() if handler is not signal.SIG_IGN}
     try:
         yield
     finally:

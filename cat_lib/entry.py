@@ -16,19 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from cat_lib.runner import RunError, execute
-from cat_lib.tracking import BusyError, read_config
+from cat_lib.tracking import BusyError, FinishedError, code_version
 
-FINISHED, FAILED, KILLED, STORAGE, BUSY = 0, 1, 130, 74, 75
+FINISHED, FAILED, KILLED, STORAGE, BUSY, CHANGED = 0, 1, 130, 74, 75, 76
 
 
 def main(spec: dict[str, Any]) -> int:
     """Execute one entry; returns its exit code."""
     threading.Thread(target=_end_with, args=(int(os.environ["CAT_LIB_PARENT"]),), daemon=True).start()
-    folder = Path(spec["folder"])
-    if read_config(folder).get("status") == "FINISHED":  # by another process that had it in its queue
-        return FINISHED
+    notebook = Path(spec["notebook"])
+    if code_version(notebook) != spec["labels"]["code"]:
+        print("the code has changed since the suite started; start the suite again", flush=True)
+        return CHANGED
     try:
-        execute(Path(spec["notebook"]), spec["parameters"], folder, spec["labels"])
+        execute(notebook, spec["parameters"], Path(spec["folder"]), spec["labels"], once=True)
+    except FinishedError:  # by another process that had it in its queue
+        return FINISHED
     except BusyError as error:
         print(error, flush=True)
         return BUSY

@@ -27,7 +27,9 @@ class ExecutorError(RuntimeError):
 
 
 class Job(Protocol):
-    """One started run."""
+    """One started run; `reason` is what its executor knows of a failure that the run could not write down."""
+
+    reason: str
 
     def poll(self) -> int | None:
         """Its exit code, negative for a signal, or None while it runs."""
@@ -102,7 +104,7 @@ class Local:
 
 class _Process:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
+        self.process, self.reason = process, ""
 
     def poll(self) -> int | None:
         return self.process.poll()
@@ -113,15 +115,15 @@ class _Process:
 
 def wait_for(spec: str, log: str, cores: int) -> int:
     """Run an entry to its end, in a process of a cluster; that process's own end is the run's too."""
-    process = spawn(spec, Path(log), {"OMP_NUM_THREADS": str(cores)})
-    stops = 0
-    while process.poll() is None:
+    process, stops = spawn(spec, Path(log), {"OMP_NUM_THREADS": str(cores)}), 0
+    while True:
         try:
-            time.sleep(0.1)
+            while process.poll() is None:
+                time.sleep(0.1)
+            return process.returncode
         except KeyboardInterrupt:  # how Ray cancels
             stops += 1
             end(process, stops > 1)
-    return process.returncode
 
 
 class Ray:
@@ -162,7 +164,7 @@ class Ray:
 
 class _RayJob:
     def __init__(self, reference: Any) -> None:
-        self.reference = reference
+        self.reference, self.reason = reference, ""
 
     def poll(self) -> int | None:
         import ray
@@ -173,6 +175,9 @@ class _RayJob:
             return int(ray.get(self.reference))
         except ray.exceptions.TaskCancelledError:
             return 130
+        except ray.exceptions.RayTaskError as error:  # the task itself could not start the run
+            self.reason = _last(error)
+            return 1
         except ray.exceptions.RayError:  # the worker or its machine is gone
             return -signal.SIGKILL
 
@@ -192,7 +197,9 @@ class Slurm:
         import submitit
 
         try:
-            self._executor = submitit.AutoExecutor(folder, cluster=cluster)
+            self._executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=20)
+            if gpus != int(gpus):
+                raise ValueError(f"--gpus {gpus:g}: Slurm gives whole GPUs")
             named = (
                 {f"slurm_{k}": int(v) if v.isdigit() else v for k, v in options.items()} if cluster == "slurm" else {}
             )
@@ -205,8 +212,11 @@ class Slurm:
         self.jobs, self.cpus = jobs or 10_000, cpus
 
     def start(self, spec: str, log: Path) -> Job:
-        """Submit a job; one that is pre-empted or out of time is queued again, and goes on from its checkpoint."""
-        return _SlurmJob(self._executor.submit(Requeued(spec, str(log), self.cpus)))
+        """Submit a job; pre-empted or out of time it is queued again, and goes on from its checkpoint."""
+        try:
+            return _SlurmJob(self._executor.submit(Requeued(spec, str(log), self.cpus)))
+        except RuntimeError as error:  # sbatch refused
+            raise ExecutorError(f"Slurm did not take it: {_last(error)}") from error
 
 
 class Requeued:
@@ -227,7 +237,7 @@ class Requeued:
 
 class _SlurmJob:
     def __init__(self, job: Any) -> None:
-        self.job = job
+        self.job, self.reason = job, ""
 
     def poll(self) -> int | None:
         from submitit.core.utils import FailedJobError, UncompletedJobError
@@ -236,11 +246,19 @@ class _SlurmJob:
             return None
         try:
             return int(self.job.result())
-        except (FailedJobError, UncompletedJobError):
+        except FailedJobError as error:  # the job itself could not start the run
+            self.reason = _last(error)
+            return 1
+        except UncompletedJobError:
             return -signal.SIGKILL
 
     def stop(self, hard: bool) -> None:
         self.job.cancel()  # SIGTERM, and SIGKILL when Slurm's patience ends
+
+
+def _last(error: Exception) -> str:
+    """The last line of an error that holds another machine's traceback."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
 
 
 def _require(module: str, package: str) -> None:

@@ -38,12 +38,12 @@ class Lock:
         self._fd = -1
 
     def holder(self) -> tuple[int, str] | None:
-        """Process number and host of who holds it exclusively, or None."""
+        """Process number and host of who holds it, or None; 0 and "" if that is not known."""
         if self.acquire():
             self.release()
             return None
         pid, _, host = self.path.read_text().partition(" ")
-        return (int(pid), host) if pid.isdigit() else None
+        return (int(pid) if pid.isdigit() else 0, host)
 
 
 def append_line(path: Path, entry: dict[str, Any]) -> None:
@@ -61,7 +61,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a JSON file whole: a reader never sees half of it, and a full disk leaves the old one."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(content, indent=1, default=str))
+        with partial.open("w") as file:
+            file.write(json.dumps(content, indent=1, default=str))
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut leaves the new name on an empty file
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from cat_lib import tracking
-from cat_lib.files import read_lines
-from cat_lib.store import connect, experiment_of, find_or_create, reap, tags_of
+from cat_lib.files import Lock, read_lines
+from cat_lib.store import SUITE, connect, experiment_of, find_or_create, tags_of, without_password
 from cat_lib.tracking import read_config
 
 PATIENCE = float(os.environ.get("CAT_LIB_STORE_PATIENCE", "120"))  # seconds that the end waits for a store that is away
@@ -28,7 +29,9 @@ _EVERY, _ARTIFACTS_EVERY = 1.0, 15.0  # seconds
 _PARAM_LIMIT, _TAG_LIMIT = 6000, 8000  # MLflow's, in characters
 _BATCH, _PARAMS = 1000, 100  # MLflow's, in one call
 # what a run keeps for itself: checkpoints, tables by step that are joined at the end, locks, notes of the mirror
-_SKIPPED = re.compile(r"(^|/)(checkpoints|rollouts|verdicts|rubrics|\.[^/]*)/|\.(lock|partial|db)$|^mlflow\.json$")
+_SKIPPED = re.compile(
+    r"(^|/)(checkpoints|rollouts|verdicts|rubrics|slurm|\.[^/]*)/|\.(lock|partial|db)$|^mlflow\.json$"
+)
 
 
 class Mirror:
@@ -145,8 +148,10 @@ class Mirrors:
 
     def close(self) -> list[Path]:
         """End the thread. Returns the folders that the store did not take whole within PATIENCE, and says so."""
-        deadline = time.monotonic() + PATIENCE
-        while self._ending and time.monotonic() < deadline:
+        closing = time.monotonic()
+        while self._ending and self._thread.is_alive():  # however long it takes, while the store takes it
+            if self._away and time.monotonic() - max(self._away, closing) > PATIENCE:
+                break
             time.sleep(0.02)
         self._stop.set()
         self._thread.join(30)
@@ -180,7 +185,8 @@ class Mirrors:
                 if not final and (config := read_config(mirror.folder)):
                     self._reap(experiment_of(config))
             except Exception as problem:  # every client, driver and network raises its own kinds
-                failed = f"{mirror.folder.name}: {type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
+                text = without_password(" ".join(str(problem).split()))[:200]
+                failed = f"{mirror.folder.name}: {type(problem).__name__}: {text}"
                 continue
             if final:
                 with self._lock:
@@ -193,6 +199,22 @@ class Mirrors:
             self._reaped.add(experiment)
 
 
+def reap(client: Any, experiment: str) -> None:
+    """Bring up to date what this machine left RUNNING in the store and nobody works on any more.
+
+    A run whose folder is not here is left alone: it may be another machine's of the same name.
+    """
+    found = client.get_experiment_by_name(experiment)
+    for run in client.search_runs([found.experiment_id], "attributes.status = 'RUNNING'") if found else []:
+        tags = run.data.tags
+        folder = Path(tags.get("run_dir", ""))
+        if tags.get("host") != socket.gethostname() or tags.get("notebook") == SUITE or not read_config(folder):
+            continue
+        tracking.settle(folder, "KILLED", "its process is gone")
+        if read_config(folder)["status"] in tracking.ENDED:
+            Mirror(folder, client).sync(final=True)
+
+
 def import_run(folder: Path) -> str:
     """Copy a run's folder, or a suite's, into the store; returns its id there. What is there is brought up to date.
 
@@ -200,7 +222,9 @@ def import_run(folder: Path) -> str:
     """
     if "notebook" not in read_config(folder):
         raise ValueError(f"{folder} holds no run: a run's folder has a config.json, as results/runs/<notebook>/<run>")
-    tracking.settle(folder, "KILLED", "its process is gone")
+    held = Lock(folder / "suite.lock").holder() if (folder / "suite.lock").exists() else None
+    if read_config(folder)["status"] not in tracking.ENDED and not held:
+        tracking.settle(folder, "KILLED", "its process is gone")
     if read_config(folder)["status"] == "RUNNING":
         raise ValueError(f"{folder} still runs; its own process copies it")
     mirror = Mirror(folder, connect())

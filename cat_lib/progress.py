@@ -83,13 +83,15 @@ class Progress:
             ended = [s for s in batch.states if s.word in _COLOURS]
             for state in ended[-8:]:
                 word = f"[{_COLOURS[state.word]}]{state.word}[/]"
-                table.add_row(escape(state.entry.name), word, "", clock(state.seconds), "", escape(state.error[:80]))
+                table.add_row(
+                    escape(state.entry.name), word, "", clock(state.seconds), "", escape(shown(state.error)[:80])
+                )
             self.live.update(table)
             return
         for state in batch.states:
             if self.words.get(state.entry.name, "waiting") != state.word:
                 took = f" in {clock(state.seconds)}" if state.seconds else ""
-                print(f"{state.word}: {state.entry.name}{took} {state.error or state.note}".rstrip(), flush=True)
+                print(f"{state.word}: {state.entry.name}{took} {shown(state.error or state.note)}".rstrip(), flush=True)
             self.words[state.entry.name] = state.word
         if time.time() - self.said > _PLAIN_EVERY:
             self.said = time.time()
@@ -136,12 +138,17 @@ def summary(states: list[State]) -> list[str]:
     for state in states:
         if state.word in ("FAILED", "KILLED"):
             lines += [
-                f"{state.word}: {state.entry.name}: {state.error}",
+                f"{state.word}: {state.entry.name}: {shown(state.error)}",
                 f"    tail -n 40 '{state.entry.folder}/output.log'",
             ]
     if any(s.word in ("FAILED", "KILLED", "not started") for s in states):
         lines.append("the same command again runs what is missing; training goes on from its checkpoints")
     return lines
+
+
+def shown(text: str) -> str:
+    """Text that may hold a model's words, on one line and without what a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def clock(seconds: float) -> str:

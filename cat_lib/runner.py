@@ -81,7 +81,7 @@ def run_notebook(
 
 
 def require_same(folder: Path, parameters: Mapping[str, Any]) -> None:
-    """Raises ConfigurationError, naming the parameters that differ, if this folder holds another configuration's run."""
+    """Raises ConfigurationError, naming what differs, if this folder holds a run of another configuration."""
     if differing := differences(folder, parameters):
         shown = "; ".join(f"{k}: {before!r} there, {now!r} now" for k, (before, now) in differing.items())
         raise ConfigurationError(f"{folder} holds a run of another configuration ({shown}); choose another run id")
@@ -94,9 +94,18 @@ def differences(folder: Path, parameters: Mapping[str, Any]) -> dict[str, tuple[
     return {k: (before.get(k), now.get(k)) for k in sorted({**before, **now}) if before.get(k) != now.get(k)}
 
 
-def execute(notebook: Path, parameters: dict[str, Any], folder: Path, labels: Mapping[str, str] | None = None) -> None:
-    """Execute `notebook` in `folder`, and say there how it ended. Raises RunError if it did not run to its end."""
-    run = tracking.open_run(notebook.stem, parameters, folder, labels)
+def execute(
+    notebook: Path,
+    parameters: dict[str, Any],
+    folder: Path,
+    labels: Mapping[str, str] | None = None,
+    once: bool = False,
+) -> None:
+    """Execute `notebook` in `folder`, and say there how it ended; `once`: not again if it has finished.
+
+    Raises RunError if it did not run to its end, tracking.BusyError or FinishedError before a kernel starts.
+    """
+    run = tracking.open_run(notebook.stem, parameters, folder, labels, once)
     status, message, storage = "FAILED", "the run did not start", False
     try:
         status, message = _papermill(notebook, parameters, run)
@@ -127,8 +136,9 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: tracking.Run) ->
         progress = {"cell": cell_index + 1, "cells": len(cells.cells) + 1, "started": started}  # + 1: the injected one
         write_json(run.dir / "progress.json", progress)
 
+    stops: list[int] = []
     try:
-        with _kernel_environment(run), _signals(), _system_metrics(run.dir):
+        with _kernel_environment(run), _signals(stops), _system_metrics(run.dir):
             papermill.execute_notebook(
                 cells,
                 str(run.dir / "executed.ipynb"),
@@ -143,7 +153,11 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: tracking.Run) ->
         status = "KILLED" if error.ename == "KeyboardInterrupt" else "FAILED"
         return status, f"cell {error.cell_index} raised {error.ename}: {error.evalue}"
     except DeadKernelError:
+        if stops:
+            return "KILLED", "terminated"
         return "FAILED", "the kernel died (out of memory, or killed from outside); what it had logged is kept"
+    except RuntimeError as error:  # what a kernel that can't be started raises
+        return ("KILLED", "terminated") if stops else ("FAILED", f"the kernel did not start: {error}")
     except _Terminated:
         return "KILLED", "terminated"
 
@@ -167,14 +181,13 @@ def _kernel_environment(run: tracking.Run) -> Iterator[None]:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    stops = 0
+def _signals(stops: list[int]) -> Iterator[None]:
+    """Take Ctrl-C and SIGTERM, and note each in `stops`."""
 
     def stop(number: int, _: object) -> None:
-        nonlocal stops
-        stops += 1
+        stops.append(number)
         kernels = psutil.Process().children()
-        if stops > 1 or not kernels or number == signal.SIGALRM:
+        if len(stops) > 1 or not kernels or number == signal.SIGALRM:
             raise _Terminated
         print("interrupting the notebook (again to end it at once)", flush=True)
         for kernel in kernels:

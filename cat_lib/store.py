@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def connect() -> Any:
 
 
 def _advice(uri: str, error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
+    text = without_password(" ".join(str(error).split()))[:300]
     if "Can't locate revision" in text or "out-of-date database schema" in text:
         return (
             f"the store {uri} was made by another MLflow than the {metadata.version('mlflow')} installed here "
@@ -56,8 +55,8 @@ def _advice(uri: str, error: Exception) -> str:
 
 
 def without_password(uri: str) -> str:
-    """The URI as it may be shown and written down."""
-    return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:***@", uri)
+    """A URI, or text with one in it, as it may be shown and written down."""
+    return re.sub(r"(password=)[^&\s]*", r"\1***", re.sub(r"//([^/@:\s]*):[^/@\s]*@", r"//\1:***@", uri))
 
 
 def experiment_of(config: Mapping[str, Any]) -> str:
@@ -93,7 +92,8 @@ def find_or_create(client: Any, folder: Path, config: Mapping[str, Any]) -> str:
                 tags["mlflow.parentRunId"] = _parent(client, experiment, suite, config.get("started"))
             name = tags.get("entry", folder.name)
             run_id = client.create_run(experiment, config.get("started"), tags, name).info.run_id
-    write_json(folder / "mlflow.json", _known(folder) | {without_password(tracking_uri()): run_id})
+    with suppress(OSError):  # a full or closed disk must not keep the store from learning of it
+        write_json(folder / "mlflow.json", _known(folder) | {without_password(tracking_uri()): run_id})
     return str(run_id)
 
 
@@ -111,21 +111,6 @@ def statuses(client: Any, experiment: str) -> dict[str, str]:
         known |= {run.data.tags["cat_lib.run"]: run.info.status for run in page if "cat_lib.run" in run.data.tags}
         token = page.token or ""
     return known
-
-
-def reap(client: Any, experiment: str) -> None:
-    """Mark as KILLED what this machine left RUNNING and nobody works on any more."""
-    found = client.get_experiment_by_name(experiment)
-    for run in client.search_runs([found.experiment_id], "attributes.status = 'RUNNING'") if found else []:
-        tags = run.data.tags
-        if tags.get("host") != socket.gethostname() or tags.get("notebook") == SUITE:
-            continue
-        folder = Path(tags["run_dir"])
-        if folder.is_dir():
-            tracking.settle(folder, "KILLED", "its process is gone")
-        status = read_config(folder).get("status", "KILLED")
-        if status in tracking.ENDED:
-            client.set_terminated(run.info.run_id, status)
 
 
 @contextmanager

@@ -103,8 +103,10 @@ def load_suite(file: Path, limit: int = LIMIT, runs: Path | None = None) -> Suit
     if not content.get("entries"):
         raise SuiteError(f"{file} has no entries; write at least one: entries: [{{notebook: 00_quickstart}}]")
     name = content.get("suite", file.stem)
-    if not re.fullmatch(r"[\w.-]{1,60}", name):
-        raise SuiteError(f"suite: {name!r} names a folder; allowed are letters, digits, '_', '-' and '.', 60 at most")
+    if not re.fullmatch(r"\w[\w.-]{,59}", name):
+        raise SuiteError(
+            f"suite: {name!r} names a folder; allowed are letters, digits, '_', then also '-' and '.', 60 at most"
+        )
     total = sum(_count(e) for e in content["entries"] if isinstance(e, dict))
     if total > limit:
         raise SuiteError(

@@ -20,16 +20,18 @@ import json
 import math
 import os
 import platform
-import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from cat_lib.files import Lock, append_line, write_json
 
@@ -49,6 +51,10 @@ _CODE = (".py", ".txt", ".jsonl")  # of cat_lib, what can change a run
 
 class TrackingError(RuntimeError):
     """The tracking server does not answer, or refuses."""
+
+
+class FinishedError(RuntimeError):
+    """The run has finished already, and was asked for once."""
 
 
 class BusyError(RuntimeError):
@@ -173,24 +179,32 @@ def new_run_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
 
 
-def open_run(notebook: str, parameters: dict[str, Any], folder: Path, labels: Mapping[str, str] | None = None) -> Run:
+def open_run(
+    notebook: str, parameters: dict[str, Any], folder: Path, labels: Mapping[str, str] | None = None, once: bool = False
+) -> Run:
     """Lock the folder and make its config.json, or go on in a folder made earlier. `labels` become tags.
 
-    Raises BusyError if another process works in it.
+    Raises BusyError if another process works in it, and with `once` FinishedError if it has finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, "run.lock")
-    _evict(folder)
+    try:
+        if once and read_config(folder).get("status") == "FINISHED":
+            raise FinishedError(f"{folder} has finished")
+        _evict(folder)
+    except BaseException:
+        release(folder)
+        raise
     run, known = Run(folder), read_config(folder)
     if not known:
-        labels = dict(labels or {})
-        tags = labels | {"host": socket.gethostname()}
         run.update_config(
-            notebook=notebook, run=folder.name, given=parameters, parameters=parameters, tags=tags, started=_now(),
-            code=labels.get("code") or code_version(NOTEBOOKS / f"{notebook}.ipynb"), **environment(),
+            notebook=notebook, run=folder.name, given=parameters, parameters=parameters, started=_now(),
+            code=dict(labels or {}).get("code") or code_version(NOTEBOOKS / f"{notebook}.ipynb"),
         )  # fmt: skip
-    elif known.get("tags", {}).get("stage"):  # trained by `train_entry`; now the notebook goes on with it
-        run.tag("stage", "notebook")
+    tags = {**known.get("tags", {}), **(labels or {}), "host": socket.gethostname()}
+    if "stage" in tags:  # trained by `train_entry`; now the notebook goes on with it
+        tags["stage"] = "notebook"
+    run.update_config(tags=tags, **environment())
     (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier try, whose results may be half of them
     run.update_config(status="RUNNING", error="", ended=None, pid=os.getpid())
     return run
@@ -199,10 +213,13 @@ def open_run(notebook: str, parameters: dict[str, Any], folder: Path, labels: Ma
 def settle(folder: Path, status: str, error: str) -> None:
     """Say how a run ended whose process could not: if nobody works on it any more, and it says that it runs."""
     lock = Lock(folder / "run.lock")
-    if folder not in _locks and lock.acquire():
+    if folder in _locks or not lock.acquire():
+        return
+    try:
         _evict(folder)
         if read_config(folder).get("status") == "RUNNING":
             Run(folder).end(status, error)
+    finally:
         lock.release()
 
 
@@ -229,9 +246,12 @@ def _evict(folder: Path) -> None:
     lock, deadline = Lock(folder / "kernel.lock"), time.monotonic() + 10
     while holder := lock.holder():
         pid, host = holder
-        if host != socket.gethostname() or time.monotonic() > deadline:
+        if host not in ("", socket.gethostname()) or time.monotonic() > deadline:
             raise BusyError(f"a kernel of {folder} still runs (process {pid} on {host}); end it, then start again")
-        os.kill(pid, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):  # gone since
+            process = psutil.Process(pid)
+            if "ipykernel" in " ".join(process.cmdline()):  # and not one that has its number by now
+                process.kill()
         time.sleep(0.1)
 
 
@@ -269,7 +289,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a run, or nothing."""
     try:
         return dict(json.loads((folder / "config.json").read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError:
+        print(f"{folder / 'config.json'} is damaged: as if there were no run", flush=True)
         return {}
 
 

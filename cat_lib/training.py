@@ -80,7 +80,7 @@ class GRPOSettings:
     beta: float = 1e-3  # (paper) KL to the initial policy
     epsilon: float = 0.2  # clip of the probability ratio
     lora_rank: int = 32  # (paper) for SFT; RL's is not stated
-    save_steps: int = 50
+    save_steps: int | None = None  # None: 50, or a quarter of a shorter run
     seed: int = 0
 
     @classmethod
@@ -100,7 +100,7 @@ class GRPOSettings:
                 f"take {self.prompts_per_micro_batch * max(1, self.prompts_per_step // self.prompts_per_micro_batch)}"
             )
         for name in ("steps", "prompts_per_step", "prompts_per_micro_batch", "lora_rank", "save_steps"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed is 1 or more")
 
 
@@ -205,7 +205,7 @@ def grpo_arguments(
         "data_seed": settings.seed,
         "logging_steps": 1,
         "save_strategy": "steps",
-        "save_steps": settings.save_steps,
+        "save_steps": settings.save_steps or min(50, -(-settings.steps // 4)),
         "save_total_limit": 2,
         "report_to": "none",
         "disable_tqdm": True,

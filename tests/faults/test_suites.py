@@ -18,9 +18,10 @@ import psutil
 import pytest
 from mlflow.entities import ViewType
 
-from cat_lib import executors
+from cat_lib import executors, tracking
 from cat_lib import store as store_
 from cat_lib.batch import plan, run_suite
+from cat_lib.mirror import Mirror
 from cat_lib.suite import load_suite
 from small import STEPS, cat_lib, configs, start, write_notebook
 
@@ -101,6 +102,75 @@ def of_kind(kind: str, pid: int) -> list[psutil.Process]:
     except psutil.NoSuchProcess:
         return []
     return {"suite": [suite], "run": runs, "kernel": kernels}[kind]
+
+
+def test_training_that_was_killed_goes_on_from_its_checkpoint_to_the_same_metrics(store):
+    given = (
+        "steps: 8, prompts_per_step: 4, group_size: 4, train_questions: 8, heldout_questions: 8, estimator: majority"
+    )
+    (store / "t.yaml").write_text(f"entries: [{{notebook: 00_quickstart, parameters: {{{given}}}}}]")
+    process = start(store, "suite", store / "t.yaml")
+    deadline = time.monotonic() + 120
+    while not (found := list((store / "runs").glob("*/*/checkpoints/checkpoint-2/spent.json"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (kernel,) = of_kind("kernel", process.pid)
+    kernel.kill()
+    assert process.wait(60) == 1
+    code, out = cat_lib(store, "suite", store / "t.yaml", "--dry-run")
+    assert "was FAILED: again, from its checkpoint" in " ".join(out.split()), out
+    code, out = cat_lib(store, "suite", store / "t.yaml")
+    assert code == 0, out
+    folder = found[0].parents[2]
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps.index(3, 3) >= 2 if steps.count(3) > 1 else steps == list(range(1, 9))  # none before the checkpoint
+    resumed = json.loads((folder / "metrics.json").read_text())
+    shutil.rmtree(store / "runs")
+    code, out = cat_lib(store, "suite", store / "t.yaml")
+    assert code == 0, out
+    whole = json.loads((folder / "metrics.json").read_text())
+    assert {k: v for k, v in resumed.items() if not k.endswith("_seconds")} == pytest.approx(
+        {k: v for k, v in whole.items() if not k.endswith("_seconds")}
+    )
+
+
+def test_a_store_that_was_away_at_the_end_gets_everything_when_the_next_run_starts(store):
+    """Killed between the end of a run and its copy: what comes next must not call it finished and leave it empty."""
+    file = suite_file(store, 2, STEPS)
+    (first, _) = load_suite(file, runs=store / "runs").entries
+    run = tracking.open_run("small", first.parameters, first.folder, {"suite": "s", "entry": "e", "code": first.code})
+    Mirror(run.dir, store_.connect()).sync()
+    run.metrics({"sum": 36.0})
+    run.end("FINISHED")
+    tracking.release(run.dir)  # and now the process is gone
+    assert [r.info.status for r in children_of(store)] == ["RUNNING"]
+    code, out = cat_lib(store, "suite", file, "--only", "seed=1")
+    assert code == 0, out
+    runs = {r.data.params["seed"]: r for r in children_of(store)}
+    assert (runs["0"].info.status, runs["0"].data.metrics) == ("FINISHED", {"sum": 36.0})
+
+
+def test_a_run_asked_for_once_is_not_made_again_and_changed_code_is_not_run_as_the_old(store):
+    (entry,) = load_suite(suite_file(store, 1), runs=store / "runs").entries
+    labels = {"suite": "s", "entry": entry.name, "code": entry.code}
+    spec = {
+        "notebook": str(entry.notebook),
+        "parameters": entry.parameters,
+        "folder": str(entry.folder),
+        "labels": labels,
+    }
+
+    def run() -> int:
+        return executors.wait_for(json.dumps(spec), str(store / "log"), 1)
+
+    assert run() == 0
+    before = (entry.folder / "config.json").read_bytes()
+    assert run() == 0
+    assert (entry.folder / "config.json").read_bytes() == before
+    write_notebook(store / "small.ipynb", "pass")
+    assert run() == 76
+    assert "start the suite again" in (store / "log").read_text()
+    assert (entry.folder / "config.json").read_bytes() == before
 
 
 def test_the_same_suite_twice_at_once_makes_each_run_once(store):
@@ -205,7 +275,8 @@ def test_a_store_of_a_newer_mlflow_is_refused_and_left_as_it_is(store):
 def test_slurms_executor_on_submitits_local_cluster(store):
     loaded = load_suite(suite_file(store, 2, STEPS), runs=store / "runs")
     executor = executors.Slurm(2, loaded.folder / "slurm", 1, 0, {}, cluster="local")
-    states = run_suite(loaded, plan(loaded.entries, False), executor, lambda _: None)
+    states = plan(loaded.entries, False)
+    assert not run_suite(loaded, states, executor, lambda _: None)
     assert [(s.word, s.error) for s in states] == [("FINISHED", "")] * 2
     assert Counter(r.info.status for r in children_of(store)) == {"FINISHED": 2}
     assert "run folder" in (states[0].entry.folder / "output.log").read_text()

@@ -18,7 +18,7 @@ from cat_lib import tracking
 from cat_lib.doctor import checks, locked
 from cat_lib.evaluation import compare_teachers, verdict
 from cat_lib.ledger import Ledger, cost_metrics
-from cat_lib.mirror import Mirror, import_run
+from cat_lib.mirror import Mirror, import_run, reap
 from cat_lib.models import ModelError, load_model
 from cat_lib.models import embedded as wheel
 from cat_lib.parameters import ParameterError, declared, resolve, with_preset
@@ -275,7 +275,7 @@ def test_a_run_whose_process_is_gone_is_marked_killed(store):
     assert client.get_run(store_.run_id_of(folder)).info.status == "RUNNING"
     held = tracking.open_run("small", {"a": 1}, store / "runs" / "small" / "two")  # one that lives is left alone
     Mirror(held.dir, client).sync()
-    store_.reap(client, "small")
+    reap(client, "small")
     assert client.get_run(store_.run_id_of(folder)).info.status == "KILLED"
     assert client.get_run(store_.run_id_of(held.dir)).info.status == "RUNNING"
     assert tracking.read_config(folder)["status"] == "KILLED"

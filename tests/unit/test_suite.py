@@ -56,6 +56,7 @@ def test_grids_and_seeds_are_multiplied_and_typed(suite):
         ("entries: [", "can't be read as YAML"),
         ("\0", "can't be read as YAML"),
         ("entries: []", "has no entries"),
+        ("suite: ..\nentries: [{notebook: small.ipynb}]", "names a folder"),
         ("suite: ../../etc\nentries: [{notebook: small.ipynb}]", "names a folder"),
         ("entires: []", "unknown key 'entires'; did you mean 'entries'"),
         ("entries: [small.ipynb]", "'small.ipynb' is no entry: it needs a notebook"),
