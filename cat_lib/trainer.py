@@ -25,7 +25,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import GRPOTrainer
-from trl.trainer.utils import split_tensor_dict
+from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from cat_lib.ledger import Cost, Ledger, clock
 from cat_lib.models.local import LocalModel, common_prefix
@@ -36,6 +36,16 @@ LONGEST_ROW = 4096
 SPENT = "spent.json"
 
 
+class EpochSampler(RepeatSampler):  # type: ignore[misc]
+    """TRL's order of questions, which a resume finds again in later epochs too: TRL's own begins with the first."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch: go to where `epoch` earlier ones leave the generator."""
+        self.generator.manual_seed(self.seed)
+        for _ in range(epoch):
+            torch.randperm(self.num_samples, generator=self.generator)
+
+
 class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
     """GRPOTrainer with the shared-prompt pass. `computed` counts (tokens with gradient, tokens without)."""
 
@@ -43,6 +53,11 @@ class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no ty
         super().__init__(*args, **kwargs)
         self.computed = [0, 0]
         self._buffered_inputs: Any = None
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        order = super()._get_train_sampler(dataset)
+        repeats = order.mini_repeat_count, order.batch_size, order.repeat_count
+        return EpochSampler(order.data_source, *repeats, order.shuffle, order.seed)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """As TRL's, less the shuffle of rows: micro-batches keep whole groups, which is what there is to share."""

@@ -85,20 +85,23 @@ def test_settings_that_cannot_work_are_refused(change, message):
         GRPOSettings(**change)
 
 
-def _train(folder, steps, resume=False, estimator=majority):
+def _train(folder, steps, resume=False, estimator=majority, questions=8):
     task = Arithmetic()
     policy = add_lora(load_model("embedded"), 4, 0)
     settings = GRPOSettings(
         steps=steps, group_size=4, prompts_per_step=2, prompts_per_micro_batch=2, learning_rate=1e-3, lora_rank=4,
         save_steps=2,
     )  # fmt: skip
-    return train(policy, task, task.examples("train", 8, 0), estimator, verifiable, settings, Run(folder), resume)
+    return train(
+        policy, task, task.examples("train", questions, 0), estimator, verifiable, settings, Run(folder), resume
+    )
 
 
-def test_resume_continues_the_same_curve(tmp_path):
-    whole = _train(tmp_path / "whole", 4)
-    _train(tmp_path / "parts", 2)
-    resumed = _train(tmp_path / "parts", 4, resume=True)
+@pytest.mark.parametrize("questions", [8, 4])  # the resume is in the first epoch, and in the second
+def test_resume_continues_the_same_curve(tmp_path, questions):
+    whole = _train(tmp_path / "whole", 4, questions=questions)
+    _train(tmp_path / "parts", 2, questions=questions)
+    resumed = _train(tmp_path / "parts", 4, resume=True, questions=questions)
     assert list(resumed.history["step"]) == [1, 2, 3, 4]
     pd.testing.assert_frame_equal(resumed.rollouts, whole.rollouts)
     columns = ["reward", "agreement", "kl", "grad_norm"]
