@@ -124,8 +124,6 @@ class Study:
         anchor = policy.anchor()
         rule, settings = self.rule(arm, anchor), GRPOSettings.of(self.p)
         estimator = self.teacher(anchor) if needs_reference(arm) else none
-        with policy.ledger.measure() as costs:
-            trained = train(
-                policy, self.task, self.train_set, estimator, rule, settings, run.part(arm), True, rule.observe
-            )
-        return Arm(trained, self.evaluate(policy), costs), policy
+        part = run.part(arm)
+        trained = train(policy, self.task, self.train_set, estimator, rule, settings, part, True, rule.observe)
+        return Arm(trained, self.evaluate(policy), trained.spent), policy

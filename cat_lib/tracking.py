@@ -196,17 +196,17 @@ def open_run(
         release(folder)
         raise
     run, known = Run(folder), read_config(folder)
-    if not known:
-        run.update_config(
-            notebook=notebook, run=folder.name, given=parameters, parameters=parameters, started=_now(),
-            code=dict(labels or {}).get("code") or code_version(NOTEBOOKS / f"{notebook}.ipynb"),
-        )  # fmt: skip
     tags = {**known.get("tags", {}), **(labels or {}), "host": socket.gethostname()}
     if "stage" in tags:  # trained by `train_entry`; now the notebook goes on with it
         tags["stage"] = "notebook"
-    run.update_config(tags=tags, **environment())
+    about: dict[str, Any] = {"tags": tags} | environment()
+    if not known:
+        code = tags.get("code") or code_version(NOTEBOOKS / f"{notebook}.ipynb")
+        about |= {"notebook": notebook, "run": folder.name, "given": parameters, "parameters": parameters, "code": code}
+        about["started"] = _now()
     (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier try, whose results may be half of them
-    run.update_config(status="RUNNING", error="", ended=None, pid=os.getpid())
+    # in one write: the mirror reads the suite's name from the first that it sees
+    run.update_config(**about, status="RUNNING", error="", ended=None, pid=os.getpid())
     return run
 
 
