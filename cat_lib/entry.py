@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cat_lib.runner import RunError, execute
 from cat_lib.tracking import BusyError, FinishedError, code_version
 
 FINISHED, FAILED, KILLED, STORAGE, BUSY, CHANGED = 0, 1, 130, 74, 75, 76
@@ -23,6 +22,11 @@ FINISHED, FAILED, KILLED, STORAGE, BUSY, CHANGED = 0, 1, 130, 74, 75, 76
 
 def main(spec: dict[str, Any]) -> int:
     """Execute one entry; returns its exit code."""
+    # Where this is installed, jsonschema, which nbformat imports, has it compile a grammar of IRIs: 0.7 s a run, and
+    # nothing here checks an IRI.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # None: as if it were not installed
+    from cat_lib.runner import RunError, execute
+
     threading.Thread(target=_end_with, args=(int(os.environ["CAT_LIB_PARENT"]),), daemon=True).start()
     notebook = Path(spec["notebook"])
     if code_version(notebook) != spec["labels"]["code"]:

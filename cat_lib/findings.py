@@ -68,11 +68,12 @@ def inference_metrics(methods: pd.DataFrame, versus: pd.DataFrame, parted: pd.Da
         key = f"{row.method}_versus_majority"
         metrics |= {key: row.difference, f"{key}_low": row.difference_low, f"{key}_high": row.difference_high}
         metrics |= {f"{key}_p_holm": row.p_holm}
-    for row in parted.itertuples():
-        if row.disagreement_n:
-            metrics[f"synthesis_departs_from_{row.method}"] = row.disagreement
-        if row.right_when_disagreeing_n:
-            metrics[f"synthesis_right_departing_from_{row.method}"] = row.right_when_disagreeing
+    names = {"synthesis_departs_from": "disagreement", "synthesis_right_departing_from": "right_when_disagreeing"}
+    for _, row in parted.iterrows():
+        for name, share in names.items():
+            if row[f"{share}_n"]:
+                ends = {end: row[f"{share}{end}"] for end in ("", "_low", "_high")}
+                metrics |= {f"{name}_{row.method}{end}": float(value) for end, value in ends.items()}
     return metrics
 
 
