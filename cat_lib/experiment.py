@@ -22,7 +22,7 @@ from cat_lib.references import check_names, estimators, selection
 from cat_lib.references.synthesis import KINDS
 from cat_lib.rewards.verifiable import verifiable
 from cat_lib.schema import Estimator, Example, Group
-from cat_lib.sft import SFTSettings, Tuned, finetune
+from cat_lib.sft import SFTSettings, Tuned, finetune, kept_references
 from cat_lib.tasks import load_task
 from cat_lib.tasks.arithmetic import Arithmetic, LenientArithmetic
 from cat_lib.tasks.math import MathTask
@@ -192,10 +192,10 @@ class Experiment:
         policy, questions = self.fresh(seed), self.train_set(seed)
         teacher = estimators([estimator], policy.anchor(), self.task)[estimator]
         settings = SFTSettings(self.p["sft_epochs"], learning_rate=self.p["sft_learning_rate"], seed=seed)
-        with policy.ledger.measure() as spent:
-            references = teacher(self.rollouts(self.p["group_size"], seed, questions))
-            tuned = finetune(policy, self.task, questions, references, settings, self.run.part(f"sft_{seed}"))
-        return Arm(tuned, spent, self.evaluate(after, seed))
+        part, n = self.run.part(f"sft_{seed}"), self.p["group_size"]
+        references, made = kept_references(part, policy.ledger, lambda: teacher(self.rollouts(n, seed, questions)))
+        tuned = finetune(policy, self.task, questions, references, settings, part, resume=True)
+        return Arm(tuned, made | tuned.spent, self.evaluate(after, seed))
 
 
 def check(p: Mapping[str, Any]) -> None:

@@ -7,17 +7,20 @@ its own: it shares nothing with GRPO but the adapter. Left out: packing, which t
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from cat_lib.ledger import clock
+from cat_lib.files import write_json
+from cat_lib.ledger import Cost, Ledger
 from cat_lib.schema import Example, Reference, Task
 from cat_lib.tracking import Run
+from cat_lib.training import newest_checkpoint
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
@@ -48,6 +51,22 @@ class Tuned:
     best_epoch: float
     references: int  # that had an answer, and so were trained or validated on
     adapter: Path
+    spent: dict[str, Cost]  # by role, over all epochs, those before a resume included
+
+
+def kept_references(
+    run: Run, ledger: Ledger, make: Callable[[], list[Reference | None]]
+) -> tuple[list[Reference | None], dict[str, Cost]]:
+    """What `make` gives, and what it cost by role: made once a run, and read from its references.json after that."""
+    path = run.dir / "references.json"
+    if not path.exists():
+        with ledger.measure() as spent:
+            made = make()
+        references = [r and asdict(r) for r in made]
+        write_json(path, {"references": references, "spent": {role: asdict(cost) for role, cost in spent.items()}})
+    kept = json.loads(path.read_text())
+    spent = {role: Cost(**cost) for role, cost in kept["spent"].items()}
+    return [r and Reference(**r) for r in kept["references"]], spent
 
 
 def finetune(
@@ -57,8 +76,12 @@ def finetune(
     references: Sequence[Reference | None],
     settings: SFTSettings,
     run: Run,
+    resume: bool = False,
 ) -> Tuned:
     """Train `policy`'s adapter in place on the references; the adapter of the lowest validation loss is kept.
+
+    Each epoch leaves a checkpoint in the run's folder. With `resume`, continues from the newest one, if there is one;
+    if training had ended there, its adapter is loaded and nothing is trained again.
 
     A reference that is missing, or has no answer where the task's answers can be checked, teaches nothing and is left
     out. The last `validation_share` of the rest is validation: its targets are references too, no label is read.
@@ -66,7 +89,10 @@ def finetune(
     """
     if not hasattr(policy.model, "disable_adapter"):
         raise ValueError("the policy has no LoRA adapter: pass it through add_lora first, then take its anchor()")
-    from cat_lib.trainer import load_adapter  # brings TRL with it
+    from transformers import TrainerState
+
+    from cat_lib.callbacks import EpochLog, Spending
+    from cat_lib.trainer import load_adapter
 
     usable = [
         (e, r)
@@ -78,27 +104,33 @@ def finetune(
     rows = [_row(policy, task, example, reference) for example, reference in usable]
     held = max(1, round(settings.validation_share * len(rows)))
     trainer = _trainer(policy, rows[:-held], rows[-held:], settings, run)
-    run.update_config(trainer={k: v for k, v in trainer.args.to_dict().items() if "token" not in k})
-    start = clock()
-    trainer.train()
-    load_adapter(policy.model, Path(trainer.state.best_model_checkpoint))
-    tokens = sum(len(r["input_ids"]) for r in rows[:-held]) * trainer.state.epoch
-    checked = sum(len(r["input_ids"]) for r in rows[-held:]) * trainer.state.epoch
-    policy.ledger.add(
-        "update",
-        prompt_tokens=int(tokens),
-        completion_tokens=0,
-        flops=policy.parameters * (4.0 * tokens + 2.0 * checked),
-        seconds=clock() - start,
-    )
+    checkpoint = newest_checkpoint(run.dir) if resume else None
+    lengths = [len(r["input_ids"]) for r in rows]
+    spending = Spending(policy.ledger, checkpoint)
+    trainer.add_callback(EpochLog(policy, run, lengths[:-held], lengths[-held:], settings.epochs))
+    trainer.add_callback(spending)  # after it: what it books is kept
+    if checkpoint:
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if not _ended(_losses(trainer.state), settings):
+        run.update_config(trainer={k: v for k, v in trainer.args.to_dict().items() if "token" not in k})
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    load_adapter(policy.model, run.dir / "checkpoints" / Path(trainer.state.best_model_checkpoint).name)
     adapter = run.dir / "adapter"
     policy.model.save_pretrained(adapter)
-    losses = [(h["epoch"], h["eval_loss"]) for h in trainer.state.log_history if "eval_loss" in h]
-    history = pd.DataFrame(losses, columns=["epoch", "validation_loss"])
-    for row in history.itertuples():
-        run.step({"validation_loss": row.validation_loss}, round(row.epoch))
+    history = _losses(trainer.state)
     best = history.loc[history["validation_loss"].idxmin(), "epoch"]
-    return Tuned(history, float(best), len(usable), adapter)
+    return Tuned(history, float(best), len(usable), adapter, spending.total())
+
+
+def _losses(state: Any) -> pd.DataFrame:
+    losses = [(h["epoch"], h["eval_loss"]) for h in state.log_history if "eval_loss" in h]
+    return pd.DataFrame(losses, columns=["epoch", "validation_loss"])
+
+
+def _ended(losses: pd.DataFrame, settings: SFTSettings) -> bool:
+    """Whether these epochs were all: as many as there may be, or `patience` of them after the lowest loss."""
+    n = len(losses)
+    return n > 0 and (n >= settings.epochs or n - 1 - int(losses["validation_loss"].argmin()) >= settings.patience)
 
 
 def _row(policy: LocalModel, task: Task, example: Example, reference: Reference) -> dict[str, list[int]]:
@@ -128,10 +160,19 @@ def _trainer(
     from datasets import Dataset
     from transformers import EarlyStoppingCallback, PrinterCallback
 
+    from cat_lib.trainer import load_adapter
+
     on_cpu = policy.model.device.type == "cpu"
     micro = math.gcd(settings.batch_size, 8)  # bounds memory; the gradient is that of the whole batch
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
-    trainer = trl.SFTTrainer(
+
+    class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # TRL ships no types
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            """As TRL's, then the adapter once more, exactly: PEFT loads it through the base model's bfloat16."""
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            load_adapter(model or self.model, Path(resume_from_checkpoint))
+
+    trainer = Trainer(
         model=policy.model,
         args=trl.SFTConfig(
             output_dir=str(run.dir / "checkpoints"),
@@ -149,6 +190,7 @@ def _trainer(
             save_strategy="epoch",
             save_total_limit=2,
             load_best_model_at_end=True,
+            restore_callback_states_from_checkpoint=True,  # how long the loss has not fallen
             metric_for_best_model="eval_loss",
             greater_is_better=False,
             dataset_kwargs={"skip_prepare_dataset": True},

@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if first:
             print(error, file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside of training; inside, `trainer.Together`
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside of training; inside, `callbacks.Together`
     import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list

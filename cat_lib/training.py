@@ -243,7 +243,8 @@ def train(
         )
     from transformers import TrainerState
 
-    from cat_lib.trainer import Spending, Together, load_adapter
+    from cat_lib.callbacks import Spending, Together
+    from cat_lib.trainer import load_adapter
 
     run.dataset("training", examples, task.name)
     run.tag("reward_rule", getattr(rule, "__name__", type(rule).__name__))
@@ -304,8 +305,9 @@ def _trainer(
     from datasets import Dataset
     from transformers import PrinterCallback
 
+    from cat_lib.callbacks import StepLog
     from cat_lib.rewards.trl import GroupReward
-    from cat_lib.trainer import SharedPromptTrainer, StepLog, rollouts
+    from cat_lib.trainer import SharedPromptTrainer, rollouts
 
     # an unscorable group is expected and counted; TRL would print its prompts each time
     logging.getLogger("trl.trainer.grpo_trainer").addFilter(lambda r: "functions returned None" not in r.getMessage())

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from cat_lib.ledger import Cost, Ledger
 from cat_lib.models import load_model
 from cat_lib.schema import Example, Reference
-from cat_lib.sft import SFTSettings, _row, finetune
+from cat_lib.sft import SFTSettings, _ended, _row, finetune, kept_references
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tracking import Run
 from cat_lib.training import add_lora
@@ -69,3 +73,55 @@ def test_too_little_to_learn_from_is_refused(embedded, tmp_path):
         SFTSettings(validation_share=1)
     with pytest.raises(ValueError, match="adapter inside"):
         add_lora(replace(policy, model=policy.model.base_model.model), 4, 0)
+
+
+def test_a_resumed_run_ends_as_the_undisturbed_one_and_an_ended_one_is_not_trained_again(tmp_path):
+    class Killed(Run):
+        def step(self, metrics, step, of=0):
+            if step == 3:
+                raise KeyboardInterrupt
+            super().step(metrics, step, of)
+
+    settings = SFTSettings(epochs=5, batch_size=4, learning_rate=2e-3, patience=1)
+
+    def tune(run, resume=False):
+        policy = add_lora(load_model("embedded"), 8, 0)
+        tuned = finetune(policy, TASK, QUESTIONS, references(QUESTIONS), settings, run, resume)
+        return tuned, load_file(tuned.adapter / "adapter_model.safetensors"), policy
+
+    whole, adapter, _ = tune(Run(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        tune(Killed(tmp_path / "killed"))
+    resumed, again, _ = tune(Run(tmp_path / "killed"), resume=True)
+    assert resumed.history.equals(whole.history)
+    assert len(whole.history) >= 3  # or the kill came too late
+    assert all(torch.equal(again[name], value) for name, value in adapter.items())
+    assert resumed.spent["update"].flops == whole.spent["update"].flops
+    ended, same, policy = tune(Run(tmp_path / "killed"), resume=True)
+    assert all(torch.equal(same[name], value) for name, value in adapter.items())
+    assert "update" not in policy.ledger.roles
+    assert ended.spent["update"] == resumed.spent["update"]
+    assert ended.history.equals(whole.history)
+
+
+def test_references_are_made_once_a_run(tmp_path):
+    made, ledger = [], Ledger()
+
+    def make():
+        made.append(1)
+        ledger.add("anchor", prompt_tokens=3, completion_tokens=1, flops=2.0, seconds=0.5)
+        return [Reference("2 + 2 = 4", "4", "x"), None]
+
+    first = kept_references(Run(tmp_path), ledger, make)
+    assert kept_references(Run(tmp_path), ledger, make) == first
+    assert first == ([Reference("2 + 2 = 4", "4", "x"), None], {"anchor": Cost(1, 3, 1, 2.0, 0.5)})
+    assert made == [1]
+
+
+@pytest.mark.parametrize(
+    ("losses", "ended"),
+    [([], False), ([3, 2], False), ([3, 2, 2], False), ([3, 2, 2, 2.5], True), ([3, 2, 1, 0.5, 0.4], True)],
+)
+def test_training_ends_with_its_epochs_or_when_the_loss_has_not_fallen_for_so_many(losses, ended):
+    table = pd.DataFrame({"epoch": range(1, len(losses) + 1), "validation_loss": losses})
+    assert _ended(table, SFTSettings(epochs=5, patience=2)) == ended
