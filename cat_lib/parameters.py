@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 _TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
 _ONE_OF = re.compile(r"one of: (.+)")
 _AT_LEAST = re.compile(r"at least (-?[0-9.]+)")
@@ -75,6 +73,8 @@ class Parameter:
 
 def declared(notebook: Path) -> dict[str, Parameter]:
     """The parameters of a notebook by name. Raises ParameterError if it is none or has not exactly one tagged cell."""
+    import nbformat  # here: a kernel that asks for presets alone has no use for it
+
     try:
         cells = nbformat.read(notebook, as_version=4).cells
     except FileNotFoundError:

@@ -64,8 +64,10 @@ def require_together(gigabytes: Sequence[float | None], jobs: int) -> None:
 
     On GPUs each run has one of its own, and the check of each is enough.
     """
-    there, device, _ = machine()
     largest = sorted((g for g in gigabytes if g is not None), reverse=True)
+    if not largest:
+        return
+    there, device, _ = machine()
     if device == "cuda" or sum(largest[:jobs]) <= there:
         return
     fit = next(n for n in range(jobs - 1, -1, -1) if sum(largest[:n]) <= there)
