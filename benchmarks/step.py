@@ -19,9 +19,11 @@ from cat_lib.models import load_model
 from cat_lib.references.synthesis import synthesis
 from cat_lib.rewards.verifiable import verifiable
 from cat_lib.schema import Completion
+from cat_lib.settings import GRPOSettings, grpo_arguments
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tracking import Run
-from cat_lib.training import GRPOSettings, _rollouts, add_lora, grpo_arguments, train
+from cat_lib.trainer import rollouts
+from cat_lib.training import add_lora, train
 from common import compare
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -51,7 +53,7 @@ def plain(seed: int) -> None:
         reward_funcs=[gold],
         train_dataset=Dataset.from_list([{"prompt": e.prompt, "question": e.question} for e in examples]),
         processing_class=policy.tokenizer,
-        rollout_func=_rollouts(policy, task.sampling, seed),
+        rollout_func=rollouts(policy, task.sampling, seed),
     ).train()
 
 

@@ -22,9 +22,10 @@ from cat_lib.rewards.proposals import Proposal, Proposer
 from cat_lib.rewards.rubric import ARMS, LengthPenalty, RubricReward, from_reference, needs_reference, rubrics_of
 from cat_lib.schema import Estimator, Example, Sampling
 from cat_lib.scoring import RubricScore, evaluate_rubrics
+from cat_lib.settings import GRPOSettings
 from cat_lib.tasks.healthbench import HealthTask, fitting
 from cat_lib.tracking import ROOT, Run
-from cat_lib.training import GRPOSettings, Trained, add_lora, train
+from cat_lib.training import Trained, add_lora, train
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel

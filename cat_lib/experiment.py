@@ -22,11 +22,12 @@ from cat_lib.references import check_names, estimators, selection
 from cat_lib.references.synthesis import KINDS
 from cat_lib.rewards.verifiable import verifiable
 from cat_lib.schema import Estimator, Example, Group
+from cat_lib.settings import GRPOSettings
 from cat_lib.sft import SFTSettings, Tuned, finetune, kept_references
 from cat_lib.tasks import load_task
 from cat_lib.tasks.arithmetic import Arithmetic, LenientArithmetic
 from cat_lib.tasks.math import MathTask
-from cat_lib.training import GRPOSettings, Trained, add_lora, train
+from cat_lib.training import Trained, add_lora, train
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel

@@ -21,16 +21,16 @@ def preflight(notebook: Path, parameters: Mapping[str, Any], here: bool) -> floa
     """
     if notebook.parent != NOTEBOOKS:
         return None
-    from cat_lib import experiment, training  # seconds of imports
+    from cat_lib import experiment, settings  # seconds of imports
     from cat_lib.tasks.arithmetic import Arithmetic
     from cat_lib.tasks.clinic import clinic
     from cat_lib.tasks.healthbench import HealthTask
     from cat_lib.tasks.math import MathTask
 
     presets = {
-        "00_quickstart": training.PRESETS,
-        "02_rubrics_and_judge": training.RUBRIC_PRESETS,
-        "03_cat_rl_rubrics": training.RUBRIC_PRESETS,
+        "00_quickstart": settings.PRESETS,
+        "02_rubrics_and_judge": settings.RUBRIC_PRESETS,
+        "03_cat_rl_rubrics": settings.RUBRIC_PRESETS,
     } | experiment.PRESETS
     if notebook.stem not in presets:
         return None
@@ -38,7 +38,7 @@ def preflight(notebook: Path, parameters: Mapping[str, Any], here: bool) -> floa
     if notebook.stem in experiment.PRESETS:
         experiment.check(p)
     elif "steps" in p:
-        training.GRPOSettings.of(p)
+        settings.GRPOSettings.of(p)
     kinds: dict[str, Any] = {"arithmetic": Arithmetic, "clinic": clinic(), "healthbench": HealthTask}
     new_tokens = kinds.get(p["task"], MathTask).sampling.max_new_tokens
     work = experiment.needs(p, new_tokens) if here else []

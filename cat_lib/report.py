@@ -177,6 +177,18 @@ def paired(kept: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return result
 
 
+def verdict(differences: pd.DataFrame, metric: str, baseline: str) -> str:
+    """The table of `paired` in words, as markdown: each group higher, lower or undecided, with its numbers."""
+    words = [f"{escaped(metric)}, paired by seed, against {escaped(baseline)}:\n"]
+    for r in differences.itertuples():
+        numbers = f"{r.difference:+.3f} [{r.low:.3f}, {r.high:.3f}]" if np.isfinite(r.low) else "no interval"
+        seeds = f"{r.seeds} shared seeds" + "; fewer than six decide nothing" * (r.seeds < 6)
+        words.append(f"- {escaped(r.group)}: **{r.outcome}** ({numbers}, {seeds})")
+    if differences.empty:
+        words.append("- there is no other group to compare with")
+    return "\n".join(words)
+
+
 def drawable(table: pd.DataFrame) -> pd.DataFrame:
     """A table of `compare` or `paired` for `plots.intervals`: names from runs are shown, not read as formulas."""
     names = [visible(g).replace("$", r"\$") for g in table["group"]]

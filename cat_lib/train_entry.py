@@ -116,7 +116,7 @@ def train_arms(parameters: Mapping[str, Any], folder: Path) -> None:
 
 def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
     from cat_lib.experiment import PRESETS, check
-    from cat_lib.training import GRPOSettings, cut
+    from cat_lib.settings import GRPOSettings, cut
 
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise ValueError(f"-p {wrong[0]}: give name=value")

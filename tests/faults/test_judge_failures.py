@@ -13,8 +13,9 @@ from cat_lib.models import load_model
 from cat_lib.references.selection import none
 from cat_lib.rewards.rubric import JudgeError, RubricReward, physician
 from cat_lib.schema import Verdict
+from cat_lib.settings import GRPOSettings
 from cat_lib.tasks import load_task
-from cat_lib.training import GRPOSettings, add_lora, train
+from cat_lib.training import add_lora, train
 
 pytestmark = pytest.mark.fault
 TASK = load_task("clinic")

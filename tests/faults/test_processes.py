@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from cat_lib import train_entry
 from cat_lib.runner import differences
+from cat_lib.settings import GRPOSettings, cut
 from cat_lib.tracking import ROOT, read_config
-from cat_lib.training import GRPOSettings, cut
 
 pytestmark = pytest.mark.fault
 
@@ -38,7 +38,8 @@ from cat_lib.references.selection import majority
 from cat_lib.rewards.verifiable import verifiable
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tracking import Run
-from cat_lib.training import GRPOSettings, add_lora, train
+from cat_lib.settings import GRPOSettings
+from cat_lib.training import add_lora, train
 
 folder, prompts, micro = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 state = PartialState(cpu=True)

@@ -15,10 +15,11 @@ from cat_lib.references.scored import min_ppl, mutual_predictability, self_bon
 from cat_lib.rewards.signals import gold_signals, signals
 from cat_lib.rewards.verifiable import verifiable
 from cat_lib.schema import Completion, Group
+from cat_lib.settings import GRPOSettings
 from cat_lib.tasks import group_of
 from cat_lib.tasks.arithmetic import Arithmetic, LenientArithmetic
 from cat_lib.tracking import Run
-from cat_lib.training import GRPOSettings, add_lora, train
+from cat_lib.training import add_lora, train
 
 TASK = Arithmetic()
 

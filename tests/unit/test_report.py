@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -91,6 +92,17 @@ def test_a_winner_needs_six_seeds_and_holds_after_holm():
     assert found.p_holm.iloc[0] == pytest.approx(3 * 2 / 2**8)
     five = report.paired(report.grouped(frame({k: v[:5] for k, v in scores.items()}), "score"), "estimator=a")
     assert set(five.outcome) == {"undecided"}
+
+
+def test_the_verdict_names_each_group_with_its_numbers_and_obeys_none(store):
+    scores = {"a": [0.4 + i / 100 for i in range(8)], "<b>": [0.6 + i / 90 for i in range(8)], "c": [0.4]}
+    found = report.paired(report.grouped(frame(scores), "score"), "estimator=a")
+    title, _, better, alone = report.verdict(found, "score", "estimator=a").splitlines()
+    assert title.startswith("score, paired by seed, against estimator")
+    assert re.search(r"\*\*higher\*\* \(\+0\.\d{3} \[0\.\d{3}, 0\.\d{3}\], 8 shared seeds\)", better)
+    assert "<b>" not in better
+    assert alone.endswith("**undecided** (no interval, 1 shared seeds; fewer than six decide nothing)")
+    assert "no other group" in report.verdict(found[:0], "score", "a")
 
 
 def test_equal_seeds_show_no_spread_and_claim_nothing():

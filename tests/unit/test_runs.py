@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import re
 import signal
@@ -13,8 +15,8 @@ import nbformat
 import numpy as np
 import pytest
 
+from cat_lib import runner, tracking
 from cat_lib import store as store_
-from cat_lib import tracking
 from cat_lib.doctor import checks, locked
 from cat_lib.evaluation import compare_teachers, verdict
 from cat_lib.ledger import Ledger, cost_metrics
@@ -234,6 +236,21 @@ def test_a_run_is_a_folder_and_the_same_in_mlflow(store):
     assert len(client.search_runs([experiment])) == 1
 
 
+def test_what_a_runs_processes_use_is_sampled_and_copied(store, monkeypatch):
+    monkeypatch.setattr(runner, "_SYSTEM_EVERY", 0.2)
+    path = notebook(
+        store, "x = 2",
+        "import time\nfrom cat_lib import tracking\nrun = tracking.start_run('small', {'x': x})\n"
+        "kept = b'x' * 400_000_000\ntime.sleep(1.5)\nrun.finish()",
+    )  # fmt: skip
+    folder = run_notebook(path, {}, runs=store / "runs")
+    client, run_id = store_.connect(), store_.run_id_of(folder)
+    memory = [m.value for m in client.get_metric_history(run_id, "system/system_memory_usage_megabytes")]
+    assert len(memory) >= 3
+    assert max(memory) > memory[0] + 300
+    assert client.get_run(run_id).data.metrics["system/cpu_utilization_percentage"] >= 0
+
+
 def test_a_part_of_a_run_has_its_own_folder_and_keys(store):
     run = tracking.open_run("small", {}, store / "runs" / "small" / "one")
     part = run.part("an-arm")
@@ -296,12 +313,21 @@ def test_locks_hold_what_the_requirements_pin():
         return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found}
 
     for requirements, lock in (
-        ("requirements.txt", "cpu"), ("requirements-dev.txt", "cpu"), ("requirements.txt", "gpu"),
-        ("requirements-gpu.txt", "gpu"),
+        ("requirements.txt", "cpu"), ("requirements-dev.txt", "cpu"), ("requirements-cluster.txt", "cpu"),
+        ("requirements.txt", "gpu"), ("requirements-gpu.txt", "gpu"),
     ):  # fmt: skip
         wanted = pins(requirements)
         assert wanted
         assert wanted.items() <= locked(lock).items()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_benchmarks_find_what_they_import(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("cat_lib"):
+            module = importlib.import_module(node.module)
+            for name in (n.name for n in node.names):
+                assert hasattr(module, name) or importlib.import_module(f"{node.module}.{name}"), name
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)

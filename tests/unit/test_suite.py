@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import time
 
 import pytest
+from rich.console import Console
 
 from cat_lib import tracking
-from cat_lib.batch import plan
+from cat_lib.batch import Batch, State, plan
+from cat_lib.files import write_json
 from cat_lib.preflight import check_all, require_together
+from cat_lib.progress import Progress, summary
 from cat_lib.suite import SuiteError, load_suite
 from small import write_notebook
 
@@ -160,3 +165,49 @@ def test_memory_and_parameters_that_cannot_work_are_refused_before_a_kernel(suit
         Exception, match=r"3 jobs at once need 13.0 GB of memory at most, and 10.0 GB are free: --jobs 2"
     ):
         require_together([6.0, None, 4.0, 3.0], 3)
+
+
+def under_way(loaded) -> Batch:
+    """A suite of three: one finished, one in its fourth step of eight, one failed with text from a model."""
+    states = [State(e, word, started=time.time() - 200) for e, word in zip(loaded.entries, WORDS, strict=True)]
+    done, now, failed = states
+    done.seconds, failed.error = 400.0, "raised [bold]\x1b[2J<b>"
+    now.entry.folder.mkdir(parents=True)
+    for step in (1, 4):
+        tracking.Run(now.entry.folder).step({"arm/reward": step / 8}, step, 8)
+    write_json(now.entry.folder / "progress.json", {"cell": 2, "cells": 5, "started": 0})
+    return Batch(loaded, states, executor=None, mirrors=None, show=None)
+
+
+WORDS = ("FINISHED", "running", "FAILED")
+THREE = "entries: [{notebook: small.ipynb, seeds: [0, 1, 2]}]"
+
+
+def test_the_live_table_shows_cell_step_times_and_the_last_metric(suite):
+    screen = io.StringIO()
+    batch = under_way(suite(THREE))
+    with Progress(Console(file=screen, force_terminal=True, width=140, height=30)) as shown:
+        shown.show(batch)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    row = next(line for line in text.splitlines() if "seed=1" in line)
+    cells = [cell.strip() for cell in row.strip("│ ").split("│")]
+    assert [cells[1], cells[2], cells[5]] == ["2/5", "4/8", "arm/reward 0.5"]
+    assert re.fullmatch("3:2.", cells[3])
+    assert re.fullmatch("3:[12].", cells[4])  # to what the finished one took
+    assert "1 FINISHED, 1 running, 1 FAILED" in text
+    assert "raised [bold]  [2J<b>" in text or "raised [bold] [2J<b>" in text
+    assert "\x1b[2J" not in screen.getvalue()
+
+
+def test_away_from_a_terminal_each_change_is_a_line(suite, capsys):
+    batch = under_way(suite(THREE))
+    with Progress(Console(file=io.StringIO())) as shown:
+        shown.show(batch)
+        shown.show(batch)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == list(WORDS)
+    assert len(lines) == 4
+    assert re.search(r"cell 2/5 step 4/8 elapsed 3:2. remaining 3:[12]. arm/reward 0.5$", lines[3])
+    told = "\n".join(summary(batch.states))
+    assert f"tail -n 40 '{batch.states[2].entry.folder}/output.log'" in told
+    assert "\x1b" not in told

@@ -14,10 +14,11 @@ from trl import GRPOTrainer
 from cat_lib.models import load_model
 from cat_lib.references.selection import majority
 from cat_lib.rewards.verifiable import verifiable
+from cat_lib.settings import GRPOSettings, grpo_arguments
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tracking import Run
 from cat_lib.trainer import Tree
-from cat_lib.training import GRPOSettings, add_lora, grpo_arguments, train
+from cat_lib.training import add_lora, train
 
 
 @pytest.fixture

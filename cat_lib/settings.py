@@ -1,0 +1,171 @@
+"""The numbers of a training run: presets, the settings of GRPO, and what TRL is given for them.
+
+Defaults of `GRPOSettings` are the paper's (v1, appendix E) where it states them. Everything TRL or Unsloth would choose
+silently is set here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cat_lib.schema import Sampling
+
+# What `preset`, the one dial of a training notebook, stands for. `smoke` was tuned on the embedded model (README).
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "model": "embedded",
+        "steps": 12,
+        "prompts_per_step": 16,
+        "prompts_per_micro_batch": 4,
+        "learning_rate": 1e-4,
+    },
+    "paper": {
+        "model": "Qwen/Qwen3-4B-Instruct-2507",
+        "steps": 1000,
+        "prompts_per_step": 32,
+        "prompts_per_micro_batch": 1,
+        "learning_rate": 5e-7,
+    },
+}
+
+# The same for rubric rewards. The paper's judge is GPT-4o behind an endpoint; "anchor" needs no second model.
+RUBRIC_PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "model": "embedded",
+        "task": "clinic",
+        "group_size": 4,
+        "steps": 4,
+        "prompts_per_step": 4,
+        "prompts_per_micro_batch": 4,
+        "learning_rate": 1e-4,
+        "heldout_questions": 20,
+        "heldout_samples": 2,
+        "rubric_tokens": 110,
+        "rubric_replies": 3,
+    },
+    "paper": {
+        "model": "Qwen/Qwen3-4B-Instruct-2507",
+        "task": "healthbench",
+        "group_size": 8,
+        "steps": 1000,
+        "prompts_per_step": 32,
+        "prompts_per_micro_batch": 1,
+        "learning_rate": 5e-7,
+        "heldout_questions": 500,
+        "heldout_samples": 1,
+        "rubric_tokens": 600,
+        "rubric_replies": 1,
+    },
+}
+
+
+@dataclass(frozen=True)
+class GRPOSettings:
+    """One GRPO run. Numbers marked (paper) are stated there; the others it leaves open."""
+
+    steps: int = 1000  # (paper) maximum
+    group_size: int = 8  # (paper) rollouts per prompt
+    prompts_per_step: int = 32  # (paper) global batch 256, read as sequences: 32 prompts x 8 rollouts
+    prompts_per_micro_batch: int = 4  # bounds memory; the gradient is that of the whole step
+    learning_rate: float = 5e-7  # (paper) constant, no warm-up, AdamW
+    beta: float = 1e-3  # (paper) KL to the initial policy
+    epsilon: float = 0.2  # clip of the probability ratio
+    lora_rank: int = 32  # (paper) for SFT; RL's is not stated
+    save_steps: int | None = None  # None: 50, or a quarter of a shorter run
+    seed: int = 0
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> GRPOSettings:
+        """The settings among a notebook's parameters; names are the same."""
+        return cls(**{f.name: parameters[f.name] for f in fields(cls) if f.name in parameters})
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size={self.group_size}: GRPO compares rollouts of one prompt; allowed is 2 or more"
+            )
+        if self.prompts_per_step % self.prompts_per_micro_batch:
+            raise ValueError(
+                f"prompts_per_step={self.prompts_per_step} is no multiple of prompts_per_micro_batch="
+                f"{self.prompts_per_micro_batch}: a batch that can't hold whole groups; "
+                f"take {self.prompts_per_micro_batch * max(1, self.prompts_per_step // self.prompts_per_micro_batch)}"
+            )
+        for name in ("steps", "prompts_per_step", "prompts_per_micro_batch", "lora_rank", "save_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: allowed is 1 or more")
+
+
+def cut(settings: GRPOSettings, processes: int) -> tuple[int, int]:
+    """Rows of a micro-batch on each of `processes`, and how many make a step: the same rows, and gradient, as one's.
+
+    Whole groups a process where the prompts of a step divide by the processes; else groups are split. All micro-batches
+    have as many rows, or the loss, a mean over sequences, would weigh them unlike. Raises ValueError for a step that
+    can't be cut.
+    """
+    prompts, size, most = settings.prompts_per_step, settings.group_size, settings.prompts_per_micro_batch
+    share, over = divmod(prompts * size, processes)
+    if over:
+        fits = [n for n in range(1, processes) if prompts * size % n == 0]
+        whole = math.lcm(processes, most)
+        raise ValueError(
+            f"prompts_per_step={prompts} x group_size={size} rows can't be cut over {processes} processes; take "
+            f"{fits[-1]} processes, or prompts_per_step={-(-prompts // whole) * whole}"
+        )
+    unit = size if share % size == 0 else 1
+    rows = max(n for n in range(unit, min(share, most * size) + 1, unit) if share % n == 0)
+    return rows, share // rows
+
+
+def grpo_arguments(
+    settings: GRPOSettings, sampling: Sampling, output_dir: Path, on_cpu: bool, processes: int = 1
+) -> dict[str, Any]:
+    """Keyword arguments for `trl.GRPOConfig`, nothing left to a default that differs between versions."""
+    rows, micro_steps = cut(settings, processes)
+    return {
+        "output_dir": str(output_dir),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": micro_steps,
+        "steps_per_generation": micro_steps,
+        "num_generations": settings.group_size,
+        "num_iterations": 1,
+        "max_completion_length": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "optim": "adamw_torch",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "beta": settings.beta,
+        "epsilon": settings.epsilon,
+        "epsilon_high": settings.epsilon,
+        "loss_type": "grpo",  # (paper) 1/|o_i| length normalisation
+        "scale_rewards": "group",  # (paper) advantage over the group's standard deviation
+        "importance_sampling_level": "token",
+        "mask_truncated_completions": False,  # a cut rollout has no answer and must be punished for it
+        "shuffle_dataset": True,
+        "disable_dropout": True,
+        "gradient_checkpointing": not on_cpu,  # without it, the activations of 8 x 1536 tokens at 4B pass 80 GB
+        "use_vllm": False,
+        "bf16": not on_cpu,
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "ddp_find_unused_parameters": False,  # each pass uses the whole adapter
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps or min(50, -(-settings.steps // 4)),
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "log_level": "error",
+        "log_completions": False,
+    }
