@@ -8,6 +8,7 @@ Two suites at once share a store, and even the same suite: a run that another pr
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -55,13 +56,14 @@ class Batch:
     show: Callable[[Batch], None]
     stops: int = 0
     _waiting: deque[State] = field(default_factory=deque)
+    _room: float = math.inf  # as many as were running when the executor refused one more, until one of them ends
 
     def run(self) -> list[State]:
         """Start, look and end, until nothing waits and nothing runs."""
         self._waiting.extend(s for s in self.states if s.word == "waiting")
         told = 0
         while self._waiting or self._in("running", "elsewhere"):
-            while self._waiting and not self.stops and len(self._in("running")) < self.executor.jobs:
+            while self._waiting and not self.stops and len(self._in("running")) < min(self.executor.jobs, self._room):
                 self._start(self._waiting.popleft())
             for state in self._in("running"):
                 code = state.job.poll() if state.job else None
@@ -99,6 +101,10 @@ class Batch:
         try:
             state.job = self.executor.start(json.dumps(spec), entry.folder / "output.log")
         except (OSError, ExecutorError) as error:
+            if isinstance(error, ExecutorError) and self._in("running"):  # a limit of its queue, it may be
+                self._room = len(self._in("running"))
+                self._waiting.appendleft(state)
+                return
             state.word, state.error = "FAILED", f"could not be started: {error}"
             return
         state.word, state.started = "running", time.time()
@@ -107,7 +113,7 @@ class Batch:
 
     def _ended(self, state: State, code: int) -> None:
         folder, job, state.seconds = state.entry.folder, state.job, time.time() - state.started
-        state.job = None
+        state.job, self._room = None, math.inf
         if code == BUSY:
             state.word = "elsewhere"
             return

@@ -281,6 +281,22 @@ def test_slurms_executor_on_submitits_local_cluster(store):
     assert "run folder" in (states[0].entry.folder / "output.log").read_text()
 
 
+def test_a_queue_that_takes_no_more_is_asked_again_when_a_run_has_ended(store):
+    class Limited:
+        jobs, inner, started = 100, executors.Local(2), []
+
+        def start(self, spec, log):
+            if sum(job.poll() is None for job in self.started) == 2:
+                raise executors.ExecutorError("QOSMaxSubmitJobPerUserLimit")
+            self.started.append(self.inner.start(spec, log))
+            return self.started[-1]
+
+    loaded = load_suite(suite_file(store, 5), runs=store / "runs")
+    states = plan(loaded.entries, False)
+    assert not run_suite(loaded, states, Limited(), lambda _: None)
+    assert [(s.word, s.error) for s in states] == [("FINISHED", "")] * 5
+
+
 def test_without_slurm_the_executor_says_so(store):
     code, out = cat_lib(store, "suite", suite_file(store, 1), "--executor", "slurm", "--slurm", "partition=gpu")
     assert code == 2
