@@ -59,10 +59,10 @@ def check_all(entries: Sequence[Entry], here: bool) -> dict[str, float | None]:
     return need
 
 
-def require_together(gigabytes: Sequence[float | None], jobs: int) -> None:
+def require_together(gigabytes: Sequence[float | None], jobs: int, option: str = "--jobs") -> None:
     """Raises ModelError if the `jobs` largest of these runs can't be in this machine's memory at once.
 
-    On GPUs each run has one of its own, and the check of each is enough.
+    `option` is what says how many. On GPUs each run has one of its own, and the check of each is enough.
     """
     largest = sorted((g for g in gigabytes if g is not None), reverse=True)
     if not largest:
@@ -72,6 +72,6 @@ def require_together(gigabytes: Sequence[float | None], jobs: int) -> None:
         return
     fit = next(n for n in range(jobs - 1, -1, -1) if sum(largest[:n]) <= there)
     raise ModelError(
-        f"{jobs} jobs at once need {sum(largest[:jobs]):.1f} GB of memory at most, and {there:.1f} GB are free: "
-        f"--jobs {fit or 1}"
+        f"{jobs} at once need {sum(largest[:jobs]):.1f} GB of memory at most, and {there:.1f} GB are free: "
+        f"{option} {fit or 1}"
     )

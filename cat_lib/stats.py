@@ -34,8 +34,8 @@ class Estimate:
 
     @property
     def conclusive(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves out zero, and p, where there is one, is below 0.05."""
+        return (self.low > 0 or self.high < 0) and (self.p is None or self.p < 0.05)
 
 
 def mean_interval(scores: ArrayLike) -> Estimate:

@@ -24,13 +24,10 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cat_lib import tracking
 from cat_lib.parameters import resolve, with_preset
-
-if TYPE_CHECKING:
-    pass
 
 NOTEBOOK = "06_training_signals"
 DDP = "notebooks/suites/accelerate_ddp.yaml"
@@ -115,15 +112,21 @@ def train_arms(parameters: Mapping[str, Any], folder: Path) -> None:
 
 
 def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
-    from cat_lib.experiment import PRESETS, check
+    from cat_lib.experiment import PRESETS
+    from cat_lib.models import ModelError
+    from cat_lib.preflight import preflight, require_together
     from cat_lib.settings import GRPOSettings, cut
 
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise ValueError(f"-p {wrong[0]}: give name=value")
     given = dict(pair.split("=", 1) for pair in pairs)
-    parameters = resolve(tracking.NOTEBOOKS / f"{NOTEBOOK}.ipynb", given, typed=False)
+    notebook, here = tracking.NOTEBOOKS / f"{NOTEBOOK}.ipynb", int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    parameters = resolve(notebook, given, typed=False)
+    try:
+        require_together([preflight(notebook, parameters, here=True)] * here, here, "--num_processes")
+    except ModelError as error:
+        raise ValueError(str(error)) from error
     effective = with_preset(PRESETS[NOTEBOOK], parameters)
-    check(effective)
     cut(GRPOSettings.of(effective), int(os.environ.get("WORLD_SIZE", "1")))
     return parameters
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cat_lib import train_entry
+from cat_lib import preflight, train_entry
 from cat_lib.runner import differences
 from cat_lib.settings import GRPOSettings, cut
 from cat_lib.tracking import ROOT, read_config
@@ -237,4 +237,12 @@ def test_launches_that_cannot_be_right_are_refused(tmp_path, monkeypatch, capsys
     monkeypatch.setenv(variable, "true")
     assert train_entry.main(_words(tmp_path)) == 2
     assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_processes_that_do_not_fit_in_memory_together_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preflight, "machine", lambda: (6.0, "cpu", ""))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert train_entry.main(_words(tmp_path)) == 2
+    assert re.search(r"8 at once need .* and 6.0 GB are free: --num_processes [1-4]$", capsys.readouterr().err.strip())
     assert not (tmp_path / "runs").exists()

@@ -161,9 +161,7 @@ def test_memory_and_parameters_that_cannot_work_are_refused_before_a_kernel(suit
         check_all(entries("{estimators: [majorty]}"), here=False)
     monkeypatch.setattr("cat_lib.preflight.machine", lambda: (10.0, "cpu", 2))
     require_together([6.0, None, 4.0, 3.0], 2)
-    with pytest.raises(
-        Exception, match=r"3 jobs at once need 13.0 GB of memory at most, and 10.0 GB are free: --jobs 2"
-    ):
+    with pytest.raises(Exception, match=r"3 at once need 13.0 GB of memory at most, and 10.0 GB are free: --jobs 2"):
         require_together([6.0, None, 4.0, 3.0], 3)
 
 
