@@ -230,5 +230,6 @@ def _share(name: str, hits: np.ndarray, tried: np.ndarray) -> dict[str, float | 
 
     estimate = bootstrap(len(tries), share)
     if of_question.sum() in (0, n):  # all or none: resampling shows no spread
-        estimate = wilson(int(of_question.sum()), int((tries > 0).sum()))
+        questions = int((tries > 0).sum())
+        estimate = wilson(questions if of_question.any() else 0, questions)
     return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high, f"{name}_n": n}

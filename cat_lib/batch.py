@@ -8,7 +8,6 @@ Two suites at once share a store, and even the same suite: a run that another pr
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import socket
@@ -30,6 +29,8 @@ from cat_lib.tracking import Run, read_config
 
 _LOOK = 0.1  # seconds between looks at running processes
 _LOOK_ELSEWHERE = 1.0
+_ASK_AGAIN = 10.0  # seconds until an executor that refused a run is asked again
+_PATIENCE = 60.0  # seconds of refusals with nothing of ours running, after which entries fail by them
 
 
 @dataclass
@@ -56,14 +57,19 @@ class Batch:
     show: Callable[[Batch], None]
     stops: int = 0
     _waiting: deque[State] = field(default_factory=deque)
-    _room: float = math.inf  # as many as were running when the executor refused one more, until one of them ends
+    refusal: str = ""  # why the executor takes no more runs now
+    _refused: float = 0.0  # when it refused first
+    _again: float = 0.0  # when to ask it again
+    _ended_last: float = 0.0  # when a run of ours did
 
     def run(self) -> list[State]:
         """Start, look and end, until nothing waits and nothing runs."""
         self._waiting.extend(s for s in self.states if s.word == "waiting")
         told = 0
         while self._waiting or self._in("running", "elsewhere"):
-            while self._waiting and not self.stops and len(self._in("running")) < min(self.executor.jobs, self._room):
+            while self._waiting and not self.stops and len(self._in("running")) < self.executor.jobs:
+                if self.refusal and time.time() < self._again:
+                    break
                 self._start(self._waiting.popleft())
             for state in self._in("running"):
                 code = state.job.poll() if state.job else None
@@ -101,19 +107,26 @@ class Batch:
         try:
             state.job = self.executor.start(json.dumps(spec), entry.folder / "output.log")
         except (OSError, ExecutorError) as error:
-            if isinstance(error, ExecutorError) and self._in("running"):  # a limit of its queue, it may be
-                self._room = len(self._in("running"))
+            if isinstance(error, ExecutorError) and self._may_pass(str(error)):
                 self._waiting.appendleft(state)
                 return
             state.word, state.error = "FAILED", f"could not be started: {error}"
             return
-        state.word, state.started = "running", time.time()
+        state.word, state.started, self.refusal = "running", time.time(), ""
         if self.mirrors:
             self.mirrors.add(entry.folder)
 
+    def _may_pass(self, refusal: str) -> bool:
+        """Whether to ask again later: queues have limits, and count a run for a while after it has ended."""
+        now = time.time()
+        if not self.refusal:
+            self._refused = now
+        self.refusal, self._again = refusal, now + _ASK_AGAIN
+        return bool(self._in("running")) or now - max(self._refused, self._ended_last) < _PATIENCE
+
     def _ended(self, state: State, code: int) -> None:
         folder, job, state.seconds = state.entry.folder, state.job, time.time() - state.started
-        state.job, self._room = None, math.inf
+        state.job, self._ended_last = None, time.time()
         if code == BUSY:
             state.word = "elsewhere"
             return

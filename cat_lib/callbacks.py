@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,25 +10,27 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
+from cat_lib.files import append_line, read_lines
 from cat_lib.ledger import Cost, Ledger, clock
 from cat_lib.models.local import LocalModel
 from cat_lib.tracking import Run
 
-SPENT = "spent.json"
+SPENT = "spent.jsonl"
 
 
 class Spending(TrainerCallback):  # type: ignore[misc]
-    """What training has cost so far by role, kept with each checkpoint, so that a resumed run counts every step.
+    """What training has cost so far by role, noted after each step, so that one resumed at `step` counts all before it.
 
-    Of several processes, all count, seconds too: they are then process-seconds, as GPU-seconds are. The others' share
-    is that of the last finished step.
+    The note comes before the step's checkpoint, so that no kill leaves a checkpoint whose cost is unknown. Of several
+    processes, all count, seconds too: they are then process-seconds, as GPU-seconds are. The others' share is that of
+    the last finished step.
     """
 
-    def __init__(self, ledger: Ledger, checkpoint: Path | None) -> None:
+    def __init__(self, ledger: Ledger, folder: Path, step: int) -> None:
         self.ledger, self.start = ledger, {role: replace(cost) for role, cost in ledger.roles.items()}
-        kept = checkpoint / SPENT if checkpoint else None
-        known = json.loads(kept.read_text()) if kept and kept.exists() else {}
-        self.before = {role: Cost(**cost) for role, cost in known.items()}
+        self.path = folder / SPENT
+        known = [line["spent"] for _, line in read_lines(self.path) if line["step"] <= step]
+        self.before = {role: Cost(**cost) for role, cost in known[-1].items()} if known else {}
         self.others: list[dict[str, Cost]] = []
 
     def total(self) -> dict[str, Cost]:
@@ -40,17 +41,19 @@ class Spending(TrainerCallback):  # type: ignore[misc]
     def _mine(self) -> dict[str, Cost]:
         return {role: cost - self.start.get(role, Cost()) for role, cost in self.ledger.roles.items()}
 
-    def keep(self, checkpoint: Path) -> None:
-        (checkpoint / SPENT).write_text(json.dumps({role: asdict(cost) for role, cost in self.total().items()}))
+    def keep(self, step: int) -> None:
+        append_line(self.path, {"step": step, "spent": {role: asdict(cost) for role, cost in self.total().items()}})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if args.world_size > 1:  # here all processes are at the same place
             everyone = gather_object([self._mine()])
             self.others = [mine for rank, mine in enumerate(everyone) if rank != args.process_index]
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            self.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            self.keep(state.global_step)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.keep(state.global_step)
 
 
 class Together(TrainerCallback):  # type: ignore[misc]

@@ -168,7 +168,7 @@ def verdict(name: str, difference: Estimate, teacher: Estimate | None = None) ->
     `teacher`, where given, is trained sample minus the untrained model's own synthesis on the same questions.
     """
     if not difference.conclusive:
-        text = f"No gain is shown: {name} changed by {difference}, an interval that holds zero"
+        text = f"No gain is shown: {name} changed by {difference}"
     else:
         text = f"{name} {'rose' if difference.mean > 0 else 'FELL'}: change {difference}"
     text += f"; paired sign-flip test p = {difference.p:.4f}." if difference.p is not None else "."

@@ -62,7 +62,7 @@ class Progress:
         self.console, self.live = console, Live(console=console, refresh_per_second=4) if console.is_terminal else None
         self.seen: dict[Path, Seen] = {}
         self.words: dict[str, str] = {}
-        self.said, self.began = 0.0, time.time()
+        self.said, self.began, self.refusal = 0.0, time.time(), ""
 
     def __enter__(self) -> Progress:
         if self.live:
@@ -93,6 +93,9 @@ class Progress:
                 took = f" in {clock(state.seconds)}" if state.seconds else ""
                 print(f"{state.word}: {state.entry.name}{took} {shown(state.error or state.note)}".rstrip(), flush=True)
             self.words[state.entry.name] = state.word
+        if batch.refusal not in ("", self.refusal):
+            print(f"no more is taken now, and asked for again later: {shown(batch.refusal)}", flush=True)
+        self.refusal = batch.refusal
         if time.time() - self.said > _PLAIN_EVERY:
             self.said = time.time()
             for name, cell, step, elapsed, remaining, metric in rows:
@@ -111,7 +114,8 @@ class Progress:
         counts = Counter(s.word for s in batch.states)
         parts = ", ".join(f"{n} {word}" for word, n in counts.items())
         stopping = "  (stopping; Ctrl-C again ends at once)" if batch.stops else ""
-        return f"{batch.suite.name}: {parts}; {clock(time.time() - self.began)}{stopping}"
+        refusal = f"  (no more is taken now: {shown(batch.refusal)})" if batch.refusal else ""
+        return f"{batch.suite.name}: {parts}; {clock(time.time() - self.began)}{stopping}{escape(refusal)}"
 
 
 def planned(states: list[State], gigabytes: Mapping[str, float | None]) -> Table:

@@ -166,7 +166,7 @@ def versus(base: RubricScore, others: Mapping[str, RubricScore]) -> dict[str, Es
 
 
 def in_words(differences: Mapping[str, Estimate], base: str) -> str:
-    """One line a comparison; a winner only where its interval leaves out zero."""
+    """One line a comparison; a winner only where `Estimate.conclusive` says so."""
     lines = []
     for name, d in differences.items():
         how = ("above" if d.mean > 0 else "below") if d.conclusive else "not told apart from"

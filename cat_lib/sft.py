@@ -106,11 +106,11 @@ def finetune(
     trainer = _trainer(policy, rows[:-held], rows[-held:], settings, run)
     checkpoint = newest_checkpoint(run.dir) if resume else None
     lengths = [len(r["input_ids"]) for r in rows]
-    spending = Spending(policy.ledger, checkpoint)
-    trainer.add_callback(EpochLog(policy, run, lengths[:-held], lengths[-held:], settings.epochs))
-    trainer.add_callback(spending)  # after it: what it books is kept
     if checkpoint:
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    spending = Spending(policy.ledger, run.dir, trainer.state.global_step if checkpoint else -1)
+    trainer.add_callback(EpochLog(policy, run, lengths[:-held], lengths[-held:], settings.epochs))
+    trainer.add_callback(spending)  # after it: what it books is noted
     if not _ended(_losses(trainer.state), settings):
         run.update_config(trainer={k: v for k, v in trainer.args.to_dict().items() if "token" not in k})
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

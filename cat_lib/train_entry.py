@@ -112,30 +112,32 @@ def train_arms(parameters: Mapping[str, Any], folder: Path) -> None:
 
 
 def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
-    from cat_lib.experiment import PRESETS
-    from cat_lib.models import ModelError
-    from cat_lib.preflight import preflight, require_together
+    from cat_lib.experiment import PRESETS, check
     from cat_lib.settings import GRPOSettings, cut
 
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise ValueError(f"-p {wrong[0]}: give name=value")
     given = dict(pair.split("=", 1) for pair in pairs)
-    notebook, here = tracking.NOTEBOOKS / f"{NOTEBOOK}.ipynb", int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    parameters = resolve(notebook, given, typed=False)
-    try:
-        require_together([preflight(notebook, parameters, here=True)] * here, here, "--num_processes")
-    except ModelError as error:
-        raise ValueError(str(error)) from error
+    parameters = resolve(tracking.NOTEBOOKS / f"{NOTEBOOK}.ipynb", given, typed=False)
     effective = with_preset(PRESETS[NOTEBOOK], parameters)
+    check(effective)
     cut(GRPOSettings.of(effective), int(os.environ.get("WORLD_SIZE", "1")))
     return parameters
 
 
 def _begin(folder: Path, parameters: dict[str, Any]) -> Any:
     """Lock and open the run; returns what copies it to MLflow, or None where tracking is off."""
+    from cat_lib.models import ModelError
+    from cat_lib.preflight import preflight, require_together
     from cat_lib.runner import require_same
 
     require_same(folder, parameters)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    try:
+        need = preflight(tracking.NOTEBOOKS / f"{NOTEBOOK}.ipynb", parameters, here=True)
+        require_together([need] * here, here, "--num_processes")
+    except ModelError as error:
+        raise ValueError(str(error)) from error
     mirrors = None
     if os.environ.get("CAT_LIB_TRACKING") != "off":
         from cat_lib.mirror import Mirrors

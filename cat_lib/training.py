@@ -108,12 +108,12 @@ def train(
     record = Record(task, examples, run, observe)
     trainer = _trainer(policy, task, examples, estimator, rule, settings, run, record)
     checkpoint = newest_checkpoint(run.dir) if resume else None
-    spending, together = Spending(policy.ledger, checkpoint), Together()
-    trainer.add_callback(spending)
-    trainer.add_callback(together)
     if checkpoint:
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         record.replay(trainer.state.log_history)
+    spending, together = Spending(policy.ledger, run.dir, trainer.state.global_step if checkpoint else -1), Together()
+    trainer.add_callback(spending)
+    trainer.add_callback(together)
     try:
         if checkpoint and trainer.state.global_step >= settings.steps:  # one more step would be trained
             load_adapter(policy.model, checkpoint)
@@ -128,7 +128,7 @@ def train(
             trainer._save_checkpoint(trainer.model, trial=None)  # by all processes: it has collectives
             saved = run.dir / "checkpoints" / f"checkpoint-{trainer.state.global_step}"
             if run.writes:
-                spending.keep(saved)
+                spending.keep(trainer.state.global_step)
                 (saved / INTERRUPTED).write_text(json.dumps({"step": trainer.state.global_step, "of": settings.steps}))
                 print(f"interrupted: saved {saved}; resume=True continues from it", flush=True)
             trainer.accelerator.wait_for_everyone()  # a launcher ends all once one has gone
@@ -142,9 +142,16 @@ def train(
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the highest step that was written whole, or None."""
-    found = [p for p in (run_dir / "checkpoints").glob("checkpoint-*") if (p / "trainer_state.json").exists()]
+    """The checkpoint with the highest step that was written whole, or None. Its state is what is written last."""
+    found = [p for p in (run_dir / "checkpoints").glob("checkpoint-*") if _whole(p / "trainer_state.json")]
     return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+def _whole(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return False
 
 
 def _trainer(

@@ -13,7 +13,7 @@ import nbformat
 
 START = "from cat_lib import tracking\nrun = tracking.start_run('{name}', {{'x': x, 'seed': seed}})"
 END = "run.metrics({'score': x + seed / 10})\nrun.finish()"
-# steps with a checkpoint each, as training has them
+# steps with a checkpoint each, written after the step is logged, as in training
 STEPS = """
 import json, time
 path = run.dir / "checkpoint.json"
@@ -21,9 +21,9 @@ done = json.loads(path.read_text()) if path.exists() else []
 for step in range(len(done) + 1, 9):
     time.sleep(0.15)
     done.append(x * step)
+    run.step({"value": x * step}, step, 8)
     path.with_suffix(".new").write_text(json.dumps(done))
     path.with_suffix(".new").replace(path)
-    run.step({"value": x * step}, step, 8)
 run.metrics({"sum": sum(done)})
 """
 

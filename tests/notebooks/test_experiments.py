@@ -24,6 +24,7 @@ TOLERANCE = 0.15
 # times, and numbers that jump where an effect is small
 NOT_COMPARED = ("_seconds", "_p", "_p_holm", "collapsed", "_tokens_first", "_tokens_last")
 COUNTED = ("never_sampled_", "synthesis_right_departing_")  # there only where enough questions are
+SIGNALS = ("_first", "_last")  # means over the 24 groups of three steps
 RELATIVE = ("_tokens", "_flops", "_gflops", "_questions")
 # of each notebook, what its reader takes away: the metric, and the side of zero (or of the other metric) it is on
 EFFECTS = {
@@ -31,19 +32,23 @@ EFFECTS = {
         ("pass_at_g", ">", "majority_accuracy"),
         ("majority_accuracy", ">", "one_sample_accuracy"),
     ],
-    "04_inference_time": [("single_versus_majority_high", "<", 0), ("synthesis_versus_majority", "<", 0)],
+    "04_inference_time": [("single_versus_majority_high", "<", 0), ("synthesis_versus_majority_high", "<", 0)],
     "05_scaling_rollouts": [
         ("majority_growth_1_8_low", ">", 0),
         ("pass_at_k_accuracy_32", ">", "majority_accuracy_32"),
     ],
     "06_training_signals": [
+        ("synthesis_heldout_accuracy_difference_low", ">", 0),
         ("majority_heldout_accuracy_difference_low", ">", 0),
         ("gold_heldout_accuracy_difference_low", ">", 0),
         ("gold_label_accuracy_last", "=", 1),
         ("lesson_reward_last", ">", 0.8),
         ("lesson_rollout_accuracy_last", "<", 0.1),
     ],
-    "07_ablations": [("CaT-SFT_heldout_accuracy_difference", ">", 0), ("CaT-RL_heldout_accuracy_difference", ">", 0)],
+    "07_ablations": [
+        ("CaT-SFT_heldout_accuracy_difference_low", ">", 0),
+        ("CaT-RL_heldout_accuracy_difference_low", ">", 0),
+    ],
     "08_compute": [("synthesis_over_trained_tokens", ">", 7), ("synthesis_over_trained_flops", ">", 7)],
     "09_sharpening": [("trained_pass_at_1_low", ">", 0), ("heldout_accuracy_difference_low", ">", 0)],
 }
@@ -54,9 +59,9 @@ def moved_too_far(before: dict[str, float], now: dict[str, float]) -> dict[str, 
     found = {}
     for key in before.keys() & now.keys():
         limit = key.removesuffix("_low").removesuffix("_high")
-        if key.endswith(NOT_COMPARED) or (limit != key and limit in now):
+        if key.endswith(NOT_COMPARED) or key.startswith("never_sampled_") or (limit != key and limit in now):
             continue
-        allowed = TOLERANCE
+        allowed = 2 * TOLERANCE if key.endswith(SIGNALS) else TOLERANCE
         if f"{key}_low" in before and f"{key}_low" in now:
             widths = [(m[f"{key}_high"] - m[f"{key}_low"]) / 2 for m in (before, now)]
             if max(widths) > 2 * min(widths) + 0.05:
@@ -67,6 +72,22 @@ def moved_too_far(before: dict[str, float], now: dict[str, float]) -> dict[str, 
         if abs(now[key] - before[key]) > allowed:
             found[key] = (before[key], now[key])
     return found
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"a": 0.69, "a_low": 0.59, "a_high": 0.79, "b": 0.6, "c_tokens": 120.0, "d_p": 0.9, "e_last": 0.75}, set()),
+        ({"a": 0.71, "a_low": 0.61, "a_high": 0.81}, {"a"}),
+        ({"a_low": 0.2, "a_high": 0.8}, {"a, half its interval"}),
+        ({"b": 0.7}, {"b"}),
+        ({"c_tokens": 130.0}, {"c_tokens"}),
+        ({"e_last": 0.85}, {"e_last"}),
+    ],
+)
+def test_what_moves_further_than_another_draw_is_found(changed, found):
+    before = {"a": 0.5, "a_low": 0.4, "a_high": 0.6, "b": 0.5, "c_tokens": 100.0, "d_p": 0.01, "e_last": 0.5}
+    assert set(moved_too_far(before, before | changed)) == found
 
 
 @pytest.mark.parametrize("notebook", PRESETS)

@@ -66,6 +66,10 @@ def test_disagreements_count_departures_where_both_answer():
     assert "synthesis_departs_from_majority" not in metrics
     assert all(np.isfinite(value) for value in metrics.values())
     assert findings.departure_words(parted, silent.scores["majority"].estimate).startswith("There was no question")
+    parting = evaluation([["1", "2"]] * 4, majority=["1", "1", "1", "0"], synthesis=["1", "1", "1", EXAMPLES[3].gold])
+    row = analysis.disagreements([parting, parting], EXAMPLES, TASK).set_index("method").loc["majority"]
+    assert (row.right_when_disagreeing, row.right_when_disagreeing_n) == (1.0, 2)  # one question, on both seeds
+    assert row.right_when_disagreeing_low == pytest.approx(0.2065, abs=1e-4)  # Wilson's for one of one
     alone = analysis.right_when_all_wrong([first()], EXAMPLES, TASK)
     assert (alone.mean, alone.n) == (0.25, 4)  # question 2
 

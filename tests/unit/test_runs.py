@@ -80,6 +80,8 @@ def test_unpaired_scores_are_refused():
 
 def test_verdict_says_no_gain_gain_and_loss():
     assert "No gain is shown" in verdict("x", paired_difference([1, 0, 1, 0], [0, 1, 1, 0]))
+    five = paired_difference([0.0] * 5, [0.1, 0.2, 0.15, 0.12, 0.18])  # an interval above zero, but p is 2 / 2 ** 5
+    assert (five.low > 0, "No gain is shown" in verdict("x", five)) == (True, True)
     low, high = np.linspace(0, 0.2, 30), np.linspace(0.5, 0.6, 30)
     assert "x rose: change 0.45" in verdict("x", paired_difference(low, high))
     assert "x FELL: change -0.45" in verdict("x", paired_difference(high, low))

@@ -75,18 +75,21 @@ def test_too_little_to_learn_from_is_refused(embedded, tmp_path):
         add_lora(replace(policy, model=policy.model.base_model.model), 4, 0)
 
 
-def test_a_resumed_run_ends_as_the_undisturbed_one_and_an_ended_one_is_not_trained_again(tmp_path):
+@pytest.mark.parametrize(("held", "epochs"), [("77", 5), ("12", 3)])  # validated on the same, or on what is unlearnt
+def test_a_resumed_run_ends_as_the_undisturbed_one_and_an_ended_one_is_not_trained_again(tmp_path, held, epochs):
     class Killed(Run):
         def step(self, metrics, step, of=0):
             if step == 3:
                 raise KeyboardInterrupt
             super().step(metrics, step, of)
 
-    settings = SFTSettings(epochs=5, batch_size=4, learning_rate=2e-3, patience=1)
+    settings = SFTSettings(epochs=5, batch_size=4, learning_rate=2e-3, patience=2)
+    targets = references(QUESTIONS[:-3])
+    targets += [replace(r, text=r.text.replace("77", held), answer=held) for r in references(QUESTIONS[-3:])]
 
     def tune(run, resume=False):
         policy = add_lora(load_model("embedded"), 8, 0)
-        tuned = finetune(policy, TASK, QUESTIONS, references(QUESTIONS), settings, run, resume)
+        tuned = finetune(policy, TASK, QUESTIONS, targets, settings, run, resume)
         return tuned, load_file(tuned.adapter / "adapter_model.safetensors"), policy
 
     whole, adapter, _ = tune(Run(tmp_path / "whole"))
@@ -94,7 +97,7 @@ def test_a_resumed_run_ends_as_the_undisturbed_one_and_an_ended_one_is_not_train
         tune(Killed(tmp_path / "killed"))
     resumed, again, _ = tune(Run(tmp_path / "killed"), resume=True)
     assert resumed.history.equals(whole.history)
-    assert len(whole.history) >= 3  # or the kill came too late
+    assert len(whole.history) == epochs  # killed in the third, after none or one without a lower loss
     assert all(torch.equal(again[name], value) for name, value in adapter.items())
     assert resumed.spent["update"].flops == whole.spent["update"].flops
     ended, same, policy = tune(Run(tmp_path / "killed"), resume=True)
