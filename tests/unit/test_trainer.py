@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 
+from cat_lib.callbacks import Spending
+from cat_lib.ledger import Ledger
 from cat_lib.models import load_model
 from cat_lib.references.selection import majority
 from cat_lib.rewards.verifiable import verifiable
@@ -18,7 +20,7 @@ from cat_lib.settings import GRPOSettings, grpo_arguments
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tracking import Run
 from cat_lib.trainer import Tree
-from cat_lib.training import add_lora, train
+from cat_lib.training import add_lora, newest_checkpoint, train
 
 
 @pytest.fixture
@@ -140,6 +142,31 @@ def test_ctrl_c_saves_a_checkpoint_that_training_resumes_from(tmp_path):
     assert (tmp_path / "run/checkpoints/checkpoint-2/interrupted.json").exists()
     resumed = _train(tmp_path / "run", 4, resume=True)
     assert list(resumed.history["step"]) == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(tmp_path):
+    for step, state in ((2, '{"global_step": 2}'), (10, '{"global_step": 10}'), (12, '{"glob'), (14, "")):
+        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoints" / "checkpoint-16").mkdir()
+    assert newest_checkpoint(tmp_path).name == "checkpoint-10"
+    assert newest_checkpoint(tmp_path / "none") is None
+
+
+def test_costs_go_on_from_the_step_that_is_resumed_and_not_from_later_ones(tmp_path):
+    ledger = Ledger()
+    first = Spending(ledger, tmp_path, -1)
+    for step in (1, 2, 3):
+        ledger.add("policy", prompt_tokens=10, completion_tokens=0, flops=1.0, seconds=1.0)
+        first.keep(step)
+    with (tmp_path / "spent.jsonl").open("a") as file:
+        file.write('{"step": 4, "sp')  # killed while it noted
+    resumed = Spending(Ledger(), tmp_path, 2)
+    assert resumed.total()["policy"].tokens == 20
+    resumed.keep(3)
+    assert Spending(Ledger(), tmp_path, 3).total()["policy"].tokens == 20
+    assert Spending(Ledger(), tmp_path, -1).total() == {}
 
 
 def test_a_policy_without_adapter_is_refused(embedded, tmp_path):
