@@ -38,6 +38,7 @@ def test_runs_are_compared_and_the_report_is_an_artifact(store):
         "runs_compared": 4, "groups_compared": 2, "seeds_compared": 2, "rollouts_shown": 2, "runs_left_out": 0,
         "differences": 1, "differences_decided": 0,
     }  # fmt: skip
+    assert '"stderr"' not in (folder / "executed.ipynb").read_text()  # no bars between the tables
     table = pd.read_parquet(folder / "comparison.parquet").set_index("group")
     assert list(table.index) == ["estimator=gold", "estimator=majority"]
     assert table["mean"].tolist() == pytest.approx([0.65, 0.5])
