@@ -121,8 +121,11 @@ class Batch:
         now = time.time()
         if not self.refusal:
             self._refused = now
-        self.refusal, self._again = refusal, now + _ASK_AGAIN
-        return bool(self._in("running")) or now - max(self._refused, self._ended_last) < _PATIENCE
+        self.refusal = refusal
+        if self._in("running") or now - max(self._refused, self._ended_last) < _PATIENCE:
+            self._again = now + _ASK_AGAIN
+            return True
+        return False  # and those that wait are refused at once, not after as many waits
 
     def _ended(self, state: State, code: int) -> None:
         folder, job, state.seconds = state.entry.folder, state.job, time.time() - state.started

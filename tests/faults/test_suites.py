@@ -319,9 +319,9 @@ def test_a_queue_that_takes_none_fails_the_entries_with_its_reason(store, monkey
     monkeypatch.setattr(batch, "_ASK_AGAIN", 0.1)
     monkeypatch.setattr(batch, "_PATIENCE", 1.0)
     loaded = load_suite(suite_file(store, 2), runs=store / "runs")
-    states = plan(loaded.entries, False)
-    assert not run_suite(loaded, states, Limited(0), lambda _: None)
-    assert {s.word for s in states} == {"FAILED"}
+    states, seen = plan(loaded.entries, False), set()
+    assert not run_suite(loaded, states, Limited(0), lambda b: seen.add(tuple(s.word for s in b.states)))
+    assert seen == {("waiting", "waiting"), ("FAILED", "FAILED")}  # patience is lost once, not for each
     assert "QOSMaxSubmitJobPerUserLimit" in states[1].error
 
 
