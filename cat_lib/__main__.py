@@ -1,4 +1,4 @@
-"""The command line: `python -m cat_lib run | suite | import | doctor | ui`."""
+"""The command line: `python -m cat_lib run | suite | import | check | doctor | ui`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cat_lib import check
 from cat_lib.entry import spare_grammar
 
 spare_grammar()
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Compute as Teacher: run notebooks, look at runs.")
+app.add_typer(check.app, name="check")
 
 
 @app.command()
