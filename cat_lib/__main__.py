@@ -129,9 +129,9 @@ def doctor() -> None:
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fix": "[red]fix[/]"}
     table = Table("check", "", "found", "advice")
     states = set()
-    for check in checks():
-        states.add(check.state)
-        table.add_row(check.name, marks[check.state], check.found, "" if check.state == "ok" else check.fix)
+    for known in checks():
+        states.add(known.state)
+        table.add_row(known.name, marks[known.state], known.found, "" if known.state == "ok" else known.fix)
     Console().print(table)
     raise typer.Exit(1 if "fix" in states else 0)
 

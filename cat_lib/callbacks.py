@@ -87,7 +87,8 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
     """Books each step under `update`, sends its metrics to the run, and prints one line.
 
     FLOPs: 4 x parameters a token with gradient (forward, and backward through frozen weights, which need no
-    gradient of their own), 2 without. `computed` is the trainer's count; without one, all rows count in full.
+    gradient of their own), 6 where gradient checkpointing runs forward twice, 2 without. `computed` is the trainer's
+    count; without one, all rows count in full.
     """
 
     def __init__(self, policy: LocalModel, run: Run, steps: int, computed: list[int] | None) -> None:
@@ -113,7 +114,7 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
             "update",
             prompt_tokens=tokens,
             completion_tokens=0,
-            flops=self.policy.parameters * (4.0 * grad + 2.0 * plain),
+            flops=self.policy.parameters * (_passes(args) * grad + 2.0 * plain),
             seconds=clock() - self.start - (self._engine_seconds() - self.engine),
         )
 
@@ -126,6 +127,11 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         line = "  ".join(f"{k} {numbers[k]:.2f}" for k in shown if k in numbers)
         if state.is_world_process_zero:
             print(f"step {state.global_step}/{self.steps}  {line}", flush=True)
+
+
+def _passes(args: Any) -> float:
+    """FLOPs a parameter of a token with gradient."""
+    return 6.0 if args.gradient_checkpointing else 4.0
 
 
 class EpochLog(TrainerCallback):  # type: ignore[misc]
@@ -147,7 +153,7 @@ class EpochLog(TrainerCallback):  # type: ignore[misc]
             "update",
             prompt_tokens=self.tokens,
             completion_tokens=0,
-            flops=self.policy.parameters * (4.0 * self.tokens + 2.0 * self.checked),
+            flops=self.policy.parameters * (_passes(args) * self.tokens + 2.0 * self.checked),
             seconds=clock() - self.start,
         )
         self.start = clock()

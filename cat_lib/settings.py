@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import yaml
 
 from cat_lib.schema import Sampling
 
@@ -120,52 +123,48 @@ def cut(settings: GRPOSettings, processes: int) -> tuple[int, int]:
     return rows, share // rows
 
 
+def decided(trainer: Literal["grpo", "sft"]) -> dict[str, Any]:
+    """The arguments of TRL's config that are the same in every run, from trainer_arguments.yaml, reasons there."""
+    groups = yaml.safe_load(resources.files(__package__).joinpath("trainer_arguments.yaml").read_text("utf-8"))[
+        "decided"
+    ]
+    values: dict[str, Any] = {}
+    for group in (*groups["both"], *groups[trainer]):
+        values |= group["set"]
+    return values | {"logging_steps": 1, "report_to": "none", "disable_tqdm": True, "log_level": "error"}
+
+
 def grpo_arguments(
-    settings: GRPOSettings, sampling: Sampling, output_dir: Path, on_cpu: bool, processes: int = 1
+    settings: GRPOSettings,
+    sampling: Sampling,
+    output_dir: Path,
+    on_cpu: bool,
+    processes: int = 1,
+    thinking: bool = False,
 ) -> dict[str, Any]:
-    """Keyword arguments for `trl.GRPOConfig`, nothing left to a default that differs between versions."""
+    """Keyword arguments for `trl.GRPOConfig`: what is decided once, and what this run's settings and machine say."""
     rows, micro_steps = cut(settings, processes)
-    return {
+    return decided("grpo") | {
         "output_dir": str(output_dir),
         "max_steps": settings.steps,
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": micro_steps,
         "steps_per_generation": micro_steps,
         "num_generations": settings.group_size,
-        "num_iterations": 1,
         "max_completion_length": sampling.max_new_tokens,
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
+        "chat_template_kwargs": {"enable_thinking": thinking},
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-        "optim": "adamw_torch",
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
         "beta": settings.beta,
         "epsilon": settings.epsilon,
         "epsilon_high": settings.epsilon,
-        "loss_type": "grpo",  # (paper) 1/|o_i| length normalisation
-        "scale_rewards": "group",  # (paper) advantage over the group's standard deviation
-        "importance_sampling_level": "token",
-        "mask_truncated_completions": False,  # a cut rollout has no answer and must be punished for it
-        "shuffle_dataset": True,
-        "disable_dropout": True,
         "gradient_checkpointing": not on_cpu,  # without it, the activations of 8 x 1536 tokens at 4B pass 80 GB
-        "use_vllm": False,
         "bf16": not on_cpu,
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
-        "ddp_find_unused_parameters": False,  # each pass uses the whole adapter
         "seed": settings.seed,
         "data_seed": settings.seed,
-        "logging_steps": 1,
-        "save_strategy": "steps",
         "save_steps": settings.save_steps or min(50, -(-settings.steps // 4)),
-        "save_total_limit": 2,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "log_level": "error",
-        "log_completions": False,
     }

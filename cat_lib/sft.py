@@ -19,8 +19,8 @@ import pandas as pd
 from cat_lib.files import write_json
 from cat_lib.ledger import Cost, Ledger
 from cat_lib.schema import Example, Reference, Task
+from cat_lib.settings import decided
 from cat_lib.tracking import Run
-from cat_lib.training import newest_checkpoint
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
@@ -92,7 +92,7 @@ def finetune(
     from transformers import TrainerState
 
     from cat_lib.callbacks import EpochLog, Spending
-    from cat_lib.trainer import load_adapter
+    from cat_lib.checkpoints import load_adapter, newest_checkpoint
 
     usable = [
         (e, r)
@@ -160,50 +160,16 @@ def _trainer(
     from datasets import Dataset
     from transformers import EarlyStoppingCallback, PrinterCallback
 
-    from cat_lib.trainer import load_adapter
+    from cat_lib.checkpoints import Exact
 
     on_cpu = policy.model.device.type == "cpu"
-    micro = math.gcd(settings.batch_size, 8)  # bounds memory; the gradient is that of the whole batch
-    steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
 
-    class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # TRL ships no types
-        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            """As TRL's, then the adapter once more, exactly: PEFT loads it through the base model's bfloat16."""
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            load_adapter(model or self.model, Path(resume_from_checkpoint))
+    class Trainer(Exact, trl.SFTTrainer):  # type: ignore[misc]  # TRL ships no types
+        pass
 
     trainer = Trainer(
         model=policy.model,
-        args=trl.SFTConfig(
-            output_dir=str(run.dir / "checkpoints"),
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=micro,
-            per_device_eval_batch_size=micro,
-            gradient_accumulation_steps=settings.batch_size // micro,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=round(settings.warmup_ratio * steps),
-            optim="adamw_torch",
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            eval_strategy="epoch",
-            save_strategy="epoch",
-            save_total_limit=2,
-            load_best_model_at_end=True,
-            restore_callback_states_from_checkpoint=True,  # how long the loss has not fallen
-            metric_for_best_model="eval_loss",
-            greater_is_better=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            gradient_checkpointing=not on_cpu,
-            bf16=not on_cpu,
-            use_cpu=on_cpu,
-            dataloader_pin_memory=not on_cpu,
-            seed=settings.seed,
-            data_seed=settings.seed,
-            report_to="none",
-            disable_tqdm=True,
-            log_level="error",
-        ),
+        args=trl.SFTConfig(**sft_arguments(settings, run.dir / "checkpoints", len(train), on_cpu)),
         train_dataset=Dataset.from_list(list(train)),
         eval_dataset=Dataset.from_list(list(validation)),
         processing_class=policy.tokenizer,
@@ -211,3 +177,24 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def sft_arguments(settings: SFTSettings, output_dir: Path, rows: int, on_cpu: bool) -> dict[str, Any]:
+    """Keyword arguments for `trl.SFTConfig`, with `rows` to train on."""
+    micro = math.gcd(settings.batch_size, 8)  # bounds memory; the gradient is that of the whole batch
+    steps = settings.epochs * math.ceil(rows / settings.batch_size)
+    return decided("sft") | {
+        "output_dir": str(output_dir),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": micro,
+        "gradient_accumulation_steps": settings.batch_size // micro,
+        "learning_rate": settings.learning_rate,
+        "warmup_steps": round(settings.warmup_ratio * steps),
+        "gradient_checkpointing": not on_cpu,
+        "bf16": not on_cpu,
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+    }

@@ -7,7 +7,8 @@ that all prompts open with once more for each of them. Here a micro-batch become
 
 with an attention mask that lets a token see its own ancestors only, and positions as if each branch stood alone.
 The log-probabilities are those of TRL's own pass (a test compares them, and the gradients). Attention over the row
-is quadratic in its length, so long rows, and batches with little to share, go TRL's way.
+is quadratic in its length, so long rows, and batches with little to share, go TRL's way; so do rollouts that pass a
+sliding window, which the tree's mask does not know.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
+from cat_lib.checkpoints import Exact
+from cat_lib.models.attention import fits_window
 from cat_lib.models.local import LocalModel, common_prefix
 from cat_lib.schema import Prompt, Sampling
 
@@ -39,7 +41,7 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
             torch.randperm(self.num_samples, generator=self.generator)
 
 
-class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
+class SharedPromptTrainer(Exact, GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
     """GRPOTrainer with the shared-prompt pass. `computed` counts (tokens with gradient, tokens without)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -61,11 +63,6 @@ class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no ty
             self._buffered_inputs = split_tensor_dict(self._generate_and_score_completions(generation_batch), steps)
         return self._buffered_inputs[self._step % steps]
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As TRL's, then the adapter once more, exactly: PEFT loads it through the base model's bfloat16."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_adapter(model or self.model, Path(resume_from_checkpoint))
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As TRL's, but on several CPU processes it loads to a place `cpu:1`, which torch.load does not know."""
         if checkpoint is None or self.args.world_size == 1 or self.args.device.type != "cpu":
@@ -82,21 +79,14 @@ class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no ty
         parts = []
         for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
             tree = Tree(ids, mask, keep)
-            if tree.length > LONGEST_ROW or 4 * tree.length > 3 * int(mask.sum()):
+            inside = fits_window(self.model.config, max(tree.positions) + 1)
+            if not inside or tree.length > LONGEST_ROW or 4 * tree.length > 3 * int(mask.sum()):
                 self.computed[counter] += int(input_ids.numel())
                 return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
             self.computed[counter] += tree.length
             parts.append(tree.logps(model, self.temperature))
         logps, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
         return logps, entropies if kwargs.get("compute_entropy") else None, None
-
-
-def load_adapter(model: Any, folder: Path) -> None:
-    """Copy a saved adapter into the model's own, bit by bit."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in load_file(folder / "adapter_model.safetensors").items():
-            parameters[name.removesuffix(".weight") + ".default.weight"].copy_(value)
 
 
 class Tree:

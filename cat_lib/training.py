@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,20 +56,22 @@ class Trained:
 
 
 def add_lora(model: LocalModel, rank: int, seed: int) -> LocalModel:
-    """The policy: the model with a fresh LoRA adapter on all linear layers (alpha = 2 x rank, no dropout).
+    """The policy: the model with a fresh LoRA adapter on the linear layers that text passes (alpha = 2 x rank).
 
     Take the anchor from what this returns, so that both share one set of weights. A policy's adapter is removed
     first, and what had it is of no more use. Raises ValueError for the model from under a policy: pass the policy.
     """
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none", task_type="CAUSAL_LM"
-    )
     plain = model.model.unload() if hasattr(model.model, "unload") else model.model
     if any("lora_" in name for name, _ in plain.named_parameters()):
         raise ValueError("this model has a policy's adapter inside: pass add_lora the policy, which can be freed of it")
+    torch.manual_seed(seed)
+    decoder = next(name for name, module in plain.named_modules() if module is plain.get_decoder())
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none", task_type="CAUSAL_LM",
+        exclude_modules=rf"(?!{re.escape(decoder)}\.).*",  # a tower for images would never see a gradient
+    )  # fmt: skip
     return replace(model, model=get_peft_model(plain, config))
 
 
@@ -101,7 +105,7 @@ def train(
     from transformers import TrainerState
 
     from cat_lib.callbacks import Spending, Together
-    from cat_lib.trainer import load_adapter
+    from cat_lib.checkpoints import load_adapter, newest_checkpoint
 
     run.dataset("training", examples, task.name)
     run.tag("reward_rule", getattr(rule, "__name__", type(rule).__name__))
@@ -141,19 +145,6 @@ def train(
     return Trained(history, record.tables(settings.steps), adapter, record.warnings, spending.total())
 
 
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the highest step that was written whole, or None. Its state is what is written last."""
-    found = [p for p in (run_dir / "checkpoints").glob("checkpoint-*") if _whole(p / "trainer_state.json")]
-    return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
-
-
-def _whole(path: Path) -> bool:
-    try:
-        return bool(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return False
-
-
 def _trainer(
     policy: LocalModel,
     task: Task,
@@ -179,8 +170,9 @@ def _trainer(
     sampling = task.sampling
     stop_ids = policy.stop_ids(sampling.stop)
     on_cpu, processes = policy.model.device.type == "cpu", int(os.environ.get("WORLD_SIZE", "1"))
-    arguments = grpo_arguments(settings, sampling, run.dir / "checkpoints", on_cpu, processes)
-    reward = GroupReward(task, examples, estimator, rule, settings.group_size, stop_ids, record.on_step)
+    arguments = grpo_arguments(settings, sampling, run.dir / "checkpoints", on_cpu, processes, policy.thinking)
+    read = partial(policy.read, stop=sampling.stop)
+    reward = GroupReward(task, examples, estimator, rule, settings.group_size, read, record.on_step)
     own = policy.engine == "transformers"
     trainer = (SharedPromptTrainer if own else trl.GRPOTrainer)(
         model=policy.model,
@@ -190,6 +182,8 @@ def _trainer(
         processing_class=policy.tokenizer,
         rollout_func=rollouts(policy, sampling, settings.seed) if own else None,
     )
+    if "ref" in policy.model.peft_config:  # TRL's copy of the adapter: the reference is the model without one
+        policy.model.delete_adapter("ref")
     trainer.remove_callback(PrinterCallback)  # it prints thirty numbers a step; StepLog prints six
     trainer.add_callback(StepLog(policy, run, settings.steps, getattr(trainer, "computed", None)))
     trainer.eos_token_ids = sorted(stop_ids)  # or TRL's clipped_ratio counts our stops as cut

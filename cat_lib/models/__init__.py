@@ -20,11 +20,12 @@ class ModelError(RuntimeError):
     """A model that cannot be had or used, and what to do about it."""
 
 
-def load_model(name: str, engine: str = "transformers") -> LocalModel:
+def load_model(name: str, engine: str = "transformers", thinking: bool = False) -> LocalModel:
     """The model `name` ("embedded", a hub id such as "Qwen/Qwen3-4B", or a local folder), ready to generate.
 
-    On CPUs with bfloat16 instructions, and on GPUs, weights are bfloat16; else float32. Raises ModelError if it
-    cannot be reached or has no tokenizer or chat template, ValueError for an unknown engine.
+    On CPUs with bfloat16 instructions, and on GPUs, weights are bfloat16; else float32. `thinking` lets a model think
+    before it answers, where its chat template leaves that open. Raises ModelError if it cannot be reached, has no
+    tokenizer or chat template or an attention that is not supported, ValueError for an unknown engine.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r}: allowed are {', '.join(ENGINES)}")
@@ -45,7 +46,7 @@ def load_model(name: str, engine: str = "transformers") -> LocalModel:
     tokenizer.padding_side = "left"
     from cat_lib.models.local import LocalModel
 
-    loaded = LocalModel(model, tokenizer, name, engine=engine)
+    loaded = LocalModel(model, tokenizer, name, engine=engine, thinking=thinking)
     return replace(loaded, batch_tokens=max(loaded.batch_tokens, _batch_tokens(model)))
 
 
@@ -70,7 +71,7 @@ def _transformers(path: str, name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from cat_lib.models.attention import register
+    from cat_lib.models.attention import fits_window, register
 
     disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,9 +80,20 @@ def _transformers(path: str, name: str) -> tuple[Any, Any]:
     except Exception as error:  # the hub raises a dozen unrelated types
         raise ModelError(_cause(name, "tokenizer", error)) from error
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=preferred_dtype(), attn_implementation=register())
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=preferred_dtype())
     except Exception as error:
         raise ModelError(_cause(name, "weights", error)) from error
+    attention, text = model.config._attn_implementation, model.config.get_text_config()
+    try:
+        fits_window(text, 1)
+        if attention != "sdpa" or getattr(text, "attn_logit_softcapping", None):
+            raise ValueError(f"attention of the kind {'capped' if attention == 'sdpa' else attention}: needed is sdpa")
+    except ValueError as error:
+        raise ModelError(
+            f"model={name!r} ({text.model_type}) has {error}, or rollouts that share a prompt would go wrong; take a "
+            "Llama, Qwen 2.5 or 3, Mistral or Gemma 3 model"
+        ) from None
+    model.set_attn_implementation(register())
     return model.to(device).eval(), tokenizer
 
 

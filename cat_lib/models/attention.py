@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -46,3 +47,15 @@ def register() -> str:
     AttentionInterface.register(NAME, _forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
+
+
+def fits_window(config: Any, length: int) -> bool:
+    """Whether every layer of a model with this config lets the last of `length` positions see the first.
+
+    Raises ValueError for layers of a kind whose memory can't be shared between rollouts as keys and values are.
+    """
+    text = config.get_text_config()
+    kinds = set(get_layer_types_and_kwargs(text)[0])
+    if other := sorted(kinds - {"full_attention", "sliding_attention"}):
+        raise ValueError(f"layers of the kind {', '.join(other)}: allowed are full and sliding-window attention")
+    return "sliding_attention" not in kinds or length <= int(text.sliding_window)

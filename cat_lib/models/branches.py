@@ -4,18 +4,20 @@ A row is a tree with one level, `[head] [branch 1] ... [branch k]`: a branch's t
 the positions they would have if they stood alone behind the head. What all heads open with (worked examples) is
 computed once for the whole call. So a response of 500 tokens and its ten criteria cost about one pass over it.
 
-Left out: sliding-window attention beyond the window, where a row's mask would let a token see too far back.
+A row's mask knows no sliding window. So where a branch ends beyond it, each branch is a row of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import DynamicCache
 
 from cat_lib.ledger import clock
+from cat_lib.models.attention import fits_window
 from cat_lib.models.local import batches, common_prefix
 
 if TYPE_CHECKING:
@@ -45,6 +47,14 @@ def score_branches(
     longest = max((len(h) + max(map(len, t)) for h, t in zip(ids, tails, strict=True)), default=0)
     if longest > model.context:
         raise ValueError(f"head and branch take {longest} tokens; the context has {model.context}")
+    billed = sum(len(h) + len(b) for h, t in zip(ids, tails, strict=True) for b in t)
+    if not fits_window(model.model.config, longest):
+        rows = [(h, t) for h, own in zip(ids, tails, strict=True) for t in own]
+        asked = [([*h, *t], [w]) for h, t in rows for w in first] if words else rows
+        logps, computed = model.following(*zip(*asked, strict=True))
+        found = iter(logps)
+        model.book(billed, sum(map(len, tails)), computed, start, calls=len(rows))
+        return [[[next(found)[0] for _ in first] if words else [fmean(next(found))] for _ in own] for own in tails]
     results: list[list[list[float]]] = [[] for _ in ids]
     prefix = common_prefix(ids) if ids else 0
     lengths = [len(h) - prefix + sum(map(len, t)) for h, t in zip(ids, tails, strict=True)]
@@ -58,7 +68,6 @@ def score_branches(
             for i, scores in zip(batch, _score(model, rows, shared, prefix, first), strict=True):
                 results[i] = scores
     model.model.train(training)
-    billed = sum(len(h) + len(b) for h, t in zip(ids, tails, strict=True) for b in t)
     model.book(billed, sum(map(len, tails)), prefix + sum(lengths), start, calls=sum(map(len, tails)))
     return results
 
@@ -90,7 +99,7 @@ def _score(
             at = stop
         spans.append(own)
     mask = torch.cat([torch.ones(len(rows), width, prefix, dtype=torch.bool), mask], dim=2)
-    cache = DynamicCache(config=model.model.config)
+    cache = DynamicCache()  # without a config no layer forgets: all of a row's tokens stay, and the mask decides
     if shared is not None:
         for layer, source in enumerate(shared.layers):
             cache.update(*(t.expand(len(rows), -1, -1, -1) for t in (source.keys, source.values)), layer)

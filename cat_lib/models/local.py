@@ -15,12 +15,15 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import DynamicCache
 
 from cat_lib.ledger import Ledger, clock
+from cat_lib.models.attention import fits_window
+from cat_lib.models.chat import render, spoken
+from cat_lib.models.draw import draw
 from cat_lib.schema import Completion, Prompt, Sampling
 
 MAX_ROWS = 256  # bounds the logits of one decoding step to rows x vocabulary
@@ -36,19 +39,22 @@ class LocalModel:
     role: str = "policy"
     adapter: bool = True
     engine: str = "transformers"  # "unsloth" where Unsloth made the model: TRL then makes the rollouts
+    thinking: bool = False  # whether the chat template may let the model think first; the paper has it off
     batch_tokens: int = 16_384  # most key-value positions alive at once
     ledger: Ledger = field(default_factory=Ledger)
     _stops: dict[tuple[str, ...], frozenset[int]] = field(default_factory=dict, repr=False)
 
     @property
     def parameters(self) -> int:
-        """Parameters that one token passes through (the LoRA adapter, below a percent, is not counted)."""
-        return sum(p.numel() for n, p in self.model.named_parameters() if "lora_" not in n)
+        """Parameters that a token of text passes through; the LoRA adapter, below a percent, is not counted."""
+        parts = self.model.get_decoder(), self.model.get_output_embeddings()
+        own = {id(p): p.numel() for part in parts for n, p in part.named_parameters() if "lora_" not in n}
+        return sum(own.values())
 
     @property
     def context(self) -> int:
         """Positions the model was built for."""
-        return int(self.model.config.max_position_embeddings)
+        return int(self.model.config.get_text_config().max_position_embeddings)
 
     def anchor(self, role: str = "anchor") -> LocalModel:
         """The frozen initial model: the same weights in memory, adapter off, costs booked under `role`."""
@@ -68,10 +74,12 @@ class LocalModel:
         return f"{self.name} {self.model.dtype} {digest}"
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; messages go through the model's chat template."""
-        if isinstance(prompt, str):
-            return list(self.tokenizer(prompt).input_ids)
-        return list(self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+        """Token ids of a prompt; a chat template writes its own special tokens."""
+        return list(self.tokenizer(self.render(prompt), add_special_tokens=isinstance(prompt, str)).input_ids)
+
+    def render(self, prompt: Prompt) -> str:
+        """What the model reads: plain text as it stands, messages through its chat template."""
+        return prompt if isinstance(prompt, str) else render(self.tokenizer, prompt, self.thinking)
 
     def stop_ids(self, stop: tuple[str, ...]) -> frozenset[int]:
         """Every token that ends a completion: the model's own ends and all tokens that contain a stop string.
@@ -108,7 +116,7 @@ class LocalModel:
         stop_ids = self.stop_ids(sampling.stop)
         generator = torch.Generator().manual_seed(sampling.seed)
         uniform = torch.rand(len(ids), n, sampling.max_new_tokens, generator=generator)
-        prefix = common_prefix(ids)
+        prefix = self._opening(ids, longest)
         results: list[list[Completion]] = [[] for _ in ids]
         computed = prefix
         with self.weights():
@@ -119,7 +127,11 @@ class LocalModel:
                 rows, steps = self._decode(logits, cache, mask, uniform[batch].flatten(0, 1), n, sampling, stop_ids)
                 computed += sum(map(len, suffixes)) + steps
                 for position, i in enumerate(batch):
-                    results[i] = [self._completion(*row, sampling, stop_ids) for row in rows[position * n :][:n]]
+                    drawn = rows[position * n :][:n]
+                    for own, logp, entropy in drawn:
+                        text = self.tokenizer.decode(own, skip_special_tokens=True)
+                        read, size = self.read(prompts[i], text, own, sampling.stop), len(own)
+                        results[i].append(replace(read, mean_logprob=logp / size, mean_entropy=entropy / size))
         completion_tokens = sum(len(c.token_ids) for group in results for c in group)
         self.book(n * sum(map(len, ids)), completion_tokens, computed, start)
         return results
@@ -133,16 +145,24 @@ class LocalModel:
         start = clock()
         heads = [self.encode(p) for p in prompts]
         tails = [list(self.tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
+        results, computed = self.following(heads, tails)
+        self.book(sum(map(len, heads)), sum(map(len, tails)), computed, start)
+        return results
+
+    def following(
+        self, heads: Sequence[Sequence[int]], tails: Sequence[Sequence[int]]
+    ) -> tuple[list[list[float]], int]:
+        """`logprobs` of token ids, and how many tokens went through the weights; the caller books them."""
         pairs = list(zip(heads, tails, strict=True))
         results: list[list[float]] = [[] for _ in pairs]
         lengths = [len(h) + len(t) for h, t in pairs]
         if lengths and max(lengths) > self.context:
             raise ValueError(f"prompt and text take {max(lengths)} tokens; the context has {self.context}")
-        prefix = common_prefix(heads) if heads else 0
+        prefix = self._opening(heads, max(lengths)) if heads else 0
         with self.weights():
             shared = self.forward(torch.tensor([heads[0][:prefix]]), None, None)[1] if prefix else None
             for batch in batches(lengths, 1, 0, self.batch_tokens // 4):
-                rows = [(pairs[i][0] + pairs[i][1])[prefix:] for i in batch]
+                rows = [[*pairs[i][0], *pairs[i][1]][prefix:] for i in batch]
                 keep = max(len(pairs[i][1]) for i in batch) + 1
                 logits, _, _ = self._prefill(rows, shared, prefix, keep)
                 logp = logits.float().log_softmax(-1)
@@ -150,9 +170,14 @@ class LocalModel:
                     tail = torch.tensor(pairs[i][1], dtype=torch.long, device=logp.device)
                     picked = logp[row, keep - 1 - len(tail) : keep - 1].gather(-1, tail[:, None])
                     results[i] = picked[:, 0].tolist()
-        computed = prefix + sum(lengths) - prefix * len(lengths)
-        self.book(sum(map(len, heads)), sum(map(len, tails)), computed, start)
-        return results
+        return results, prefix + sum(lengths) - prefix * len(lengths)
+
+    def _opening(self, ids: Sequence[Sequence[int]], longest: int) -> int:
+        """Tokens that all prompts open with and that are computed once.
+
+        None where `longest` positions pass a sliding window: it counts the padding between opening and rest.
+        """
+        return common_prefix(ids) if fits_window(self.model.config, longest) else 0
 
     def weights(self) -> Any:
         """Adapter off for the anchor; a plain model has none to switch."""
@@ -226,7 +251,7 @@ class LocalModel:
         rows: list[tuple[list[int], float, float]] = [([], 0.0, 0.0) for _ in range(len(uniform))]
         active, computed = torch.arange(len(uniform)), 0
         for step in range(sampling.max_new_tokens):
-            tokens, logp, entropy = _draw(logits.float(), sampling, uniform[active, step])
+            tokens, logp, entropy = draw(logits.float(), sampling, uniform[active, step])
             for row, token, lp, h in zip(
                 active.tolist(), tokens.tolist(), logp.tolist(), entropy.tolist(), strict=True
             ):
@@ -245,45 +270,15 @@ class LocalModel:
             logits, computed = logits[:, -1], computed + len(tokens)
         return rows, computed
 
-    def _completion(
-        self, ids: list[int], logp: float, entropy: float, sampling: Sampling, stop_ids: frozenset[int]
-    ) -> Completion:
-        ended = ids[-1] in stop_ids
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        cuts = [at for at in (text.find(s) for s in sampling.stop) if at >= 0]
-        return Completion(
-            text=text[: min(cuts)] if cuts else text,
-            token_ids=tuple(ids),
-            finish="stop" if ended else "length",
-            mean_logprob=logp / len(ids),
-            mean_entropy=entropy / len(ids),
-        )
+    def read(self, prompt: Prompt, text: str, ids: Sequence[int], stop: tuple[str, ...]) -> Completion:
+        """A completion of these token ids: `text` less what was thought, cut before the first stop string."""
+        text = spoken(text, self.render(prompt))
+        cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
+        finish: Literal["stop", "length"] = "stop" if ids and ids[-1] in self.stop_ids(stop) else "length"
+        return Completion(text[: min(cuts)] if cuts else text, tuple(ids), finish)
 
 
-def _draw(
-    logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens (R,), their log-probabilities and the entropies of the unscaled distribution, from logits (R, V)."""
-    logp = logits.log_softmax(-1)
-    entropy = -(logp.exp() * logp).sum(-1)
-    if sampling.temperature == 0:
-        tokens = logits.argmax(-1)
-    else:
-        scaled, order = logits / sampling.temperature, None
-        if sampling.top_k or sampling.top_p < 1:
-            k = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
-            scaled, order = scaled.topk(k, dim=-1)
-        probs = scaled.softmax(-1)
-        if sampling.top_p < 1:  # the first token is always kept: nothing stands before it
-            probs = probs.masked_fill(probs.cumsum(-1) - probs >= sampling.top_p, 0.0)
-        cumulative = probs.cumsum(-1)
-        target = uniform.to(logits.device)[:, None] * cumulative[:, -1:]
-        index = torch.searchsorted(cumulative, target, right=True).clamp(max=probs.shape[-1] - 1)
-        tokens = (index if order is None else order.gather(-1, index))[:, 0]
-    return tokens.cpu(), logp.gather(-1, tokens[:, None])[:, 0].cpu(), entropy.cpu()
-
-
-def common_prefix(ids: list[list[int]]) -> int:
+def common_prefix(ids: Sequence[Sequence[int]]) -> int:
     """Tokens that all prompts open with; each keeps at least one of its own, whose logits start the completion."""
     shortest = min(map(len, ids))
     same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*ids, strict=False))

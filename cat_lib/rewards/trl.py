@@ -11,13 +11,14 @@ Left out: async rewards. Collectives from another thread would hang, and the anc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cat_lib.schema import Completion, Estimator, Example, Group, Prompt, Reference, RewardRule, Task
 from cat_lib.tasks import group_of
 
 Row = tuple[str, str, list[int]]  # example id, completion text, completion token ids
+Read = Callable[[Prompt, str, list[int]], Completion]  # prompt, text and token ids to what the policy said
 OnStep = Callable[[int, list[Group], list[Reference | None], list[list[float | None]]], dict[str, float]]
 
 
@@ -37,12 +38,12 @@ class GroupReward:
         estimator: Estimator,
         rule: RewardRule,
         group_size: int,
-        stop_ids: Collection[int],
+        read: Read,
         on_step: OnStep,
     ) -> None:
         self.asked: Mapping[str, tuple[str, Prompt]] = {e.id: (e.question, e.prompt) for e in examples}
         self.task, self.estimator, self.rule = task, estimator, rule
-        self.group_size, self.stop_ids, self.on_step = group_size, stop_ids, on_step
+        self.group_size, self.read, self.on_step = group_size, read, on_step
 
     def __call__(
         self,
@@ -85,11 +86,8 @@ class GroupReward:
         return references, self.rule(groups, references)
 
     def _group(self, id: str, chunk: Sequence[Row]) -> Group:
-        rollouts = [
-            Completion(text, tuple(ids), "stop" if ids and ids[-1] in self.stop_ids else "length")
-            for _, text, ids in chunk
-        ]
         question, prompt = self.asked[id]
+        rollouts = [self.read(prompt, text, ids) for _, text, ids in chunk]
         return group_of(self.task, id, question, rollouts, prompt)
 
 

@@ -84,6 +84,7 @@ from accelerate import PartialState
 from cat_lib.references.selection import majority
 from cat_lib.rewards.trl import GroupReward
 from cat_lib.rewards.verifiable import verifiable
+from cat_lib.schema import Completion
 from cat_lib.tasks.arithmetic import Arithmetic
 
 state = PartialState(cpu=True)
@@ -93,7 +94,8 @@ rows = [(e.id, f"{e.question[8:-1]} = {v}") for e, vs in zip(examples, [[1, 1, 2
         for v in vs]
 share = len(rows) // state.num_processes
 mine = rows[state.process_index * share :][:share]
-reward = GroupReward(task, examples, majority, verifiable, 4, {9}, lambda *a: {"groups": float(len(a[1]))})
+reward = GroupReward(task, examples, majority, verifiable, 4, lambda _, text, ids: Completion(text, tuple(ids), "stop"),
+                     lambda *a: {"groups": float(len(a[1]))})
 logged = {}
 out = reward(prompts=[], completions=[t for _, t in mine], completion_ids=[[9]] * share,
              example_id=[i for i, _ in mine], trainer_state=SimpleNamespace(global_step=0),

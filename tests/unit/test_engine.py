@@ -73,15 +73,15 @@ def test_logprobs_agree_with_a_full_pass_and_with_what_generate_recorded(exact):
 
 
 def test_nucleus_and_top_k_keep_what_they_promise():
-    from cat_lib.models.local import _draw
+    from cat_lib.models.draw import draw
 
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).repeat(4000, 1)
     uniform = torch.rand(4000, generator=torch.Generator().manual_seed(0))
-    plain, _, _ = _draw(logits, Sampling(1), uniform)
+    plain, _, _ = draw(logits, Sampling(1), uniform)
     shares = torch.bincount(plain, minlength=4) / 4000
     assert shares.tolist() == pytest.approx(logits[0].softmax(-1).tolist(), abs=0.02)
-    assert _draw(logits, Sampling(1, top_k=2), uniform)[0].unique().tolist() == [0, 1]
-    assert _draw(logits, Sampling(1, top_p=0.5), uniform)[0].unique().tolist() == [0]
+    assert draw(logits, Sampling(1, top_k=2), uniform)[0].unique().tolist() == [0, 1]
+    assert draw(logits, Sampling(1, top_p=0.5), uniform)[0].unique().tolist() == [0]
 
 
 def test_anchor_is_the_initial_model_whatever_the_adapter_learnt(exact):

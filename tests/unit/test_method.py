@@ -169,7 +169,10 @@ def adapter(examples, record=None, size=2):
             record.append((groups, rewards))
         return {"seen": float(len(groups))}
 
-    return GroupReward(TASK, examples, majority, verifiable, size, {9}, on_step)
+    def read(prompt, text, ids):
+        return Completion(text, tuple(ids), "stop" if ids[-1] == 9 else "length")
+
+    return GroupReward(TASK, examples, majority, verifiable, size, read, on_step)
 
 
 def call(reward, ids, texts, last=9):

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 
 from cat_lib.callbacks import Spending
+from cat_lib.checkpoints import newest_checkpoint
 from cat_lib.ledger import Ledger
 from cat_lib.models import load_model
 from cat_lib.references.selection import majority
@@ -20,7 +21,7 @@ from cat_lib.settings import GRPOSettings, grpo_arguments
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tracking import Run
 from cat_lib.trainer import Tree
-from cat_lib.training import add_lora, newest_checkpoint, train
+from cat_lib.training import add_lora, train
 
 
 @pytest.fixture
@@ -124,33 +125,48 @@ def test_a_finished_run_is_loaded_and_not_trained_further(tmp_path):
     after = load_file(again.adapter / "adapter_model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {r: c.tokens for r, c in again.spent.items()} == {r: c.tokens for r, c in done.spent.items()}
-    assert (done.adapter / "adapter_model.safetensors").exists()
+    assert sorted(p.name for p in done.adapter.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
-def test_ctrl_c_saves_a_checkpoint_that_training_resumes_from(tmp_path):
-    calls = 0
+def test_ctrl_c_leaves_a_checkpoint_that_training_resumes_from(tmp_path):
+    calls, scheduled, saved = 0, dict[str, int](), tmp_path / "run/checkpoints/checkpoint-2"
 
     def interrupted(groups):
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 3:  # step 2 has just been saved as planned
+            scheduled.update({p.name: p.stat().st_mtime_ns for p in saved.iterdir()})
             raise KeyboardInterrupt
         return majority(groups)
 
     with pytest.raises(KeyboardInterrupt):
         _train(tmp_path / "run", 4, estimator=interrupted)
-    assert (tmp_path / "run/checkpoints/checkpoint-2/interrupted.json").exists()
+    assert (saved / "interrupted.json").exists()
+    # a kill while it is written over would have torn the one that was whole
+    assert scheduled == {p.name: p.stat().st_mtime_ns for p in saved.iterdir() if p.name != "interrupted.json"}
     resumed = _train(tmp_path / "run", 4, resume=True)
     assert list(resumed.history["step"]) == [1, 2, 3, 4]
 
 
-def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(tmp_path):
-    for step, state in ((2, '{"global_step": 2}'), (10, '{"global_step": 10}'), (12, '{"glob'), (14, "")):
-        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        (folder / "trainer_state.json").write_text(state)
-    (tmp_path / "checkpoints" / "checkpoint-16").mkdir()
-    assert newest_checkpoint(tmp_path).name == "checkpoint-10"
+@pytest.mark.parametrize("part", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_checkpoint_that_a_kill_tore_is_passed_over_and_written_anew(part, tmp_path):
+    _train(tmp_path / "run", 4)
+    torn = tmp_path / "run/checkpoints/checkpoint-4"
+    assert newest_checkpoint(tmp_path / "run") == torn
+    whole = (torn / part).read_bytes()
+    (torn / part).write_bytes(whole[: len(whole) // 2])
+    (torn / "leftover").touch()
+    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    resumed = _train(tmp_path / "run", 4, resume=True)
+    assert list(resumed.history["step"]) == [1, 2, 3, 4]
+    assert newest_checkpoint(tmp_path / "run") == torn
+    assert not (torn / "leftover").exists()
+    (torn / part).unlink()
+    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-2"
     assert newest_checkpoint(tmp_path / "none") is None
 
 
