@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 
 from cat_lib.schema import Sampling
+
+if TYPE_CHECKING:
+    from cat_lib.tasks.arithmetic import Arithmetic
+    from cat_lib.tasks.healthbench import HealthTask
+    from cat_lib.tasks.math import MathTask
+
+AnyTask = TypeVar("AnyTask", bound="Arithmetic | MathTask | HealthTask")
 
 # What `preset`, the one dial of a training notebook, stands for. `smoke` was tuned on the embedded model (README).
 PRESETS: dict[str, dict[str, Any]] = {
@@ -27,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-4,
     },
     "paper": {
-        "model": "Qwen/Qwen3-4B-Instruct-2507",
+        "model": "Qwen/Qwen3-4B",
         "steps": 1000,
         "prompts_per_step": 32,
         "prompts_per_micro_batch": 1,
@@ -51,7 +58,7 @@ RUBRIC_PRESETS: dict[str, dict[str, Any]] = {
         "rubric_replies": 3,
     },
     "paper": {
-        "model": "Qwen/Qwen3-4B-Instruct-2507",
+        "model": "Qwen/Qwen3-4B",
         "task": "healthbench",
         "group_size": 8,
         "steps": 1000,
@@ -64,6 +71,28 @@ RUBRIC_PRESETS: dict[str, dict[str, Any]] = {
         "rubric_replies": 1,
     },
 }
+
+
+# Temperature, top-k and top-p of the paper's models (v1, table 3), by how a model's name begins.
+SAMPLING = {"gemma-3-": (1.0, 64, 0.95), "qwen3-": (0.7, 20, 0.8), "llama-3.1-": (0.7, 50, 0.9)}
+
+
+def draw_as(task: AnyTask, p: dict[str, Any]) -> AnyTask:
+    """The task with its rollouts drawn as the parameters `p` say, else as the paper draws this model's, else as before.
+
+    What takes effect is written into `p`. Raises ValueError for a temperature, top_k or top_p that can't draw.
+    """
+    names = ("temperature", "top_k", "top_p")
+    family = next((f for f in SAMPLING if Path(p["model"]).name.lower().startswith(f)), "")
+    usual = SAMPLING.get(family) or [getattr(task.sampling, name) for name in names]
+    chosen = {name: value if p[name] is None else p[name] for name, value in zip(names, usual, strict=True)}
+    if not (chosen["temperature"] > 0 and chosen["top_k"] >= 0 and 0 < chosen["top_p"] <= 1):
+        raise ValueError(
+            f"{', '.join(f'{k}={v}' for k, v in chosen.items())}: allowed are a temperature above 0, top_k from 0 "
+            "(off) and top_p above 0 and up to 1 (off)"
+        )
+    p |= chosen
+    return replace(task, sampling=replace(task.sampling, **chosen))
 
 
 @dataclass(frozen=True)

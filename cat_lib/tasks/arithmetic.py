@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Literal
 
@@ -35,13 +35,15 @@ LEVELS: dict[str, list[tuple[int, str, int]]] = {
 }
 
 
+@dataclass
 class Arithmetic:
     """The task: questions by split and level, and the strict reading of an answer."""
+
+    sampling: Sampling = Sampling(max_new_tokens=16, temperature=1.0, stop=("\n",))  # noqa: RUF009  # frozen
 
     name = "arithmetic"
     verifiable = True
     synthesis_prompt = "few_shot"  # the embedded model follows examples, not instructions
-    sampling = Sampling(max_new_tokens=16, temperature=1.0, stop=("\n",))
 
     def examples(self, split: Split, n: int, seed: int) -> list[Example]:
         """n questions of a split, levels in turn, in an order drawn from `seed`.
@@ -76,6 +78,7 @@ class Arithmetic:
         return answer == gold
 
 
+@dataclass
 class LenientArithmetic(Arithmetic):
     """The same questions, read carelessly, on purpose: a lesson in how a reward without labels collapses.
 
@@ -83,8 +86,8 @@ class LenientArithmetic(Arithmetic):
     was cut. A policy then can agree with itself without solving anything.
     """
 
+    sampling: Sampling = Sampling(max_new_tokens=12, temperature=0.7, top_k=50, top_p=0.95)  # noqa: RUF009
     name = "arithmetic_lenient"
-    sampling = Sampling(max_new_tokens=12, temperature=0.7, top_k=50, top_p=0.95)
 
     def examples(self, split: Split, n: int, seed: int) -> list[Example]:
         """As of `Arithmetic`, asked as a chat with no worked example."""

@@ -221,6 +221,11 @@ def given(untracked, monkeypatch, tmp_path):
         "questions": None,
         "group_size": 8,
         "seeds": [0],
+        "thinking": False,
+        "skip_bad_rows": False,
+        "temperature": None,
+        "top_k": None,
+        "top_p": None,
     }
 
 
@@ -245,7 +250,7 @@ def test_seeds_that_make_no_run_are_refused(given, seeds):
     ],
 )
 def test_parameters_that_cannot_work_are_refused_before_a_model_is_loaded(given, monkeypatch, change, message):
-    monkeypatch.setattr(experiment, "load_model", lambda name: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(experiment, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match=message):
         Experiment.open("06_training_signals", given | change)
 

@@ -144,9 +144,8 @@ def test_branches_are_scored_as_if_each_stood_alone(model, prompts):
 class Questions(Arithmetic):
     """Prompts of our choice: what a step trains on decides which side of the window it is."""
 
-    sampling = Sampling(NEW)
-
     def __init__(self, prompts):
+        super().__init__(Sampling(NEW))
         self.asked = [replace(e, prompt=p) for e, p in zip(super().examples("train", 3, 0), prompts, strict=True)]
 
 

@@ -11,8 +11,10 @@ import yaml
 from trl import GRPOConfig, SFTConfig
 
 from cat_lib.schema import Sampling
-from cat_lib.settings import GRPOSettings, grpo_arguments
+from cat_lib.settings import GRPOSettings, draw_as, grpo_arguments
 from cat_lib.sft import SFTSettings, sft_arguments
+from cat_lib.tasks.arithmetic import Arithmetic
+from cat_lib.tasks.clinic import clinic
 
 FILE = yaml.safe_load(resources.files("cat_lib").joinpath("trainer_arguments.yaml").read_text())
 ARGUMENTS = {
@@ -44,3 +46,37 @@ def test_what_is_decided_is_what_trl_gets(trainer, tmp_path: Path):
         for name in group.keys() - kept:  # TRL fills these in from nothing
             value = getattr(config, name)
             assert getattr(value, "value", value) == group[name], name
+
+
+NONE = {"temperature": None, "top_k": None, "top_p": None}
+
+
+@pytest.mark.parametrize(
+    ("model", "drawn"),
+    [
+        ("google/gemma-3-4b-it", (1.0, 64, 0.95)),
+        ("Qwen/Qwen3-4B", (0.7, 20, 0.8)),
+        ("./models/Llama-3.1-8B-Instruct", (0.7, 50, 0.9)),
+        ("meta-llama/Llama-2-7b-chat-hf", (1.0, 0, 1.0)),
+        ("embedded", (1.0, 0, 1.0)),
+    ],
+)
+def test_a_model_is_sampled_as_the_paper_samples_it(model, drawn):
+    p = {"model": model} | NONE
+    sampling = draw_as(Arithmetic(), p).sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == drawn
+    assert (p["temperature"], p["top_k"], p["top_p"]) == drawn  # what the run records
+    assert (sampling.max_new_tokens, sampling.stop) == (16, ("\n",))
+    assert Arithmetic().sampling.top_k == 0
+
+
+def test_what_a_user_says_of_sampling_wins():
+    p = {"model": "Qwen/Qwen3-4B"} | NONE | {"temperature": 1.2, "top_k": 0}
+    sampling = draw_as(clinic(), p).sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (1.2, 0, 0.8)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_a_sampling_that_cannot_draw_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong)) + "=.*allowed are"):
+        draw_as(Arithmetic(), {"model": "embedded"} | NONE | wrong)
