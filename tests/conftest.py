@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import cat_lib  # noqa: F401  # before torch: it says how threads wait
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
