@@ -21,7 +21,8 @@ from cat_lib.hostile import ATTACKS
 from cat_lib.judge import Judge
 from cat_lib.stats import Estimate, bootstrap, paired_difference
 from cat_lib.tasks.clinic import AUDIT, clinic
-from cat_lib.tasks.healthbench import DataError, read_jsonl, transcript
+from cat_lib.tasks.healthbench import read_jsonl, transcript
+from cat_lib.tasks.rows import DataError, conversation, text
 
 GOOD, COIN, CONSTANT = 0.8, 0.5, 0.98
 Statistic = Callable[[np.ndarray, np.ndarray], float]  # (truly met, judged met) to a number
@@ -67,13 +68,16 @@ def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
     pairs = []
     for where, row in read_jsonl(source):
         labels = row.get("binary_labels")
-        texts = [row.get("completion"), row.get("rubric")]
-        if not labels or not all(type(x) is bool for x in labels) or not all(isinstance(t, str) and t for t in texts):
-            raise DataError(f"{where}: needs completion and rubric (texts) and binary_labels (true or false)")
+        if not isinstance(labels, list) or not labels or not all(type(x) is bool for x in labels):
+            raise DataError(f"{where}: binary_labels is {labels!r:.40}, where a list of true and false is needed")
+        response, criterion = (text(row.get(key), key, where) for key in ("completion", "rubric"))
+        if row.get("prompt_id") is not None:
+            id = text(row["prompt_id"], "prompt_id", where)
+        else:
+            id = transcript(conversation(row.get("prompt"), "prompt", where))
         if 2 * sum(labels) != len(labels):
-            met = 2 * sum(labels) > len(labels)
-            id = str(row.get("prompt_id") or transcript(row.get("prompt") or where))
-            pairs.append(Labelled(id, row["completion"], row["rubric"], met, axis=str(row.get("category", "unknown"))))
+            axis = text(row.get("category", "unknown"), "category", where)
+            pairs.append(Labelled(id, response, criterion, 2 * sum(labels) > len(labels), axis=axis))
     return pairs
 
 

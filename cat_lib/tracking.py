@@ -174,6 +174,13 @@ def start_run(notebook: str, parameters: dict[str, Any]) -> Run:
     return run
 
 
+def current() -> Run | None:
+    """The run that is open in this process, if one is."""
+    given = os.environ.get("CAT_LIB_RUN_DIR")
+    open_ = [Path(given)] if given else list(_by_hand)
+    return Run(open_[-1]) if open_ else None
+
+
 def new_run_id() -> str:
     """Sortable by time and unique: 20261123-091500-1a2b3c."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"

@@ -10,9 +10,9 @@ The criteria are gold. They are used to evaluate, and by the reward whose name s
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import urllib.request
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from http.client import HTTPException
@@ -23,6 +23,8 @@ import platformdirs
 
 from cat_lib.prompts import fill, one_line
 from cat_lib.schema import Completion, Criterion, Example, Message, Prompt, Rubric, Sampling
+from cat_lib.tasks.rows import DataError as DataError
+from cat_lib.tasks.rows import conversation, items, number, parse_json, settle_bad, tags, text
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
@@ -35,11 +37,6 @@ FILES = {
     "openai/healthbench:meta": "2025-05-07-06-14-12_oss_meta_eval.jsonl",
 }
 SPLITS = ("train", "validation", "heldout")
-_ROLES = ("system", "user", "assistant")
-
-
-class DataError(ValueError):
-    """A data file that cannot be had, or a row that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,8 @@ class HealthTask:
         pool = parts[split]
         if split == "train":
             random.Random(seed).shuffle(pool)
+        if not pool:
+            raise ValueError(f"the {split} split of {len(self.rows)} conversations is empty; give more data")
         if n is not None and not 1 <= n <= len(pool):
             raise ValueError(f"n={n}: the {split} split has {len(pool)} questions; ask for 1 to {len(pool)}")
         return [self._asked(e) for e in pool[:n]]
@@ -95,35 +94,55 @@ class HealthTask:
         return False
 
 
-def load_rows(source: str | Path) -> list[Example]:
-    """The conversations of a hub id (see FILES), a URL, or a local JSONL file.
+def load_rows(source: str | Path, skip_bad_rows: bool = False) -> list[Example]:
+    """The conversations of a hub id (see FILES), a URL, or a local JSONL file; with `skip_bad_rows` those it can read.
 
-    Raises DataError naming file and line of a row that cannot be used, or saying why the file cannot be had.
+    Raises DataError naming line and key of rows that cannot be used, or saying why the file cannot be had.
     """
-    seen: dict[str, str] = {}
-    examples = []
-    for where, row in read_jsonl(source):
-        example = _example(row, where)
-        if example.id in seen:
-            raise DataError(f"{where}: prompt_id {example.id!r} stands on line {seen[example.id]} already")
-        seen[example.id] = where.rsplit(":", 1)[1]
-        examples.append(example)
+    examples, bad = read_rows(source)
+    settle_bad(source, bad, len(examples), skip_bad_rows)
     return examples
 
 
-def read_jsonl(source: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", object) of each line that is not empty. Raises DataError for a line that is no JSON object."""
+def read_rows(source: str | Path) -> tuple[list[Example], list[DataError]]:
+    """The conversations of a file, and what is wrong with its other rows. Raises DataError if it can't be had."""
+    seen: dict[str, str] = {}
+    examples, bad = list[Example](), list[DataError]()
+    for where, row in read_jsonl(source, bad):
+        try:
+            example = _example(row, where)
+            if example.id in seen:
+                raise DataError(f"{where}: prompt_id {example.id!r} stands on line {seen[example.id]} already")
+        except DataError as error:
+            bad.append(error)
+            continue
+        seen[example.id] = where.rsplit(":", 1)[1]
+        examples.append(example)
+    if not examples and not bad:
+        raise DataError(f"{source}: no rows; give a file with a conversation on each line")
+    return examples, bad
+
+
+def read_jsonl(source: str | Path, bad: list[DataError] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file:line", object) of each line that is not empty; a BOM at its beginning is none of it.
+
+    Raises DataError for a line that is no JSON object (see `parse_json`), or puts it into `bad`, where that is given.
+    """
     path = _local(str(source))
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # a text may hold other kinds of line end
-        if not line.strip():
+        if not line.removeprefix(BOM_UTF8).strip():
             continue
+        where = f"{path}:{number}"
         try:
-            row = json.loads(line.decode("utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: no JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: a {type(row).__name__}, where an object is needed")
-        yield f"{path}:{number}", row
+            row = parse_json(line, where)
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: a {type(row).__name__}, where an object is needed")
+        except DataError as error:
+            if bad is None:
+                raise
+            bad.append(error)
+            continue
+        yield where, row
 
 
 def fitting(
@@ -163,25 +182,26 @@ def transcript(prompt: Prompt) -> str:
 
 
 def _example(row: dict[str, Any], where: str) -> Example:
-    missing = [k for k in ("prompt", "prompt_id", "rubrics") if k not in row]
-    if missing:
-        raise DataError(f"{where}: no {', '.join(missing)}; a row needs prompt, prompt_id and rubrics")
-    try:
-        prompt = [Message(role=str(m["role"]), content=str(m["content"])) for m in row["prompt"]]
-        criteria = tuple(
-            Criterion(str(c["criterion"]), float(c["points"]), tuple(c.get("tags", ()))) for c in row["rubrics"]
+    if missing := [k for k in ("prompt", "prompt_id", "rubrics") if k not in row]:
+        there = ", ".join(row) or "nothing"
+        raise DataError(
+            f"{where}: no {', '.join(missing)}; a row needs prompt, prompt_id and rubrics, and this one has {there[:200]}"
         )
-        tags = tuple(str(t) for t in row.get("example_tags") or ())
-    except (TypeError, KeyError, ValueError) as error:
-        raise DataError(f"{where}: malformed prompt or rubrics ({type(error).__name__}: {error})") from None
-    if not prompt or prompt[-1]["role"] != "user" or any(m["role"] not in _ROLES for m in prompt):
-        raise DataError(f"{where}: a prompt is a list of {', '.join(_ROLES)} turns that ends with the user's")
+    prompt, id = conversation(row["prompt"], "prompt", where), text(row["prompt_id"], "prompt_id", where)
+    criteria = tuple(
+        Criterion(
+            text(c.get("criterion"), f"rubrics[{i}].criterion", where),
+            number(c.get("points"), f"rubrics[{i}].points", where),
+            tags(c.get("tags"), f"rubrics[{i}].tags", where),
+        )
+        for i, c in enumerate(items(row["rubrics"], "rubrics", where, dict))
+    )
+    labels = tags(row.get("example_tags"), "example_tags", where)
     rubric = Rubric(criteria, "physician")
     if rubric.possible <= 0:
-        raise DataError(f"{where}: no criterion of {row['prompt_id']!r} has positive points, so nothing can be scored")
-    theme = next((t.removeprefix("theme:") for t in tags if t.startswith("theme:")), "none")
-    question = _question(prompt)
-    return Example(str(row["prompt_id"]), question, prompt, "", theme, rubric, tags)
+        raise DataError(f"{where}: no criterion of {id!r} has positive points, so nothing can be scored")
+    theme = next((t.removeprefix("theme:") for t in labels if t.startswith("theme:")), "none")
+    return Example(id, _question(prompt), prompt, "", theme, rubric, labels)
 
 
 def _question(prompt: list[Message]) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import pytest
 
+from cat_lib import tracking
+from cat_lib.audit import meta_evaluation_pairs
 from cat_lib.schema import Example
 from cat_lib.tasks import group_of, load_task
 from cat_lib.tasks.clinic import clinic
@@ -14,6 +17,8 @@ from cat_lib.tasks.healthbench import DataError, HealthTask, fitting, load_rows,
 
 RUBRIC = {"criterion": "Says to rest.", "points": 5, "tags": ["axis:accuracy"]}
 ROW = {"prompt_id": "p1", "prompt": [{"role": "user", "content": "I have a cold."}], "rubrics": [RUBRIC]}
+PART = {"type": "text", "text": "I have a cold."}
+VERL = {"data_source": "math", "prompt": ROW["prompt"], "reward_model": {"ground_truth": "2"}}
 
 
 def write(folder: Path, *rows: object) -> Path:
@@ -31,10 +36,40 @@ def write(folder: Path, *rows: object) -> Path:
         (({"prompt_id": "p1"},), r"rows\.jsonl:1: no prompt, rubrics"),
         ((ROW | {"rubrics": [RUBRIC | {"points": -5}]},), "no criterion of 'p1' has positive points"),
         ((ROW | {"rubrics": []},), "positive points"),
-        ((ROW | {"rubrics": [RUBRIC | {"points": "many"}]},), r"rows\.jsonl:1: malformed"),
-        ((ROW | {"rubrics": [{"points": 1}]},), r"rows\.jsonl:1: malformed"),
-        ((ROW | {"prompt": "I have a cold."},), r"rows\.jsonl:1: malformed"),
-        ((ROW | {"example_tags": 5},), r"rows\.jsonl:1: malformed"),
+        (
+            (ROW | {"rubrics": [RUBRIC | {"points": "5"}]},),
+            r'jsonl:1: rubrics\[0\]\.points is text \("5"\), where a number',
+        ),
+        ((ROW | {"rubrics": [RUBRIC | {"points": True}]},), r"rubrics\[0\]\.points is true or false"),
+        ((ROW | {"rubrics": [RUBRIC | {"points": 10**400}]},), r"rubrics\[0\]\.points is a number"),
+        ((ROW | {"rubrics": [RUBRIC, {"points": 1}]},), r"jsonl:1: rubrics\[1\]\.criterion is null or missing"),
+        ((ROW | {"rubrics": [RUBRIC | {"criterion": ["Rest."]}]},), r"rubrics\[0\]\.criterion is a list"),
+        ((ROW | {"rubrics": [RUBRIC | {"criterion": " "}]},), r"rubrics\[0\]\.criterion is empty"),
+        ((ROW | {"rubrics": [RUBRIC | {"tags": "axis:accuracy"}]},), r'tags is text \("axis:accuracy"\), where a list'),
+        ((ROW | {"rubrics": {"0": RUBRIC}},), "rubrics is an object"),
+        ((ROW | {"rubrics": [str(RUBRIC)]},), r"rubrics\[0\] is text"),
+        ((ROW | {"example_tags": "theme:hedging"},), r"jsonl:1: example_tags is text"),
+        ((ROW | {"example_tags": ["theme:hedging", None]},), r"example_tags\[1\] is null"),
+        ((ROW | {"example_tags": False},), "example_tags is true or false"),
+        ((ROW | {"prompt_id": 7},), r"prompt_id is a number \(7\), where text"),
+        ((ROW | {"prompt": "I have a cold."},), r"jsonl:1: prompt is text .*, where a list of objects"),
+        ((ROW | {"prompt": [{"role": "user", "content": None}]},), r"prompt\[0\]\.content is null or missing"),
+        ((ROW | {"prompt": [{"role": "user", "content": 5}]},), r"prompt\[0\]\.content is a number"),
+        ((ROW | {"prompt": [{"role": "user", "content": []}]},), r"prompt\[0\]\.content is empty"),
+        (
+            (ROW | {"prompt": [{"role": "user", "content": ["I have a cold."]}]},),
+            r"content\[0\] is text .*, where a list of",
+        ),
+        (
+            (ROW | {"prompt": [{"role": "user", "content": [PART, {"type": "image_url", "image_url": "x"}]}]},),
+            r"prompt\[0\]\.content\[1\] has the type 'image_url', where only text",
+        ),
+        ((ROW | {"prompt": [{"role": "user", "content": [PART | {"text": None}]}]},), r"content\[0\]\.text is null"),
+        (
+            (ROW | {"prompt": [{"role": "tool", "content": "x"}]},),
+            r"prompt\[0\]\.role is text .*allowed are system, user",
+        ),
+        ((VERL,), r"no prompt_id, rubrics; a row needs .*this one has data_source, prompt, reward_model"),
         ((ROW | {"prompt": []},), "ends with the user's"),
         ((ROW | {"prompt": [{"role": "assistant", "content": "Hello."}]},), "ends with the user's"),
     ],
@@ -42,6 +77,81 @@ def write(folder: Path, *rows: object) -> Path:
 def test_a_bad_row_is_refused_with_file_and_line(tmp_path, rows, message):
     with pytest.raises(DataError, match=message):
         load_rows(write(tmp_path, *rows))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (json.dumps(ROW).replace("5", "NaN"), r"jsonl:2: rubrics\[0\]\.points is nan, where a finite number"),
+        (json.dumps(ROW).replace("5", "1e999"), r"jsonl:2: rubrics\[0\]\.points is inf"),
+        (json.dumps(ROW | {"extra": {"a": [1.0, float("-inf")]}}), r"jsonl:2: extra\.a\[1\] is -inf"),
+        (
+            json.dumps(ROW).replace("I have a cold", "\\ud83d"),
+            r"jsonl:2: prompt\[0\]\.content holds half of a surrogate",
+        ),
+        ('{"prompt_id": "a", "prompt_id": "b"}', r"jsonl:2: no JSON \(the key 'prompt_id' stands twice"),
+        ("[" * 100_000, r"jsonl:2: no JSON \(lists in lists"),
+        ("9" * 5000, r"jsonl:2: no JSON"),
+    ],
+)
+def test_what_python_takes_for_json_and_the_standard_does_not_is_refused_with_line_and_key(tmp_path, line, message):
+    with pytest.raises(DataError, match=message) as caught:
+        load_rows(write(tmp_path, ROW, line))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    line = json.dumps(ROW).encode()
+    path.write_bytes(BOM_UTF8 + line + b"\r\n" + BOM_UTF8 + line.replace(b"p1", b"p2") + b"\n" + BOM_UTF8)
+    assert [e.id for e in load_rows(path)] == ["p1", "p2"]  # two files, one put behind the other
+    path.write_bytes(line.decode().encode("utf-16"))
+    with pytest.raises(DataError, match="save the file as UTF-8"):
+        load_rows(path)
+
+
+def test_content_in_text_parts_is_that_text(tmp_path):
+    parts = [PART, {"type": "text", "text": "What helps?"}]
+    (example,) = load_rows(write(tmp_path, ROW | {"prompt": [{"role": "user", "content": parts}]}))
+    assert example.question == example.prompt[0]["content"] == "I have a cold.\nWhat helps?"
+
+
+def test_bad_rows_are_all_counted_and_left_out_only_where_that_is_asked_for(tmp_path, capsys, monkeypatch):
+    rows = [ROW | {"prompt_id": f"p{i}"} | ({"example_tags": "x"} if i % 2 else {}) for i in range(20)]
+    path = write(tmp_path, *rows, "{", ROW | {"prompt_id": "p0"})
+    with pytest.raises(DataError, match=r"12 of 22 rows can't be used: .*jsonl:2: .*; and 7 more .skip_bad_rows=True"):
+        load_rows(path)
+    run = tracking.open_run("small", {}, tmp_path / "run")
+    monkeypatch.setenv("CAT_LIB_RUN_DIR", str(run.dir))
+    task = load_task("healthbench", str(path), skip_bad_rows=True)
+    assert [e.id for e in task.rows] == [f"p{i}" for i in range(0, 20, 2)]
+    assert "skipped: 12 of 22 rows can't be used" in capsys.readouterr().out
+    skipped = tracking.read_config(run.dir)["skipped_rows"]
+    assert skipped == {"source": str(path), "skipped": 12, "read": 10}
+    with pytest.raises(DataError, match="1 of 1 rows can't be used"):  # nothing is left
+        load_rows(write(tmp_path, "{"), skip_bad_rows=True)
+    with pytest.raises(DataError, match="no rows"):
+        load_rows(write(tmp_path, ""))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"binary_labels": 5}, "binary_labels is 5, where a list"),
+        ({"binary_labels": ["true"]}, "binary_labels is"),
+        ({"completion": ["Rest."]}, "completion is a list"),
+        ({"rubric": None}, "rubric is null"),
+        ({"prompt_id": 5}, "prompt_id is a number"),
+        ({"prompt_id": None, "prompt": "hello"}, "prompt is text"),
+        ({"category": ["a"]}, "category is a list"),
+    ],
+)
+def test_labelled_pairs_are_read_as_strictly(tmp_path, changed, message):
+    pair = {"completion": "Rest.", "rubric": "Says to rest.", "binary_labels": [True, True, False], "prompt_id": "p1"}
+    (read,) = meta_evaluation_pairs(write(tmp_path, pair))
+    assert (read.id, read.response, read.criterion, read.met) == ("p1", "Rest.", "Says to rest.", True)
+    with pytest.raises(DataError, match=rf"jsonl:1: {message}"):
+        meta_evaluation_pairs(write(tmp_path, pair | changed))
 
 
 @pytest.mark.parametrize("source", ["missing.jsonl", "http://127.0.0.1:9/none.jsonl"])
@@ -126,6 +236,40 @@ def test_free_text_has_no_answer_and_prompts_of_the_small_model_end_where_it_goe
     assert not any(c.text in example.prompt for c in example.rubric.criteria)
     assert group_of(task, "1", "q", []).answers == ()
     assert not task.verifiable
+
+
+@pytest.mark.parametrize(("n", "heldout", "validation"), [(3, 2, 0), (5, 2, 0), (12, 2, 1), (100, 10, 10)])
+def test_a_small_file_is_split_into_what_can_be_compared_and_what_is_trained_on(tmp_path, n, heldout, validation):
+    path = write(tmp_path, *(ROW | {"prompt_id": f"p{i}"} for i in range(n)))
+    task = load_task("healthbench", str(path))
+    assert len(task.examples("heldout", None, 0)) == heldout
+    assert len(task.examples("train", None, 0)) == n - heldout - validation
+    with pytest.raises(ValueError, match=f"n=50: the heldout split has {heldout} questions; ask for 1 to {heldout}"):
+        task.examples("heldout", 50, 0)
+    if not validation:
+        with pytest.raises(ValueError, match=f"the validation split of {n} conversations is empty; give more data"):
+            task.examples("validation", 1, 0)
+
+
+def test_a_file_too_small_to_split_says_so(tmp_path):
+    path = write(tmp_path, ROW, ROW | {"prompt_id": "p2"})
+    with pytest.raises(DataError, match="2 conversations; at least 3 are needed"):
+        load_task("healthbench", str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "transductive", "message"),
+    [
+        ("arithmetic", "my.jsonl", False, "data='my.jsonl': arithmetic reads no data; leave data out, or take"),
+        ("clinic", "my.jsonl", False, "data='my.jsonl': clinic reads no data"),
+        ("arithmetic", None, True, "split='transductive': arithmetic .*take split='heldout'"),
+        ("clinic", None, True, "split='transductive': clinic"),
+        ("healthbench", "my.jsonl", True, "split='transductive': healthbench"),
+    ],
+)
+def test_what_a_task_would_ignore_is_refused(name, data, transductive, message):
+    with pytest.raises(ValueError, match=message):
+        load_task(name, data, transductive)
 
 
 def test_unknown_tasks_are_refused():
