@@ -24,7 +24,7 @@ from cat_lib.rewards.verifiable import verifiable
 from cat_lib.schema import Estimator, Example, Group
 from cat_lib.settings import GRPOSettings, draw_as
 from cat_lib.sft import SFTSettings, Tuned, finetune, kept_references
-from cat_lib.tasks import load_task
+from cat_lib.tasks import check_source, load_task
 from cat_lib.tasks.arithmetic import Arithmetic, LenientArithmetic
 from cat_lib.tasks.math import MathTask
 from cat_lib.training import Trained, add_lora, train
@@ -202,6 +202,7 @@ class Experiment:
 
 def check(p: Mapping[str, Any]) -> None:
     """Raises ValueError for parameters that can't work together, before anything is loaded."""
+    check_source(p["task"], p.get("data"), p["split"] == "transductive")
     seeds = p.get("seeds", [p.get("seed", 0)])
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int and s >= 0 for s in seeds):
         raise ValueError(f"seeds={seeds}: give at least one whole number from 0, each once, e.g. seeds=[0]")

@@ -22,6 +22,7 @@ def preflight(notebook: Path, parameters: Mapping[str, Any], here: bool) -> floa
     if notebook.parent != NOTEBOOKS:
         return None
     from cat_lib import experiment, settings  # seconds of imports
+    from cat_lib.tasks import check_source
     from cat_lib.tasks.arithmetic import Arithmetic
     from cat_lib.tasks.clinic import clinic
     from cat_lib.tasks.healthbench import HealthTask
@@ -35,6 +36,7 @@ def preflight(notebook: Path, parameters: Mapping[str, Any], here: bool) -> floa
     if notebook.stem not in presets:
         return None
     p = with_preset(presets[notebook.stem], parameters)
+    check_source(p["task"], p.get("data"), p.get("split") == "transductive")
     if notebook.stem in experiment.PRESETS:
         experiment.check(p)
     elif "steps" in p:

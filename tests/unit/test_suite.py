@@ -71,7 +71,7 @@ def test_grids_and_seeds_are_multiplied_and_typed(suite):
         ("entries: [{notebook: small.ipynb, parameters: {y: 1}}]", "unknown parameter 'y'"),
         ("entries: [{notebook: small.ipynb, parameters: {seed: one}}]", "seed='one': allowed is int"),
         ("entries: [{notebook: small.ipynb, parameters: {seed: -1}}]", "seed=-1: allowed is 0 or more"),
-        ("entries: [{notebook: small.ipynb, parameters: {x: .nan}}]", "must be plain values"),
+        ("entries: [{notebook: small.ipynb, parameters: {x: .nan}}]", "x=nan: allowed is a finite number"),
         ("entries: [{notebook: small.ipynb, parameters: {x: 2026-01-01}}]", "x=.*is date; allowed is float"),
         ("entries: [{notebook: small.ipynb, grid: {x: 1}}]", r"no list of values; write x: \[1\]"),
         ("entries: [{notebook: small.ipynb, grid: {x: []}}]", "no list of values"),
@@ -159,6 +159,10 @@ def test_memory_and_parameters_that_cannot_work_are_refused_before_a_kernel(suit
     assert check_all(entries("{model: x/y-70B}"), here=False) == {"06_training_signals": None}  # another machine's
     with pytest.raises(SuiteError, match=r"06_training_signals: .*majorty"):
         check_all(entries("{estimators: [majorty]}"), here=False)
+    with pytest.raises(SuiteError, match=r"split='transductive': arithmetic keeps"):
+        check_all(entries("{split: transductive}"), here=False)
+    with pytest.raises(SuiteError, match=r"data='x\.jsonl': clinic reads no data"):
+        check_all(suite("entries: [{notebook: 03_cat_rl_rubrics, parameters: {data: x.jsonl}}]").entries, here=False)
     monkeypatch.setattr("cat_lib.preflight.machine", lambda: (10.0, "cpu", 2))
     require_together([6.0, None, 4.0, 3.0], 2)
     with pytest.raises(Exception, match=r"3 at once need 13.0 GB of memory at most, and 10.0 GB are free: --jobs 2"):
