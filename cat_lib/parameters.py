@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 
 _TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
 _ONE_OF = re.compile(r"one of: (.+)")
+_LARGEST = 1e308  # of what becomes a float
 _AT_LEAST = re.compile(r"at least (-?[0-9.]+)")
 
 
@@ -37,8 +39,10 @@ class Parameter:
     def check(self, value: Any) -> Any:
         """The value, an int widened to float where declared so. Raises ParameterError naming what is allowed."""
         kind = "None" if value is None else type(value).__name__
-        if kind == "int" and "int" not in self.types and "float" in self.types:
+        if kind == "int" and "int" not in self.types and "float" in self.types and abs(value) < _LARGEST:
             value, kind = float(value), "float"
+        if not _finite(value):
+            raise ParameterError(f"{self.name}={value!r}: allowed is a finite number; nan and infinity are none")
         if kind not in self.types:
             raise ParameterError(f"{self.name}={value!r} is {kind}; allowed is {' or '.join(self.types)}")
         if value is None:
@@ -67,7 +71,7 @@ class Parameter:
             return text
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ParameterError(f"{self.name}={text!r}: allowed is {' or '.join(self.types)}") from None
 
 
@@ -82,7 +86,7 @@ def declared(notebook: Path) -> dict[str, Parameter]:
         hint = f"; did you mean {notebook.parent / near[0]}.ipynb?" if near else ""
         raise ParameterError(f"no notebook {notebook}{hint}") from None
     except Exception as error:  # nbformat raises several kinds for a file that is no notebook
-        raise ParameterError(f"{notebook} is no notebook: {error}") from error
+        raise ParameterError(f"{notebook} is no notebook: {' '.join(str(error).split())[:200]}") from error
     tagged = [c for c in cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise ParameterError(f"{notebook} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
@@ -119,15 +123,31 @@ def with_preset(presets: Mapping[str, Mapping[str, Any]], given: Mapping[str, An
     return {name: preset.get(name) if value is None else value for name, value in given.items()}
 
 
+def _finite(value: Any) -> bool:
+    if isinstance(value, list | dict):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def _read(source: str, notebook: Path) -> dict[str, Parameter]:
     lines, found = source.splitlines(), dict[str, Parameter]()
-    for node in ast.parse(source).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+    try:
+        nodes = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None) or 1
+        shown = lines[line - 1].strip()[:60] if line <= len(lines) else ""
+        raise ParameterError(
+            f"{notebook}: line {line} of the parameters cell is no Python ({shown}); leave plain assignments in it, "
+            "and put all else into a cell below"
+        ) from None
+    for node in nodes:
+        target = node.targets[0] if isinstance(node, ast.Assign) and len(node.targets) == 1 else None
+        target = node.target if isinstance(node, ast.AnnAssign) else target
         if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(target, ast.Name) or node.value is None:
             raise ParameterError(f"{notebook}: line {node.lineno} of the parameters cell is no plain assignment")
         try:
             default = ast.literal_eval(node.value)
-        except ValueError:
+        except (ValueError, TypeError, RecursionError, MemoryError):
             raise ParameterError(f"{notebook}: parameter {target.id!r} is no literal value") from None
         if isinstance(node, ast.AnnAssign):
             types = tuple(t.strip() for t in ast.unparse(node.annotation).split("|"))

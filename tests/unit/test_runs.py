@@ -110,6 +110,10 @@ def test_ledger_measures_a_block_by_role():
         ({"preset": "smok"}, "allowed is one of smoke, paper; did you mean 'smoke'"),
         ({"estimator": "gold"}, "allowed is one of synthesis, majority"),
         ({"include_question": "perhaps"}, "include_question='perhaps'"),
+        ({"beta": "nan"}, "beta=nan: allowed is a finite number"),
+        ({"beta": "-inf"}, "beta=-inf: allowed is a finite number"),
+        ({"learning_rate": "1e999"}, "learning_rate=inf: allowed is a finite number"),
+        ({"beta": "1" * 400}, "beta=inf: allowed is a finite number"),
     ],
 )
 def test_bad_parameters_are_refused_and_say_what_is_allowed(given, message):
@@ -146,11 +150,36 @@ def test_notebooks_without_a_usable_declaration_are_refused(tmp_path):
         declared(ROOT / "notebooks" / "00_quikstart.ipynb")
     with pytest.raises(ParameterError, match="has 0 cells tagged"):
         declared(notebook(tmp_path, "a = 1", tag=False))
-    with pytest.raises(ParameterError, match="no literal"):
-        declared(notebook(tmp_path, "a = print('executed')"))
-    (tmp_path / "x.ipynb").write_text("no json")
-    with pytest.raises(ParameterError, match="is no notebook"):
-        declared(tmp_path / "x.ipynb")
+    for source in ("a = print('executed')", "a = {[]: 1}", "a = [" + "-" * 5000 + "1]"):
+        with pytest.raises(ParameterError, match=r"no literal|no Python"):
+            declared(notebook(tmp_path, source))
+    for source in ("%matplotlib inline\na = 1", "a = 1\n!ls", "a = (1", "a = '\0'"):
+        with pytest.raises(
+            ParameterError, match=r"line \d of the parameters cell is no Python .*a cell below"
+        ) as caught:
+            declared(notebook(tmp_path, source))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ParameterError, match="line 1 of the parameters cell is no plain assignment"):
+        declared(notebook(tmp_path, "a = b = 1"))
+    for content in ("no json\n" * 500, "[]", '{"cells": 1}'):
+        (tmp_path / "x.ipynb").write_text(content)
+        with pytest.raises(ParameterError, match="is no notebook") as caught:
+            declared(tmp_path / "x.ipynb")
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 500
+
+
+def test_numbers_that_are_none_are_refused_inside_lists_and_typed_ones_too(tmp_path):
+    path = notebook(tmp_path, "prices: dict = {}\nsizes: list = []\nx: float = 1.0")
+    for given in ({"prices": '{"a": [NaN, 1]}'}, {"sizes": "[1, -Infinity]"}):
+        with pytest.raises(ParameterError, match="allowed is a finite number"):
+            resolve(path, given, typed=False)
+    with pytest.raises(ParameterError, match="x=inf: allowed is a finite number"):
+        resolve(path, {"x": float("inf")})
+    with pytest.raises(ParameterError, match="is int; allowed is float"):
+        resolve(path, {"x": 10**400})
+    with pytest.raises(ParameterError, match="sizes="):
+        resolve(path, {"sizes": "[" * 100_000}, typed=False)
 
 
 # models
