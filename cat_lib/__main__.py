@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cat_lib import check
 from cat_lib.entry import spare_grammar
+from cat_lib.masking import masked
 
 spare_grammar()
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Compute as Teacher: run notebooks, look at runs.")
@@ -156,7 +157,7 @@ def _pair(entry: str, option: str) -> tuple[str, str]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(masked(message), file=sys.stderr)
     raise typer.Exit(code)
 
 

@@ -23,7 +23,7 @@ from cat_lib.entry import BUSY, CHANGED, KILLED, STORAGE
 from cat_lib.executors import Executor, ExecutorError, Job
 from cat_lib.files import Lock
 from cat_lib.mirror import Mirrors
-from cat_lib.store import SUITE, experiment_of, statuses
+from cat_lib.store import SUITE, experiment_of, run_key, statuses
 from cat_lib.suite import Entry, Suite, SuiteError
 from cat_lib.tracking import Run, read_config
 
@@ -254,7 +254,7 @@ def _catch_up(mirrors: Mirrors, parent: Run, states: Sequence[State]) -> None:
         there = {}
     for state in states:
         folder = state.entry.folder
-        if state.word == "skipped" and there.get(f"{state.entry.notebook.stem}/{folder.name}") != "FINISHED":
+        if state.word == "skipped" and there.get(run_key(state.entry.notebook.stem, folder.name)) != "FINISHED":
             mirrors.end(folder)
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 import psutil
 
 from cat_lib import tracking
+from cat_lib.masking import masked
 from cat_lib.models import memory as arithmetic
 from cat_lib.models.embedded import NAME, NEEDS_MB, WHEEL, cache_folder
 from cat_lib.store import connect
@@ -152,4 +153,4 @@ def _tracking() -> Check:
         connect()
     except tracking.TrackingError as error:
         return Check("tracking", "fix", str(error).split(" (")[0], "start the server or unset MLFLOW_TRACKING_URI")
-    return Check("tracking", "ok", tracking.tracking_uri().replace(str(Path.home()), "~"))
+    return Check("tracking", "ok", masked(tracking.tracking_uri()).replace(str(Path.home()), "~"))

@@ -21,8 +21,9 @@ from typing import Any
 
 from cat_lib import tracking
 from cat_lib.files import Lock, read_lines
-from cat_lib.store import SUITE, connect, experiment_of, find_or_create, tags_of, without_password
-from cat_lib.tracking import read_config
+from cat_lib.masking import masked
+from cat_lib.store import SUITE, advice, connect, experiment_of, find_or_create, tags_of
+from cat_lib.tracking import TrackingError, read_config
 
 PATIENCE = float(os.environ.get("CAT_LIB_STORE_PATIENCE", "120"))  # seconds that the end waits for a store that is away
 _EVERY, _ARTIFACTS_EVERY = 1.0, 15.0  # seconds
@@ -38,7 +39,12 @@ class Mirror:
     """One folder's copy. `sync` raises whatever the store raises; the next call goes on where it stopped."""
 
     def __init__(self, folder: Path, client: Any) -> None:
-        self.folder, self.client, self.run_id = folder, client, ""
+        self.folder, self.client = folder, client
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: the store has lost the run, as when its experiment was deleted meanwhile."""
+        self.run_id = ""
         self._parameters: set[str] = set()
         self._tags: dict[str, str] = {}
         self._datasets: Any = None
@@ -77,7 +83,7 @@ class Mirror:
     def _words(self, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Param, RunTag
 
-        values = {k: str(v)[:_PARAM_LIMIT] for k, v in config.get("parameters", {}).items() if v is not None}
+        values = {k: masked(v)[:_PARAM_LIMIT] for k, v in config.get("parameters", {}).items() if v is not None}
         fresh = [Param(k, v) for k, v in values.items() if k not in self._parameters]  # MLflow's cannot change
         for i in range(0, len(fresh), _PARAMS):
             self.client.log_batch(self.run_id, params=fresh[i : i + _PARAMS])
@@ -185,7 +191,9 @@ class Mirrors:
                 if not final and (config := read_config(mirror.folder)):
                     self._reap(experiment_of(config))
             except Exception as problem:  # every client, driver and network raises its own kinds
-                text = without_password(" ".join(str(problem).split()))[:200]
+                text = masked(" ".join(str(problem).split()))[:200]
+                if "'active' state" in text or "RESOURCE_DOES_NOT_EXIST" in text:
+                    mirror.forget()
                 failed = f"{mirror.folder.name}: {type(problem).__name__}: {text}"
                 continue
             if final:
@@ -228,7 +236,10 @@ def import_run(folder: Path) -> str:
     if read_config(folder)["status"] == "RUNNING":
         raise ValueError(f"{folder} still runs; its own process copies it")
     mirror = Mirror(folder, connect())
-    mirror.sync(final=True)
+    try:
+        mirror.sync(final=True)
+    except Exception as error:  # every client, driver and network raises its own kinds
+        raise TrackingError(f"{folder} is not copied: {advice(error)}") from error
     return mirror.run_id
 
 

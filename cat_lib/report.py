@@ -24,9 +24,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cat_lib.findings import word
+from cat_lib.masking import masked
 from cat_lib.parameters import nearest
 from cat_lib.stats import holm, over_seeds, paired_difference
-from cat_lib.store import SUITE, connect, without_password
+from cat_lib.store import SUITE, connect
 from cat_lib.tracking import tracking_uri
 
 _NOTEBOOK, _PAGE, _TEXT, _LABEL = "10_compare", 500, 1500, 44  # runs at once; characters of a text, of a label's line
@@ -57,7 +58,7 @@ def read_runs(filter: str, experiments: list[str], uri: str | None = None) -> pd
     """
     from mlflow.exceptions import MlflowException
 
-    client, store = _client(uri), without_password(uri or tracking_uri())
+    client, store = _client(uri), masked(uri or tracking_uri())
     names = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
     there = ", ".join(map(repr, sorted(names.values())))
     if unknown := [e for e in experiments if e not in names.values()]:

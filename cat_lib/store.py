@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,9 +19,13 @@ from typing import Any
 
 from cat_lib import tracking
 from cat_lib.files import Lock, write_json
+from cat_lib.masking import masked
 from cat_lib.tracking import TrackingError, read_config, tracking_uri
 
 SUITE = "suite"  # the "notebook" of a parent run
+_REACH = 5  # seconds that a database has for its answer
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_PATIENCE = {"pg8000": "timeout"} | dict.fromkeys(("psycopg2", "psycopg", "pymysql", "mysqldb"), "connect_timeout")
 _TAGGED = ("preset", "model", "task", "estimator", "estimators", "seed", "seeds")
 
 
@@ -34,16 +39,33 @@ def connect() -> Any:
 
     uri = tracking_uri()
     try:
+        _reach(uri)
         with _one_at_a_time():  # two processes would both make the tables of a new store
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # every client, driver and network raises its own kinds
-        raise TrackingError(_advice(without_password(uri), error)) from error
+        raise TrackingError(advice(error)) from error
     return client
 
 
-def _advice(uri: str, error: Exception) -> str:
-    text = without_password(" ".join(str(error).split()))[:300]
+def _reach(uri: str) -> None:
+    """Raise at once for a database that is away or refuses us: MLflow would ask it ten times, for two minutes."""
+    scheme = uri.partition("://")[0].partition("+")[0]
+    if scheme not in _PORTS:
+        return
+    from sqlalchemy import create_engine, make_url
+    from sqlalchemy.pool import NullPool
+
+    url = make_url(uri)
+    if url.host:
+        socket.create_connection((url.host, url.port or _PORTS[scheme]), timeout=_REACH).close()
+    patience = {_PATIENCE[url.get_driver_name()]: _REACH} if url.get_driver_name() in _PATIENCE else {}
+    create_engine(url, poolclass=NullPool, connect_args=patience).connect().close()
+
+
+def advice(error: Exception) -> str:
+    """What to do about a store that raised this, in one line."""
+    uri, text = masked(tracking_uri()), masked(" ".join(str(error).split()))[:300]
     if "Can't locate revision" in text or "out-of-date database schema" in text:
         return (
             f"the store {uri} was made by another MLflow than the {metadata.version('mlflow')} installed here "
@@ -53,11 +75,6 @@ def _advice(uri: str, error: Exception) -> str:
         f"the tracking server {uri} can't be used ({type(error).__name__}: {text}); start it, set MLFLOW_TRACKING_URI "
         "to one that runs, or set CAT_LIB_TRACKING=off"
     )
-
-
-def without_password(uri: str) -> str:
-    """A URI, or text with one in it, as it may be shown and written down."""
-    return re.sub(r"(password=)[^&\s]*", r"\1***", re.sub(r"//([^/@:\s]*):[^/@\s]*@", r"//\1:***@", uri))
 
 
 def experiment_of(config: Mapping[str, Any]) -> str:
@@ -74,7 +91,7 @@ def tags_of(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
         k: config[k] for k in ("notebook", "commit", "dirty", "code", "error") if config.get(k) not in (None, "")
     }
     chosen |= config.get("tags", {}) | {"run_dir": str(folder)}
-    words = {k: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in chosen.items()}
+    words = {k: masked(", ".join(map(str, v)) if isinstance(v, list) else v) for k, v in chosen.items()}
     for one, many in (("estimator", "estimators"), ("seed", "seeds")):  # one name to filter by, whichever it was
         if many in words:
             words[one] = words.pop(many)
@@ -83,7 +100,7 @@ def tags_of(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 def find_or_create(client: Any, folder: Path, config: Mapping[str, Any]) -> str:
     """The id of this folder's run in the store, made if it is not there; two processes at once make one."""
-    key, suite = f"{config['notebook']}/{config.get('run', folder.name)}", config.get("tags", {}).get("suite")
+    key, suite = run_key(config["notebook"], config.get("run", folder.name)), config.get("tags", {}).get("suite")
     with _one_at_a_time():
         experiment = _experiment(client, experiment_of(config))
         run_id = _find(client, experiment, key)
@@ -94,13 +111,18 @@ def find_or_create(client: Any, folder: Path, config: Mapping[str, Any]) -> str:
             name = tags.get("entry", folder.name)
             run_id = client.create_run(experiment, config.get("started"), tags, name).info.run_id
     with suppress(OSError):  # a full or closed disk must not keep the store from learning of it
-        write_json(folder / "mlflow.json", _known(folder) | {without_password(tracking_uri()): run_id})
+        write_json(folder / "mlflow.json", _known(folder) | {masked(tracking_uri()): run_id})
     return str(run_id)
+
+
+def run_key(notebook: str, run: str) -> str:
+    """What a run is found by. MLflow's filters know no escape for quotes, so those are written as in addresses."""
+    return re.sub(r"['\"`%\\]", lambda found: f"%{ord(found[0]):02X}", f"{notebook}/{run}")
 
 
 def run_id_of(folder: Path) -> str:
     """The id that this folder's run has in the store of the tracking URI. Raises KeyError if it was never there."""
-    return str(_known(folder)[without_password(tracking_uri())])
+    return str(_known(folder)[masked(tracking_uri())])
 
 
 def statuses(client: Any, experiment: str) -> dict[str, str]:
@@ -131,6 +153,9 @@ def _one_at_a_time() -> Iterator[None]:
 
 def _experiment(client: Any, name: str) -> str:
     known = client.get_experiment_by_name(name)
+    if known and known.lifecycle_stage == "deleted":  # the folder would be copied nowhere
+        print(f"the experiment {name!r} was deleted in the store: restored, with the runs that it had", flush=True)
+        client.restore_experiment(known.experiment_id)
     if known:
         return str(known.experiment_id)
     # beside the database, or MLflow would put artifacts under whatever folder this process started in
@@ -139,7 +164,7 @@ def _experiment(client: Any, name: str) -> str:
 
 
 def _parent(client: Any, experiment: str, suite: str, started: int | None) -> str:
-    key = f"{SUITE}/{suite}"
+    key = run_key(SUITE, suite)
     if known := _find(client, experiment, key):
         return known
     tags = {"cat_lib.run": key, "suite": suite, "notebook": SUITE}

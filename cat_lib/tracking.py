@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from cat_lib.files import Lock, append_line, write_json
+from cat_lib.masking import masked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +141,7 @@ class Run:
 
     def end(self, status: str, error: str = "") -> None:
         """Set how the run ended."""
-        self.update_config(status=status, error=error, ended=_now())
+        self.update_config(status=status, error=masked(error), ended=_now())
 
     def _update(self, folder: Path, **entries: Any) -> None:
         if self.writes:
@@ -288,7 +289,7 @@ def environment() -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "commit": _git("rev-parse", "HEAD") or "unknown",
         "dirty": bool(_git("status", "--porcelain")),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(masked, sys.argv[1:])],
     }
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -208,3 +209,80 @@ def test_what_is_no_run_is_not_imported(store):
     assert [(m.step, m.value) for m in client.get_metric_history(id_, "a")] == [(1, 1.0), (2, 2.0)]
     assert client.get_run(id_).info.status == "KILLED"
     assert json.loads((run.dir / "config.json").read_text())["status"] == "KILLED"
+
+
+def test_a_database_that_is_away_or_silent_is_named_in_seconds(monkeypatch):
+    """MLflow alone asks it ten times."""
+    silent = socket.create_server(("127.0.0.1", 0))  # takes connections and never answers
+    for place in (f"127.0.0.1:{free_port()}", f"127.0.0.1:{silent.getsockname()[1]}", "no-such-host.invalid:5432"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql+pg8000://u:pa/ss@{place}/db")
+        with pytest.raises(tracking.TrackingError, match=r"\*\*\*@.* can't be used") as caught:
+            with_limit(store_.connect)
+        assert "pa/ss" not in str(caught.value)
+    silent.close()
+
+
+def with_limit(call) -> None:
+    """Fails, rather than hangs for minutes."""
+
+    def late(*_: object) -> None:
+        raise AssertionError("still trying after 40 s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(40)
+    try:
+        call()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_deleted_experiment_is_restored_before_a_run_and_during_one(store):
+    write_notebook(store / "small.ipynb", "import time\ntime.sleep(x)")
+    code, out = cat_lib(store, "run", store / "small.ipynb", "--run-id", "one", "-p", "x=0")
+    assert code == 0, out
+    client = store_.connect()
+    experiment = client.get_experiment_by_name("small").experiment_id
+    client.delete_experiment(experiment)
+    code, out = cat_lib(store, "run", store / "small.ipynb", "--run-id", "two", "-p", "x=0")
+    assert (code, out.count("'small' was deleted in the store: restored")) == (0, 1), out
+    assert {r.info.run_name: r.info.status for r in client.search_runs([experiment])} == dict.fromkeys(
+        ("one", "two"), "FINISHED"
+    )
+    process = start(store, "run", store / "small.ipynb", "--run-id", "three", "-p", "x=6")
+    deadline = time.monotonic() + 90
+    while len(client.search_runs([experiment])) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    client.delete_experiment(experiment)
+    out = process.communicate(timeout=120)[0]
+    assert (process.returncode, "restored" in out) == (0, True), out
+    found = {r.info.run_name: r for r in client.search_runs([experiment])}
+    assert sorted(found) == ["one", "three", "two"]
+    assert (found["three"].info.status, found["three"].data.metrics["score"]) == ("FINISHED", 6.0)
+    assert found["three"].data.params == {"x": "6.0", "seed": "0"}
+
+
+def test_an_import_that_the_store_refuses_says_so_in_one_line(store, monkeypatch):
+    run = tracking.open_run("small", {"x": 1}, store / "runs" / "small" / "one")
+    run.end("FINISHED")
+    tracking.release(run.dir)
+    client = store_.connect()
+    client.create_experiment("small")
+    client.delete_experiment(client.get_experiment_by_name("small").experiment_id)
+    code, out = cat_lib(store, "import", run.dir)
+    assert (code, "Traceback" in out) == (0, False), out
+    monkeypatch.setattr("cat_lib.mirror.find_or_create", lambda *_: 1 / 0)
+    with pytest.raises(tracking.TrackingError, match=r"one is not copied: .*ZeroDivisionError") as caught:
+        import_run(run.dir)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["it's mine", 'a "quoted" one', "50% 'off' `x`\\y", "ünï; or (1=1)"])
+def test_a_notebook_of_any_name_is_copied_and_found_again(store, name):
+    run = tracking.open_run(name, {"x": 1}, store / "runs" / name / "one")
+    run.end("FINISHED")
+    tracking.release(run.dir)
+    assert import_run(run.dir) == import_run(run.dir) == store_.run_id_of(run.dir)
+    (key,) = store_.statuses(store_.connect(), name)
+    assert key == store_.run_key(name, "one")

@@ -1,0 +1,41 @@
+"""Secrets in addresses and options, as in `postgresql://user:password@host`, taken out of what is shown or noted."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+# to the last @ before a space: a password may hold / and @ itself. After :/// there is a path, and no host
+_LOGIN = re.compile(r"(\w[\w+.-]*://)(?!/)\S*@")
+_OPTION = re.compile(
+    r"(?i)([\w.-]*(?:pass|pwd|token|secret|api_?key|sslkey|credential|signature)[\w.-]*=)('[^']*'|\"[^\"]*\"|[^\s&]+)"
+)
+_ADDRESSES = ("MLFLOW_TRACKING_URI", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "CAT_LIB_API_KEY", "HF_TOKEN")
+
+
+def masked(text: object) -> str:
+    """Text as it may be shown and written down: what stands before a host, and options like `password=`, are ***.
+
+    What the environment's addresses and keys hold is taken out wherever it stands: a driver quotes parts of them.
+    """
+    shown = _OPTION.sub(r"\1***", _LOGIN.sub(r"\1***@", str(text)))
+    for secret in sorted(set(_known()), key=len, reverse=True):
+        shown = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", shown)
+    return shown
+
+
+def _known() -> Iterator[str]:
+    yield from filter(None, map(os.environ.get, _SECRETS))
+    for address in filter(None, map(os.environ.get, _ADDRESSES)):
+        if login := re.match(r"(\w[\w+.-]*)://(?!/)(.*)@", address, re.DOTALL):
+            user, colon, password = login[2].partition(":")
+            secrets = [password] if colon else []
+            if login[1].startswith("http"):  # there a user may be a token; a database's is a name
+                secrets.append(user)
+            for secret in secrets:
+                parts = {p for s in (secret, unquote(secret)) for p in (s, *re.split(r"[/@:?#\s]", s))}
+                yield from (part for part in parts if len(part) > 1)
+        yield from (value for _, value in _OPTION.findall(address))
