@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -140,13 +140,15 @@ def doctor() -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """The MLflow UI on 127.0.0.1, over the store that runs are written to."""
+    from cat_lib.children import serve
     from cat_lib.tracking import tracking_uri
 
     uri = tracking_uri()
     if uri.startswith("http"):
         _fail(f"runs go to the server {uri}: open it in a browser", 2)
-    command = ["mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
-    raise typer.Exit(subprocess.call([sys.executable, "-m", *command]))
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    # not among the words of the command: whoever lists processes sees those
+    raise typer.Exit(serve(command, os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}))
 
 
 def _pair(entry: str, option: str) -> tuple[str, str]:

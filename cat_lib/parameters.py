@@ -76,17 +76,24 @@ class Parameter:
 
 
 def declared(notebook: Path) -> dict[str, Parameter]:
-    """The parameters of a notebook by name. Raises ParameterError if it is none or has not exactly one tagged cell."""
+    """The parameters of a notebook by name.
+
+    Raises ParameterError if it is none, is in another language than Python, or has not exactly one tagged cell.
+    """
     import nbformat  # here: a kernel that asks for presets alone has no use for it
 
     try:
-        cells = nbformat.read(notebook, as_version=4).cells
+        content = nbformat.read(notebook, as_version=4)
+        cells, about = content.cells, content.metadata
+        languages = {about.get("kernelspec", {}).get("language"), about.get("language_info", {}).get("name")}
     except FileNotFoundError:
         near = difflib.get_close_matches(notebook.stem, [p.stem for p in notebook.parent.glob("*.ipynb")], 1, 0.4)
         hint = f"; did you mean {notebook.parent / near[0]}.ipynb?" if near else ""
         raise ParameterError(f"no notebook {notebook}{hint}") from None
     except Exception as error:  # nbformat raises several kinds for a file that is no notebook
         raise ParameterError(f"{notebook} is no notebook: {' '.join(str(error).split())[:200]}") from error
+    if other := languages - {None, "", "python", "ipython"}:
+        raise ParameterError(f"{notebook} is in {', '.join(map(str, other))}; allowed is Python, which cat_lib is in")
     tagged = [c for c in cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise ParameterError(f"{notebook} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")

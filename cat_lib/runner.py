@@ -143,6 +143,8 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: tracking.Run) ->
                 cells,
                 str(run.dir / "executed.ipynb"),
                 parameters=parameters,
+                kernel_name=_kernel(cells),
+                language="python",
                 progress_bar=False,
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
@@ -160,6 +162,17 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: tracking.Run) ->
         return ("KILLED", "terminated") if stops else ("FAILED", f"the kernel did not start: {error}")
     except _Terminated:
         return "KILLED", "terminated"
+
+
+def _kernel(notebook: Any) -> str:
+    """The kernel that a notebook names, if it is there, else this Python's: the name is of its author's machine."""
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    named = notebook.metadata.get("kernelspec", {}).get("name", "python3")
+    if named in KernelSpecManager().find_kernel_specs():
+        return str(named)
+    print(f"no kernel {named!r} here: executed by this Python", flush=True)
+    return "python3"
 
 
 @contextmanager

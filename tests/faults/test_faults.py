@@ -14,6 +14,7 @@ import nbformat
 import pytest
 
 from cat_lib import store as store_
+from cat_lib.parameters import ParameterError
 from cat_lib.runner import RunError, run_notebook
 
 pytestmark = pytest.mark.fault
@@ -122,3 +123,38 @@ state.destroy_process_group()  # left to the interpreter's end, its threads may 
     halves = run(2)
     assert halves[0][0] + halves[1][0] == whole == [1, 1, 0, 1, 0, 1, 1, 1, 1, 1, 1, 0]
     assert halves[0][1] == {"groups": 3.0}
+
+
+def changed(path: Path, **metadata: object) -> Path:
+    """The notebook with other metadata than nbformat's own."""
+    content = json.loads(path.read_text())
+    content["metadata"] = metadata
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{}, {"kernelspec": {"name": "their-conda", "display_name": "Their machine"}}, {"kernelspec": {}},
+     {"kernelspec": {"name": "their-conda", "display_name": "x", "language": "python"}, "language_info": {}}],
+)  # fmt: skip
+def test_a_notebook_of_another_machine_runs_by_this_python(store, metadata):
+    path = changed(notebook(store, "run.metrics({'python': float(__import__('sys').prefix is not None)})"), **metadata)
+    folder = run_notebook(path, {"x": 3}, runs=store / "runs")
+    assert status(folder) == ("FINISHED", "FINISHED", {"seen": 1.0, "python": 1.0})
+
+
+def test_a_notebook_in_another_language_is_refused_before_a_kernel(store):
+    for metadata in (
+        {"kernelspec": {"name": "ir", "display_name": "R", "language": "R"}},
+        {"language_info": {"name": "julia"}},
+    ):
+        with pytest.raises(ParameterError, match=r"is in (R|julia); allowed is Python"):
+            run_notebook(changed(notebook(store), **metadata), {}, runs=store / "runs")
+    assert not (store / "runs").exists()
+
+
+def test_a_notebook_with_a_quote_in_its_name_is_a_run_in_the_store(store):
+    path = notebook(store).rename(store / "it's mine.ipynb")
+    folder = run_notebook(path, {}, runs=store / "runs")
+    assert status(folder) == ("FINISHED", "FINISHED", {"seen": 1.0})
