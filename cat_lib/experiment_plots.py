@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from cat_lib.plots import COLOURS, GREY, clean
+from cat_lib.shown import plain
 
 
 def curves(
@@ -25,7 +26,7 @@ def curves(
     figure, axis = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
     for kind, part in table.groupby(by, sort=False):
         colour = COLOURS.get(str(kind), GREY)
-        axis.plot(part[x], part["accuracy"], marker="o", markersize=5, color=colour, label=str(kind))
+        axis.plot(part[x], part["accuracy"], marker="o", markersize=5, color=colour, label=plain(kind))
         axis.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.12, linewidth=0)
     if log2:
         axis.set_xscale("log", base=2)
@@ -34,7 +35,7 @@ def curves(
     axis.set_ylim(0, 1.02)
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
-    axis.set_title(title, fontsize=11)
+    axis.set_title(plain(title), fontsize=11)
     figure.legend(*axis.get_legend_handles_labels(), ncols=4, frameon=False, loc="outside lower center")
     return clean(figure)
 
@@ -50,10 +51,10 @@ def levels(table: pd.DataFrame, title: str) -> Figure:
         colour = COLOURS.get(method, GREY)
         axis.errorbar(places, part["accuracy"], errors, fmt="o", markersize=5, capsize=2, color=colour, label=method)
     n = table.drop_duplicates("level").set_index("level")["n"]
-    axis.set_xticks(range(len(names)), [f"{name}\n(n = {n[name]})" for name in names])
+    axis.set_xticks(range(len(names)), [f"{plain(name)}\n(n = {n[name]})" for name in names])
     axis.set_ylim(-0.02, 1.02)
     axis.set_ylabel("accuracy")
-    axis.set_title(title, fontsize=11)
+    axis.set_title(plain(title), fontsize=11)
     figure.legend(*axis.get_legend_handles_labels(), ncols=4, frameon=False, loc="outside lower center")
     return clean(figure)
 
@@ -70,7 +71,7 @@ def matrix(table: pd.DataFrame, title: str) -> Figure:
     axis.set_xticks(places, [str(c).replace("_", "\n", 1) for c in table.columns], fontsize=8)
     axis.set_yticks(places, [str(c) for c in table.index], fontsize=9)
     axis.invert_yaxis()
-    axis.set_title(title, fontsize=11)
+    axis.set_title(plain(title), fontsize=11)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     plt.close(figure)
@@ -99,7 +100,7 @@ def quality_against_cost(table: pd.DataFrame, title: str) -> Figure:
         axis.set_xlabel(f"{label} a question")
     axes[0].set_ylabel("accuracy")
     axes[0].set_ylim(0, 1.02)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(plain(title), fontsize=11)
     figure.legend(*axes[0].get_legend_handles_labels(), ncols=4, frameon=False, loc="outside lower center", fontsize=8)
     return clean(figure)
 
@@ -116,6 +117,6 @@ def break_even(fixed: float, each: Mapping[str, float], ylabel: str, title: str)
     axis.set_yscale("log")
     axis.set_xlabel("questions answered")
     axis.set_ylabel(ylabel)
-    axis.set_title(title, fontsize=11)
+    axis.set_title(plain(title), fontsize=11)
     axis.legend(frameon=False)
     return clean(figure)

@@ -17,6 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from cat_lib.shown import plain
+
 COLOURS = {
     "single": "#0072B2",
     "greedy": "#56B4E9",
@@ -105,11 +107,12 @@ def answer_distribution(
         heights = [sum(a == s for a in answers) / len(answers) for s in shown]
         places = [i + (side - 0.5) * width for i in range(len(shown))]
         axis.bar(places, heights, width, color=("#BBBBBB", "#0072B2")[side], label=name)
-    axis.set_xticks(range(len(shown)), ["none" if a is None else f"{a} (right)" if a == gold else a for a in shown])
+    names = ["none" if a is None else f"{plain(a)} (right)" if a == gold else plain(a) for a in shown]
+    axis.set_xticks(range(len(shown)), names)
     axis.set_xlabel("answer")
     axis.set_ylabel("share of rollouts")
     axis.set_ylim(0, 1)
-    axis.set_title(f"{question}  ({len(before)} rollouts each)")
+    axis.set_title(f"{plain(question)}  ({len(before)} rollouts each)")
     axis.legend(frameon=False)
     return clean(figure)
 
@@ -145,7 +148,7 @@ def verdict_matrix(verdicts: pd.DataFrame, title: str) -> Figure:
     grid = grid.loc[list(dict.fromkeys(table["criterion"]))]
     points = table.drop_duplicates("criterion").set_index("criterion")["points"]
     labels = [c if (points == 1).all() else f"[{points[c]:+g}] {c}" for c in grid.index]
-    names = [textwrap.fill(c, 46, max_lines=2, placeholder=" ...") for c in labels]
+    names = [plain(textwrap.fill(c, 46, max_lines=2, placeholder=" ...")) for c in labels]
     figure, axis = plt.subplots(figsize=(7.2, 1.3 + 0.42 * len(grid)), layout="constrained")
     colours = ListedColormap(["#EEEEEE", "#E69F00", "#009E73"])
     axis.pcolormesh(grid.to_numpy(), cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=2)
@@ -153,7 +156,7 @@ def verdict_matrix(verdicts: pd.DataFrame, title: str) -> Figure:
     axis.set_yticks([i + 0.5 for i in range(len(grid))], names, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("rollout")
-    axis.set_title(title, fontsize=11)
+    axis.set_title(plain(title), fontsize=11)
     patches = [Patch(color=colours(v), label=n) for v, n in ((1.0, "met"), (0.0, "not met"), (0.5, "no verdict"))]
     figure.legend(handles=patches, ncols=3, frameon=False, loc="outside lower center")
     axis.spines[:].set_visible(False)
@@ -184,7 +187,8 @@ def intervals(
             axis.plot(published, [i + 0.28] * 2, color="black", linewidth=2, marker="|")
         elif published is not None:
             axis.plot(published, i + 0.28, "D", color="black", markerfacecolor="white", markersize=6)
-    axis.set_yticks(range(len(table)), [f"{k} (n = {n})" for k, n in zip(table["kind"], table["n"], strict=True)])
+    names = [f"{plain(k)} (n = {n})" for k, n in zip(table["kind"], table["n"], strict=True)]
+    axis.set_yticks(range(len(table)), names)
     axis.set_ylim(len(table) - 0.5, -0.5)
     if line is not None:
         axis.axvline(line, color=GREY, linestyle="--", linewidth=1)
@@ -192,8 +196,8 @@ def intervals(
         mark = Line2D([], [], marker="D", color="black", markerfacecolor="white", linestyle="")
         label = "the paper's value or range, for its own models and task"
         figure.legend([mark], [label], frameon=False, loc="outside lower center")
-    axis.set_xlabel(xlabel)
-    axis.set_title(title, fontsize=11)
+    axis.set_xlabel(plain(xlabel))
+    axis.set_title(plain(title), fontsize=11)
     clean(figure)
     axis.grid(axis="x", alpha=0.25)
     return figure
@@ -206,13 +210,14 @@ def by_arm(histories: Mapping[str, pd.DataFrame], keys: Mapping[str, str], title
         for arm, history in histories.items():
             if key in history:
                 part = history.dropna(subset=[key])
-                axis.plot(part["step"], part[key], marker="o", markersize=4, color=COLOURS.get(arm, GREY), label=arm)
+                colour = COLOURS.get(arm, GREY)
+                axis.plot(part["step"], part[key], marker="o", markersize=4, color=colour, label=plain(arm))
         axis.set_xlabel("training step")
         axis.set_ylabel(label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=2, frameon=False, loc="outside lower center")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(plain(title), fontsize=11)
     return clean(figure)
 
 

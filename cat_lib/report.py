@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from cat_lib.findings import word
 from cat_lib.masking import masked
 from cat_lib.parameters import nearest
+from cat_lib.shown import escaped, visible
 from cat_lib.stats import holm, over_seeds, paired_difference
 from cat_lib.store import SUITE, connect
 from cat_lib.tracking import tracking_uri
@@ -36,7 +37,6 @@ _OWN = re.compile(  # of one execution or its outcome, not of what was executed
     r"(metric|dataset)\..*|run_id|name|status|experiment|started|(param\.)?seeds?|entry|suite|run_dir|host|commit|dirty"
     r"|code|error|collapse|stage|cat_lib\.run"
 )
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _ALLOWED = "params.x = '1', metrics.x > 0, tags.x = 'y', attributes.status = 'FINISHED', joined by `and`"
 _HEAD = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy"
 content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:"><style>
@@ -191,8 +191,8 @@ def verdict(differences: pd.DataFrame, metric: str, baseline: str) -> str:
 
 
 def drawable(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of `compare` or `paired` for `plots.intervals`: names from runs are shown, not read as formulas."""
-    names = [visible(g).replace("$", r"\$") for g in table["group"]]
+    """A table of `compare` or `paired` for `plots.intervals`: names in lines, the middle of long ones left out."""
+    names = table["group"].map(visible)
     short = [
         n if len(n) <= 2 * _LABEL else f"{n[: _LABEL - 4]} ... {n[-_LABEL + 4 :]}" for n in names
     ]  # both ends tell
@@ -220,16 +220,6 @@ def examples(runs: pd.DataFrame, n: int, uri: str | None = None) -> pd.DataFrame
         texts = {c: table[c].astype(object).fillna("").astype(str).str[:_TEXT] for c in columns[:3]}
         found.append(table.assign(run=run.name, **texts)[["run", *columns]])
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["run", *columns])
-
-
-def visible(text: Any) -> str:
-    """Text with control characters, and those that turn the direction of what follows, written out as \\u202e."""
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
-
-
-def escaped(text: Any) -> str:
-    """Text for a markdown part: one line on which nothing is markup, a formula, a link or HTML."""
-    return re.sub(r"[^\w\s]|_", lambda found: f"&#{ord(found[0])};", " ".join(visible(text).split()))
 
 
 def export(path: Path, title: str, parts: Sequence[str | pd.DataFrame | Figure]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 
-from cat_lib import mirror, plots, report, tracking
+from cat_lib import mirror, plots, report, shown, tracking
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(1)><style>@import 'http://evil.example'</style>"
@@ -210,19 +210,19 @@ def test_hostile_text_from_runs_is_shown_and_does_nothing(store, tmp_path):
     table, read = report.compare(kept), report.examples(kept, 3)
     figure = plots.intervals(report.drawable(table), "mean", "score", "t")
     path = tmp_path / "report.html"
-    text = "\n".join(["## Said", "", f"- {report.escaped(HOSTILE)} **ours**"])
+    text = "\n".join(["## Said", "", f"- {shown.escaped(HOSTILE)} **ours**"])
     report.export(path, HOSTILE, [text, table, figure, read, pd.DataFrame({HOSTILE: [HOSTILE]})])
     soup = check_inert(path)
     assert not soup.find_all("a")
     assert [b.text for b in soup.find_all("strong")] == ["ours"]
     assert [e.name for e in soup.find_all(["em", "code"])] == []
-    shown = report.visible(HOSTILE)
-    assert shown.endswith("\\u202eltr \\u0007 مرحبا")
-    assert soup.title.text == soup.h1.text == shown
-    assert soup.li.text == f"{shown} ours"
+    seen = shown.visible(HOSTILE)
+    assert seen.endswith("\\u202eltr \\u0007 مرحبا")
+    assert soup.title.text == soup.h1.text == seen
+    assert soup.li.text == f"{seen} ours"
     cells = [cell.text for cell in soup.find_all(["td", "th"])]
-    assert cells.count(shown) >= 3  # run's name (its entry), its text, and the table's own
-    assert any(f"mood={shown}" in cell and f"p={shown}" in cell for cell in cells)  # the group's name
+    assert cells.count(seen) >= 3  # run's name (its entry), its text, and the table's own
+    assert any(f"mood={seen}" in cell and f"p={seen}" in cell for cell in cells)  # the group's name
     assert len(soup.find_all("table")) == 3
     assert len(soup.find_all("img")) == 1
 

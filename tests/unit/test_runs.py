@@ -370,3 +370,16 @@ def test_notebooks_are_stored_clean_and_short(path):
     plain = [c for c in code if "parameters" not in c.metadata.get("tags", [])]
     assert max(len(c.source.splitlines()) for c in plain) <= 18
     assert all(p.help for p in declared(path).values())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_text_of_data_and_models_is_escaped_in_markdown(path):
+    """What stands in a `Markdown(f"...")` is escaped, or words that cat_lib wrote."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        for node in ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ():
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Markdown":
+                for part in (p for p in ast.walk(node) if isinstance(p, ast.FormattedValue)):
+                    foreign = {"question", "text", "gold", "prompt"} & {
+                        n.attr for n in ast.walk(part) if isinstance(n, ast.Attribute)
+                    }
+                    assert not foreign or ast.unparse(part.value).startswith("escaped("), ast.unparse(node)
