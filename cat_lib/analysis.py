@@ -71,7 +71,7 @@ def versus(evaluations: Sequence[Evaluation], baseline: str) -> pd.DataFrame:
     rows, base = [], by_question(evaluations, baseline)
     for method in (m for m in evaluations[0].scores if m != baseline):
         scores = by_question(evaluations, method)
-        estimate = over_questions_and_seeds(scores - base)
+        estimate = over_questions_and_seeds(scores - base, paired=True)
         test = paired_difference(base.mean(axis=0), scores.mean(axis=0))
         one_each = np.isin(scores[0], (0, 1)).all() and np.isin(base[0], (0, 1)).all()
         rows.append(
@@ -84,13 +84,10 @@ def versus(evaluations: Sequence[Evaluation], baseline: str) -> pd.DataFrame:
                 "seeds": len(base),
                 "p": test.p,
                 "mcnemar": mcnemar(base[0], scores[0]) if one_each else None,
-                "conclusive": estimate.conclusive,
             }
         )
     table = adjusted(pd.DataFrame(rows), "method", "p")
-    return table.assign(beats=(table["difference"] > 0) & table["conclusive"] & (table["p_holm"] < 0.05)).drop(
-        columns="conclusive"
-    )
+    return table.assign(beats=(table["difference_low"] > 0) & (table["p_holm"] < 0.05))
 
 
 def _no_answer(evaluations: Sequence[Evaluation], method: str) -> float | None:
@@ -182,7 +179,7 @@ def arm_table(
     rows: list[dict[str, object]] = []
     for arm, after in arms.items():
         single, base = by_question(after, "single"), by_question(before, "single")
-        gain = over_questions_and_seeds(single - base)
+        gain = over_questions_and_seeds(single - base, paired=True)
         row: dict[str, object] = {
             "method": arm,
             **interval("accuracy", over_questions_and_seeds(single)),
@@ -195,7 +192,7 @@ def arm_table(
         }
         if arm in baselines:
             bought = by_question(before, baselines[arm])
-            left = over_questions_and_seeds(single - bought)
+            left = over_questions_and_seeds(single - bought, paired=True)
             row |= {"baseline": bought.mean(), "over_baseline": left.mean}
             row |= {"over_baseline_low": left.low, "over_baseline_high": left.high}
             row["over_baseline_p"] = paired_difference(bought.mean(axis=0), single.mean(axis=0)).p

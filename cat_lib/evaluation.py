@@ -171,7 +171,7 @@ def verdict(name: str, difference: Estimate, teacher: Estimate | None = None) ->
         text = f"No gain is shown: {name} changed by {difference}"
     else:
         text = f"{name} {'rose' if difference.mean > 0 else 'FELL'}: change {difference}"
-    text += f"; paired sign-flip test p = {difference.p:.4f}." if difference.p is not None else "."
+    text += f"; sign-flip p after Holm = {difference.p:.4f}." if difference.p is not None else "."
     if teacher is not None:
         side = "above" if teacher.mean > 0 else "below"
         text += (

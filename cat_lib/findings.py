@@ -15,12 +15,12 @@ import pandas as pd
 from cat_lib.analysis import by_question
 from cat_lib.evaluation import Evaluation, comparison_metrics
 from cat_lib.paper import paper_value
-from cat_lib.stats import Estimate, holm
+from cat_lib.stats import Estimate, decided, holm
 
 
 def word(difference: float, low: float, high: float, p: float, up: str = "better", down: str = "worse") -> str:
-    """`up` or `down` for a difference whose interval leaves out zero and whose adjusted p is below 0.05."""
-    return (up if difference > 0 else down) if (low > 0 or high < 0) and p < 0.05 else "undecided"
+    """`up` or `down` for a difference that is called one (`stats.decided`); p is the adjusted one."""
+    return (up if difference > 0 else down) if decided(low, high, p) else "undecided"
 
 
 def findings(table: pd.DataFrame, baseline: str, column: str = "difference") -> str:

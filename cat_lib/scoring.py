@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from cat_lib.schema import Criterion, Example, Group, Judging, Sampling, Task, Verdict
-from cat_lib.stats import Estimate, bootstrap, paired_difference
+from cat_lib.stats import Estimate, bootstrap, one_family, paired_difference
 from cat_lib.tasks import group_of
 
 if TYPE_CHECKING:
@@ -165,12 +165,20 @@ def versus(base: RubricScore, others: Mapping[str, RubricScore]) -> dict[str, Es
     return found
 
 
+def compare(before: RubricScore, after: Mapping[str, RubricScore]) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    """Each arm minus the untrained policy, and each other arm minus the first: one family of tests, p adjusted."""
+    first, *others = after
+    gains, rivals = versus(before, after), versus(after[first], {arm: after[arm] for arm in others})
+    family = iter(one_family([*gains.values(), *rivals.values()]))
+    return {arm: next(family) for arm in gains}, {arm: next(family) for arm in rivals}
+
+
 def in_words(differences: Mapping[str, Estimate], base: str) -> str:
-    """One line a comparison; a winner only where `Estimate.conclusive` says so."""
+    """One line a comparison of `compare`; a winner only where `Estimate.conclusive` says so."""
     lines = []
     for name, d in differences.items():
         how = ("above" if d.mean > 0 else "below") if d.conclusive else "not told apart from"
-        p = f"; sign-flip p = {d.p:.3f}" if d.p is not None else ""
+        p = f"; sign-flip p after Holm = {d.p:.3f}" if d.p is not None else ""
         lines.append(f"- **{name}** is {how} {base}: {d}{p}")
     return "\n".join(lines)
 

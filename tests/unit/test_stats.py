@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import comb
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import special
 from scipy import stats as scipy_stats
 
 from cat_lib import stats
+from cat_lib.audit import attack_words
+from cat_lib.findings import word
+from cat_lib.scoring import RubricScore, compare, in_words, versus
 from cat_lib.stats import (
     Estimate,
     bootstrap,
@@ -17,6 +23,7 @@ from cat_lib.stats import (
     holm,
     mcnemar,
     mean_interval,
+    one_family,
     over_questions_and_seeds,
     over_seeds,
     paired_difference,
@@ -54,6 +61,26 @@ def test_mean_interval_covers(kind):
         "skewed": (lambda: rng.binomial(8, rng.beta(0.2, 0.8, 100)) / 8, 0.2),
     }[kind]
     assert 0.93 <= covered([mean_interval(draw()) for _ in range(DRAWS)], truth) <= 0.97
+
+
+@pytest.mark.parametrize(("n", "share"), [(48, 0.86), (48, 0.95), (96, 0.9), (96, 0.05), (200, 0.95)])
+def test_mean_interval_covers_outcomes_near_their_ends_and_stays_between_them(n, share):
+    rng = np.random.default_rng(0)
+    draws = [rng.binomial(1, share, n) for _ in range(DRAWS)]
+    estimates = [mean_interval(draw) for draw in draws]
+    assert 0.93 <= covered(estimates, share) <= 0.98
+    assert all(0 <= e.low <= e.mean <= e.high <= 1 for e in estimates)
+    assert [e.mean for e in estimates[:9]] == [d.mean() for d in draws[:9]]
+    assert over_questions_and_seeds(draws[:1]) == estimates[0]
+
+
+def test_differences_that_happen_to_be_outcomes_are_not_taken_for_them():
+    """Three won and none lost are no evidence: Wilson's interval of 3 of 20 would leave out zero."""
+    before, after = np.zeros(20), np.array([1] * 3 + [0] * 17)
+    for estimate in (paired_difference(before, after), over_questions_and_seeds([after - before], paired=True)):
+        assert estimate.low < 0 < estimate.high
+    assert mean_interval(after).low > 0
+    assert over_seeds([0.0, 1.0, 1.0]).low < 0
 
 
 @pytest.mark.parametrize(("n", "share"), [(20, 0.5), (96, 0.57), (100, 0.1), (500, 0.95)])
@@ -334,6 +361,47 @@ def test_detectable_inverts_the_power_of_the_noncentral_t(n, power):
 def test_detectable_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         detectable(*arguments)
+
+
+def test_one_rule_says_what_is_decided():
+    for low, high, p, called in ((0.1, 0.2, 0.04, True), (0.1, 0.2, 0.06, False), (-0.1, 0.2, 0.01, False)):
+        assert Estimate(0.15, low, high, 9, p).conclusive is called
+        assert (word(0.15, low, high, p) == "better") is called
+        assert (in_words({"a": Estimate(0.15, low, high, 9, p)}, "b").startswith("- **a** is above b")) is called
+        row = pd.Series({"difference": 0.15, "low": low, "high": high, "n": 9, "p": p})
+        assert attack_words(row).startswith("Attacks work") is called
+    assert not Estimate(0.15, 0.1, 0.2, 9).conclusive  # nothing was tested
+    assert [e.p for e in one_family([Estimate(0, 0, 0, 9, p) for p in (0.04, 0.01, 0.03)])] == [0.06, 0.03, 0.06]
+    assert one_family([Estimate(0, 0, 0, 9, 0.04)])[0].p == 0.04  # of one, Holm's is p itself
+    assert one_family([]) == []
+    with pytest.raises(ValueError, match="without p"):
+        one_family([Estimate(0, 0, 0, 9)])
+
+
+def test_arms_that_changed_nothing_are_called_better_or_worse_in_few_runs(monkeypatch):
+    """Four arms and seven comparisons, as in the notebook on rubrics; without a family some arm is, in a quarter."""
+
+    def student(samples, *_, **__):
+        t = samples[0].mean() / samples[0].std(ddof=1) * np.sqrt(40)
+        return SimpleNamespace(pvalue=2 * special.stdtr(39, -abs(t)))
+
+    monkeypatch.setattr("gc.collect", lambda *_: 0)  # statsmodels calls it for each family: nine tenths of the time
+    monkeypatch.setattr(stats.stats, "permutation_test", student)  # 9,999 permutations a test would take minutes
+    rng, called, alone = np.random.default_rng(0), 0, 0
+
+    def scored() -> RubricScore:
+        return RubricScore([], rng.normal(0.4, 0.2, (40, 1)), pd.DataFrame(), pd.DataFrame())
+
+    for _ in range(400):
+        before, after = scored(), {arm: scored() for arm in "abcd"}
+        gains, rivals = compare(before, after)
+        assert (list(gains), list(rivals)) == (list("abcd"), list("bcd"))
+        lines = [*in_words(gains, "x").splitlines(), *in_words(rivals, "a").splitlines()]
+        called += any("not told apart" not in line for line in lines)
+        single = [*versus(before, after).values(), *versus(after["a"], {k: after[k] for k in "bcd"}).values()]
+        alone += any(e.conclusive for e in single)
+    assert called / 400 <= 0.07
+    assert alone / 400 >= 0.18
 
 
 def test_no_spread_is_no_certainty():
