@@ -2,6 +2,87 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import statistics
+import sys
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cat_lib.schema import Prompt
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check answers, data or a judge before a run.")
+
+
+@app.command()
+def data(
+    file: Annotated[str, typer.Argument(help="A file of rows; as `data` of a notebook, a hub id too.")],
+    task: Annotated[str, typer.Option(help="Whose rows they are: healthbench, math500, aime24, ...")],
+    model: Annotated[str, typer.Option(help="Also measure prompts against this model's context.")] = "",
+) -> None:
+    """Read a data file as a notebook would, and say which rows are refused and why.
+
+    Exit code 0 if all rows are read, 1 if some are refused, 2 if the file can't be used.
+    """
+    from cat_lib.models import ModelError
+    from cat_lib.shown import visible
+    from cat_lib.tasks import load_task
+    from cat_lib.tasks.arithmetic import Arithmetic
+    from cat_lib.tasks.rows import BadRowsError, DataError
+
+    bad: Sequence[DataError] = ()
+    try:
+        try:
+            loaded = load_task(task, file)
+        except BadRowsError as error:
+            bad = error.bad
+            print(f"{error.good} rows read, {len(bad)} refused; skip_bad_rows=True would leave those out")
+            print(*(f"  {visible(row)}" for row in bad[:_MOST]), sep="\n")
+            if len(bad) > _MOST:
+                print(f"  and {len(bad) - _MOST} more")
+            if not error.good:
+                raise DataError(f"{file}: no row can be used") from None
+            with contextlib.redirect_stdout(io.StringIO()):  # it says once more what is skipped
+                loaded = load_task(task, file, skip_bad_rows=True)
+        if isinstance(loaded, Arithmetic):
+            raise DataError(f"task={task!r} reads no data")
+        if not bad:
+            print(f"{len(loaded.rows)} rows read, none refused")
+        if model:
+            print(_lengths(model, [e.prompt for e in loaded.rows], loaded.sampling.max_new_tokens))
+    except (ValueError, ModelError) as error:
+        print(visible(error), file=sys.stderr)
+        raise typer.Exit(2) from None
+    raise typer.Exit(1 if bad else 0)
+
+
+_MOST = 20  # rows that are named
+
+
+def _lengths(name: str, prompts: Sequence[Prompt], new_tokens: int) -> str:
+    """How long the prompts are for a model, of which no weights are loaded."""
+    from types import SimpleNamespace
+
+    from transformers import AutoConfig, AutoTokenizer
+
+    from cat_lib.models import ModelError
+    from cat_lib.models.embedded import checkpoint
+    from cat_lib.models.local import LocalModel
+
+    path = str(checkpoint()) if name == "embedded" else name
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # the hub raises a dozen unrelated types
+        said = " ".join(str(error).split())[:200]
+        raise ModelError(f"model={name!r}: no tokenizer to be had ({type(error).__name__}: {said})") from None
+    model = LocalModel(SimpleNamespace(config=config.get_text_config()), tokenizer, name)
+    lengths = [len(model.encode(prompt)) for prompt in prompts]
+    over = sum(n + new_tokens > model.context for n in lengths)
+    return (
+        f"prompts of {min(lengths)} to {max(lengths)} tokens, median {statistics.median(lengths):g}; {name} has "
+        f"{model.context}, of which an answer gets {new_tokens}: {over or 'none'} of {len(lengths)} do not fit"
+    )

@@ -23,6 +23,14 @@ class DataError(ValueError):
     """A data file that cannot be had, or a row that cannot be used."""
 
 
+class BadRowsError(DataError):
+    """Rows that can't be used, of a file with others that could be: `bad` says why, `good` how many can."""
+
+    def __init__(self, message: str, bad: Sequence[DataError], good: int) -> None:
+        super().__init__(message)
+        self.bad, self.good = bad, good
+
+
 def parse_json(raw: bytes, where: str) -> Any:
     """JSON as the standard has it, with or without a BOM. Raises DataError beginning with `where`.
 
@@ -136,7 +144,7 @@ def _named(value: Any) -> str:
 def settle_bad(source: object, bad: Sequence[DataError], good: int, skip: bool) -> None:
     """Raise for the bad rows of a file, or with `skip` print them and note them in the open run.
 
-    Raises DataError naming the first of them and how many there are; with `skip` if none is good.
+    Raises BadRowsError naming the first of them and how many there are; with `skip` if none is good.
     """
     if not bad:
         return
@@ -147,4 +155,5 @@ def settle_bad(source: object, bad: Sequence[DataError], good: int, skip: bool) 
         if run := tracking.current():
             run.update_config(skipped_rows={"source": str(source), "skipped": len(bad), "read": good})
         return
-    raise DataError(which if skip or not good else f"{which} (skip_bad_rows=True leaves them out)")
+    message = which if skip or not good else f"{which} (skip_bad_rows=True leaves them out)"
+    raise BadRowsError(message, bad, good)
