@@ -40,7 +40,8 @@ def data(
             loaded = load_task(task, file)
         except BadRowsError as error:
             bad = error.bad
-            print(f"{error.good} rows read, {len(bad)} refused; skip_bad_rows=True would leave those out")
+            advice = "; skip_bad_rows=True leaves those out" if error.good else ""
+            print(f"rows read: {error.good}, refused: {len(bad)}{advice}")
             print(*(f"  {visible(row)}" for row in bad[:_MOST]), sep="\n")
             if len(bad) > _MOST:
                 print(f"  and {len(bad) - _MOST} more")
@@ -51,7 +52,11 @@ def data(
         if isinstance(loaded, Arithmetic):
             raise DataError(f"task={task!r} reads no data")
         if not bad:
-            print(f"{len(loaded.rows)} rows read, none refused")
+            print(f"rows read: {len(loaded.rows)}, refused: 0")
+        try:
+            loaded.examples("heldout", None, 0)
+        except ValueError as error:
+            print(f"not enough to split: {error}")
         if model:
             print(_lengths(model, [e.prompt for e in loaded.rows], loaded.sampling.max_new_tokens))
     except (ValueError, ModelError) as error:
@@ -84,5 +89,6 @@ def _lengths(name: str, prompts: Sequence[Prompt], new_tokens: int) -> str:
     over = sum(n + new_tokens > model.context for n in lengths)
     return (
         f"prompts of {min(lengths)} to {max(lengths)} tokens, median {statistics.median(lengths):g}; {name} has "
-        f"{model.context}, of which an answer gets {new_tokens}: {over or 'none'} of {len(lengths)} do not fit"
+        f"{model.context}, of which an answer gets {new_tokens}: "
+        + (f"{over} of {len(lengths)} do not fit" if over else f"all {len(lengths)} fit")
     )

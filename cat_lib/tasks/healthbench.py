@@ -65,7 +65,7 @@ class HealthTask:
         if len(self.rows) <= kept:
             raise ValueError(
                 f"{len(self.rows)} conversations can't give {self.heldout} held-out and {self.validation} validation "
-                "questions and leave any to train on; lower heldout and validation"
+                f"questions and leave any to train on; give {kept + 1} or more, or lower heldout and validation"
             )
         order = sorted(self.rows, key=lambda e: e.id)
         random.Random(0).shuffle(order)

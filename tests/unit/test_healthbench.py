@@ -252,9 +252,9 @@ def test_a_small_file_is_split_into_what_can_be_compared_and_what_is_trained_on(
 
 
 def test_a_file_too_small_to_split_says_so(tmp_path):
-    path = write(tmp_path, ROW, ROW | {"prompt_id": "p2"})
-    with pytest.raises(DataError, match="2 conversations; at least 3 are needed"):
-        load_task("healthbench", str(path))
+    task = load_task("healthbench", str(write(tmp_path, ROW, ROW | {"prompt_id": "p2"})))
+    with pytest.raises(ValueError, match=r"2 conversations can't give 2 held-out .*give 3 or more, or lower heldout"):
+        task.examples("heldout", 1, 0)
 
 
 @pytest.mark.parametrize(
