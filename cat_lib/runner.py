@@ -4,7 +4,7 @@ papermill's metadata calls every cell "completed" after a dead kernel or a timeo
 comes from what it raised. `run_notebook` is one run by itself, with its copy in MLflow; `execute` is the run alone,
 for the processes of a suite, whose copies the suite makes.
 
-Ctrl-C and SIGTERM go to the kernel, where training saves a checkpoint; a second one, or GRACE seconds, end it.
+Ctrl-C, SIGTERM and SIGHUP go to the kernel, where training saves a checkpoint; a second one, or GRACE seconds, end it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -195,21 +195,23 @@ def _kernel_environment(run: tracking.Run) -> Iterator[None]:
 
 @contextmanager
 def _signals(stops: list[int]) -> Iterator[None]:
-    """Take Ctrl-C and SIGTERM, and note each in `stops`."""
+    """Take Ctrl-C, SIGTERM and SIGHUP, and note each in `stops`."""
 
     def stop(number: int, _: object) -> None:
         stops.append(number)
         kernels = psutil.Process().children()
         if len(stops) > 1 or not kernels or number == signal.SIGALRM:
             raise _Terminated
-        print("interrupting the notebook (again to end it at once)", flush=True)
+        with suppress(OSError):  # the terminal may be what is gone
+            print("interrupting the notebook (again to end it at once)", flush=True)
         for kernel in kernels:
             kernel.send_signal(signal.SIGINT)
-        if number == signal.SIGTERM:
+        if number != signal.SIGINT:
             signal.alarm(GRACE)
 
-    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    before = {number: signal.signal(number, stop) for number in caught}
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    # one that is ignored stays so: nohup ignores SIGHUP
+    before = {n: signal.signal(n, stop) for n in caught if signal.getsignal(n) is not signal.SIG_IGN}
     try:
         yield
     finally:
