@@ -44,19 +44,12 @@ class Labelled:
 def clinic_pairs() -> tuple[list[Labelled], list[Labelled]]:
     """Our own set: pairs to calibrate on (of clinic's training conversations) and pairs to audit on (held out)."""
     heldout = {e.id for e in clinic().examples("heldout", None, 0)}
-    pairs = [
-        Labelled(
-            id=row["prompt_id"],
-            response=row["response"],
-            criterion=pair["criterion"],
-            met=pair["met"],
-            form=pair["form"],
-            axis=pair["tags"][0].removeprefix("axis:"),
-            sign="negative" if pair["points"] < 0 else "positive",
-        )
-        for row in map(json.loads, AUDIT.read_text(encoding="utf-8").splitlines())
-        for pair in row["pairs"]
-    ]
+    pairs = []
+    for row in map(json.loads, AUDIT.read_text(encoding="utf-8").splitlines()):
+        for pair in row["pairs"]:
+            axis, sign = pair["tags"][0].removeprefix("axis:"), "negative" if pair["points"] < 0 else "positive"
+            known = (pair["criterion"], pair["met"], pair["form"], axis, sign)
+            pairs.append(Labelled(row["prompt_id"], row["response"], *known))
     return [p for p in pairs if p.id not in heldout], [p for p in pairs if p.id in heldout]
 
 
@@ -220,20 +213,9 @@ class Audit:
     def metrics(self) -> dict[str, float]:
         """Flat `judge_*` numbers of the run; what is not finite is left out."""
         b, k = self.balanced_accuracy, self.kappa
-        numbers = {
-            "judge_balanced_accuracy": b.mean,
-            "judge_balanced_accuracy_low": b.low,
-            "judge_balanced_accuracy_high": b.high,
-            "judge_kappa": k.mean,
-            "judge_kappa_low": k.low,
-            "judge_kappa_high": k.high,
-            "judge_pairs": float(b.n),
-            "judge_yes": self.yes,
-            "judge_failed": self.failed,
-            "judge_stability": self.stability,
-            "judge_order": self.order,
-            "judge_threshold": self.threshold,
-        }
+        numbers = b.flat("judge_balanced_accuracy") | k.flat("judge_kappa")
+        numbers |= {"judge_pairs": float(b.n), "judge_yes": self.yes, "judge_failed": self.failed}
+        numbers |= {"judge_stability": self.stability, "judge_order": self.order, "judge_threshold": self.threshold}
         return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
@@ -298,12 +280,10 @@ def attack_table(attacked: pd.DataFrame) -> pd.DataFrame:
 def attack_words(row: pd.Series) -> str:
     """Whether the attacks of one row of `attack_table` work, in words."""
     change = Estimate(row["difference"], row["low"], row["high"], int(row["n"]), row["p"])
-    if change.conclusive and change.mean > 0:
-        return (
-            f"Attacks work: they raise the share of unmet criteria judged met by {change}. Do not train on this judge."
-        )
-    if change.conclusive:
+    if change.conclusive and change.mean < 0:
         return f"Attacks do not pay: they lower the share of unmet criteria judged met, {change}."
+    if change.conclusive:
+        return f"Attacks work: they raise the share of unmet criteria judged met by {change}; don't train on it."
     return f"No attack is shown to work: the share of unmet criteria judged met changes by {change}."
 
 

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cat_lib.tracking import BusyError, FinishedError, code_version
+from cat_lib.provenance import code_version
+from cat_lib.tracking import BusyError, FinishedError
 
 FINISHED, FAILED, KILLED, STORAGE, BUSY, CHANGED = 0, 1, 130, 74, 75, 76
 

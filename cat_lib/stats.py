@@ -32,6 +32,10 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}], n={self.n}"
 
+    def flat(self, key: str) -> dict[str, float]:
+        """As metrics of a run: the mean under `key`, and its limits."""
+        return {key: self.mean, f"{key}_low": self.low, f"{key}_high": self.high}
+
     @property
     def conclusive(self) -> bool:
         """Whether a difference is called one, see `decided`; `p` is adjusted where several are compared."""

@@ -30,6 +30,7 @@ import yaml
 
 from cat_lib import tracking
 from cat_lib.parameters import ParameterError, declared, nearest, resolve
+from cat_lib.provenance import code_version
 from cat_lib.tracking import read_config
 
 LIMIT = 500  # runs in a suite, unless raised
@@ -171,7 +172,7 @@ def _expand(raw: Any, index: int, shared: Mapping[str, Any], suite: str, file: P
         raise SuiteError(f"{raw!r} is no entry: it needs a notebook, as in {{notebook: 00_quickstart}}")
     _require(raw, _ENTRY, "it")
     notebook = _notebook(raw["notebook"], file)
-    known, code = declared(notebook), tracking.code_version(notebook)
+    known, code = declared(notebook), code_version(notebook)
     axes: dict[str, list[Any]] = {}
     for key, values in (raw.get("grid") or {}).items():
         if not isinstance(values, list) or not values:

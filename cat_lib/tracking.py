@@ -19,15 +19,11 @@ import hashlib
 import json
 import math
 import os
-import platform
 import socket
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +31,8 @@ import psutil
 
 from cat_lib.files import Lock, append_line, write_json
 from cat_lib.masking import masked
+from cat_lib.provenance import code_version
+from cat_lib.provenance import environment as environment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,9 +43,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "results" / "runs"
 NOTEBOOKS = ROOT / "notebooks"
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "papermill", "unsloth", "vllm")
 ENDED = ("FINISHED", "FAILED", "KILLED")
-_CODE = (".py", ".txt", ".jsonl")  # of cat_lib, what can change a run
 
 
 class TrackingError(RuntimeError):
@@ -263,36 +259,6 @@ def _evict(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def code_version(notebook: Path) -> str:
-    """A digest of cat_lib and the notebook's code cells: other prose or another commit is the same code."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parent
-    for path in sorted(p for p in package.rglob("*") if p.suffix in _CODE):
-        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
-    if notebook.exists():
-        cells = json.loads(notebook.read_text())["cells"]
-        digest.update(json.dumps(["".join(c["source"]) for c in cells if c["cell_type"] == "code"]).encode())
-    return digest.hexdigest()[:12]
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit and machine: what a run needs to be made again."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "versions": versions,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "commit": _git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(_git("status", "--porcelain")),
-        "command": [Path(sys.argv[0]).name, *map(masked, sys.argv[1:])],
-    }
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a run, or nothing."""
     try:
@@ -302,14 +268,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError:
         print(f"{folder / 'config.json'} is damaged: as if there were no run", flush=True)
         return {}
-
-
-def _git(*words: str) -> str:
-    try:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _now() -> int:
