@@ -416,7 +416,7 @@ def test_healthbench_s_meta_evaluation_is_read_by_majority(tmp_path):
     assert [p.met for p in pairs] == [True, False]  # the tie has no known verdict
     assert pairs[0].axis == "k"
     path.write_text(json.dumps(row | {"binary_labels": [1, 0]}))
-    with pytest.raises(DataError, match=r"meta.jsonl:1: needs completion and rubric"):
+    with pytest.raises(DataError, match=r"meta.jsonl:1: binary_labels is"):
         meta_evaluation_pairs(path)
 
 
