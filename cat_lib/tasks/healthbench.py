@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
 
+from cat_lib.masking import masked
 from cat_lib.prompts import fill, one_line
 from cat_lib.schema import Completion, Criterion, Example, Message, Prompt, Rubric, Sampling
 from cat_lib.tasks.rows import DataError as DataError
@@ -227,7 +228,7 @@ def _local(source: str) -> Path:
                 with urllib.request.urlopen(source, timeout=60) as reply:
                     partial.write_bytes(reply.read())
             except (OSError, HTTPException) as error:
-                raise DataError(f"{source} can't be fetched ({error}); give a local file") from None
+                raise DataError(f"{masked(source)} can't be fetched ({masked(error)}); give a local file") from None
             partial.replace(path)
         return path
     if not Path(source).is_file():

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cat_lib import tracking
+from cat_lib.masking import masked
 from cat_lib.schema import Message
 
 ROLES = ("system", "user", "assistant")
@@ -153,7 +154,7 @@ def settle_bad(source: object, bad: Sequence[DataError], good: int, skip: bool) 
     if skip and good:
         print(f"skipped: {which}", flush=True)
         if run := tracking.current():
-            run.update_config(skipped_rows={"source": str(source), "skipped": len(bad), "read": good})
+            run.update_config(skipped_rows={"source": masked(source), "skipped": len(bad), "read": good})
         return
     message = which if skip or not good else f"{which} (skip_bad_rows=True leaves them out)"
     raise BadRowsError(message, bad, good)

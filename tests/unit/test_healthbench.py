@@ -154,10 +154,11 @@ def test_labelled_pairs_are_read_as_strictly(tmp_path, changed, message):
         meta_evaluation_pairs(write(tmp_path, pair | changed))
 
 
-@pytest.mark.parametrize("source", ["missing.jsonl", "http://127.0.0.1:9/none.jsonl"])
+@pytest.mark.parametrize("source", ["missing.jsonl", "http://u:secret@127.0.0.1:9/none.jsonl"])
 def test_a_file_that_cannot_be_had_says_what_to_give_instead(source):
-    with pytest.raises(DataError, match="a local"):
+    with pytest.raises(DataError, match="a local") as caught:
         load_rows(source)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_row_is_read_whole(tmp_path):
