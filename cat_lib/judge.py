@@ -4,7 +4,7 @@
   pass over it (`models/branches.py`). Three prompts: `chat` and `few_shot` take the log-odds of yes against no;
   `likelihood` takes log p(criterion | response) - log p(criterion | no response), a mean over tokens, for models too
   small to answer a question about a text. `audit.calibrate` sets the threshold.
-- `text`: any model. A one-sentence reason, then a verdict, parsed strictly; a malformed reply is asked again.
+- `text`: any model. A one-sentence reason, then a verdict, read by `verdicts.read`; a malformed reply is asked again.
 
 The response comes first and the criterion last, so that what the criteria share is computed once. A failed verdict
 is None with its cause; it is never "not met". As in the paper (section 3.2.2) the judge does not see the question.
@@ -24,6 +24,7 @@ from cat_lib.models.endpoint import EndpointError, EndpointModel
 from cat_lib.prompts import fence, fill, one_line, plain, valid
 from cat_lib.references.synthesis import fit
 from cat_lib.schema import Completion, Prompt, Sampling, Verdict
+from cat_lib.verdicts import read
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
@@ -33,7 +34,7 @@ PROMPTS = ("chat", "few_shot", "likelihood", "text")
 # longer one the first third and the last two thirds of that are shown, with [...] between.
 LONGEST = 12_000
 _HOLE = "\x00"  # stands for the criterion until the prompt is split there; `plain` takes it out of responses
-_REPLY = re.compile(r"\s*<reason>([^<>]{1,2000})</reason>\s*<verdict>(yes|no)</verdict>\s*", re.IGNORECASE)
+_TAGS = re.compile(r"<(/?\s*(?:reason|verdict)\s*)>", re.IGNORECASE)  # of the reply, written by a response
 _YES, _NO = ("yes", "Yes"), ("no", "No")
 
 
@@ -85,6 +86,9 @@ class Judge:
         if not isinstance(self.model, EndpointModel):
             (text,) = fit(self.model, [text], self.model.context // 4)
         if self.fenced:
+            text = (
+                _TAGS.sub(r"[\1]", text) if self.prompt == "text" else text
+            )  # a quoted verdict is none of the judge's
             text = fence(text) if self.prompt in ("chat", "text") else one_line(text)
         filled = fill(f"judge_{self.prompt}", response=text, criterion=one_line(criterion) or criterion)
         return filled if self.prompt in ("few_shot", "likelihood") else [{"role": "user", "content": filled}]
@@ -178,15 +182,10 @@ class Judge:
 
 
 def parse(reply: Completion | EndpointError) -> Verdict:
-    """The verdict in a reply of the text way: exactly one reason and one verdict, and nothing else."""
+    """The verdict in a reply of the text way, or None with the cause: never a guess."""
     if isinstance(reply, EndpointError):
         return Verdict(None, f"{reply.cause}: {reply}")
-    if not reply.ended:
-        return Verdict(None, "the reply was cut off")
-    match = _REPLY.fullmatch(reply.text[:4000])
-    if match is None:
-        return Verdict(None, f"malformed reply: {reply.text[:80]!r}")
-    return Verdict(match[2].lower() == "yes", reason=match[1].strip())
+    return read(reply.text) if reply.ended else Verdict(None, "the reply was cut off")
 
 
 def _again(reply: Completion | EndpointError, verdict: Verdict) -> bool:
