@@ -20,7 +20,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from cat_lib.cache import Cache, key
-from cat_lib.models.endpoint import EndpointError, EndpointModel
+from cat_lib.models.endpoint import EndpointModel
+from cat_lib.models.replies import EndpointError
 from cat_lib.prompts import fence, fill, one_line, plain, valid
 from cat_lib.references.synthesis import fit
 from cat_lib.schema import Completion, Prompt, Sampling, Verdict
@@ -99,7 +100,8 @@ class Judge:
         prompts = {response: self.request(response, _HOLE) for response, _ in pairs}
         keys = {(r, c): key(judge=identity, prompt=prompts[r], criterion=c, index=self.index) for r, c in pairs}
         if self.cache:
-            known = self.cache.get(list(keys.values()))
+            kept = self.cache.get(list(keys.values()))
+            known = {k: s for k, s in kept.items() if isinstance(s, float) and math.isfinite(s)}
             self.model.ledger.count(self.model.role, cache_hits=len(known))
         missing: dict[str, list[str]] = {}
         for response, criterion in pairs:
@@ -149,36 +151,57 @@ class Judge:
         return list(model.tokenizer(before.removesuffix(" "), add_special_tokens=False).input_ids), after
 
     def _by_text(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        verdicts = [Verdict(None, "not asked")] * len(pairs)
-        pending = list(range(len(pairs)))
+        requests = [self.request(*pair) for pair in pairs]
+        prompts = {self._key(p, 0): p for p in requests}  # each once
+        verdicts = self._known(prompts)
+        self.model.ledger.count(self.model.role, cache_hits=len(verdicts))
+        pending = [k for k in prompts if k not in verdicts]
         for attempt in range(self.attempts):
-            # a greedy reply that was malformed would come again: later attempts are sampled
-            temperature = self.sampling.temperature if attempt == 0 else max(0.7, self.sampling.temperature)
-            seed = self.sampling.seed + 1000 * self.index + attempt
-            sampling = replace(self.sampling, temperature=temperature, seed=seed)
-            replies = self._ask([self.request(*pairs[i]) for i in pending], sampling, attempt)
-            for i, reply in zip(pending, replies, strict=True):
-                verdicts[i] = parse(reply)
-            pending = [i for i, reply in zip(pending, replies, strict=True) if _again(reply, verdicts[i])]
             if not pending:
                 break
-        self.model.ledger.count(self.model.role, failures=sum(v.met is None for v in verdicts))
-        return verdicts
+            replies = self._ask([prompts[k] for k in pending], attempt)
+            verdicts |= {k: parse(reply) for k, reply in zip(pending, replies, strict=True)}
+            # a malformed reply may come right; the endpoint has retried its own failures
+            again = [k for k, r in zip(pending, replies, strict=True) if isinstance(r, Completion)]
+            pending = [k for k in again if verdicts[k].met is None]
+        found = [verdicts[self._key(p, 0)] for p in requests]
+        self.model.ledger.count(self.model.role, failures=sum(v.met is None for v in found))
+        return found
 
-    def _ask(self, prompts: Sequence[Prompt], sampling: Sampling, attempt: int) -> list[Completion | EndpointError]:
-        keys = [
-            key(judge=self.identity, prompt=p, sampling=asdict(sampling), index=[self.index, attempt]) for p in prompts
-        ]
-        known = self.cache.get(keys) if self.cache else {}
-        self.model.ledger.count(self.model.role, cache_hits=len(known))
-        todo = [i for i, k in enumerate(keys) if k not in known and keys.index(k) == i]  # each key once
-        fresh = _generate(self.model, [prompts[i] for i in todo], sampling)
-        answers: dict[str, Completion | EndpointError] = {keys[i]: a for i, a in zip(todo, fresh, strict=True)}
-        if self.cache:
-            kept = {k: [a.text, a.finish] for k, a in answers.items() if isinstance(a, Completion)}
-            self.cache.put(kept)
-        answers |= {k: Completion(text, (), finish) for k, (text, finish) in known.items()}
-        return [answers[k] for k in keys]
+    def _draw(self, attempt: int) -> Sampling:
+        """How the n-th reply is drawn: a greedy one that was malformed would come again, so later ones are sampled."""
+        temperature = self.sampling.temperature if attempt == 0 else max(0.7, self.sampling.temperature)
+        return replace(self.sampling, temperature=temperature, seed=self.sampling.seed + 1000 * self.index + attempt)
+
+    def _key(self, prompt: Prompt, attempt: int) -> str:
+        drawn = asdict(self._draw(attempt))
+        return key(judge=self.identity, prompt=prompt, sampling=drawn, index=[self.index, attempt])
+
+    def _known(self, prompts: dict[str, Prompt]) -> dict[str, Verdict]:
+        """The verdicts that the cache holds. An entry that gives none counts as absent, whatever it is."""
+        if not self.cache:
+            return {}
+        places = {self._key(p, a): first for first, p in prompts.items() for a in range(self.attempts)}
+        known = dict[str, Verdict]()
+        for place, entry in self.cache.get(list(places)).items():
+            match entry:
+                case [str(text), "stop"] if (verdict := parse(Completion(text, (), "stop"))).met is not None:
+                    known.setdefault(places[place], verdict)
+        return known
+
+    def _ask(self, prompts: Sequence[Prompt], attempt: int) -> Sequence[Completion | EndpointError]:
+        """One reply each. Those with a verdict are kept as they come: an interrupt loses nothing that was paid."""
+
+        def keep(i: int, reply: Completion) -> None:
+            if self.cache and parse(reply).met is not None:
+                self.cache.put({self._key(prompts[i], attempt): [reply.text, reply.finish]})
+
+        if isinstance(self.model, EndpointModel):
+            return self.model.attempt(prompts, self._draw(attempt), keep)
+        replies = [c for (c,) in self.model.generate(prompts, 1, self._draw(attempt))]
+        for i, reply in enumerate(replies):
+            keep(i, reply)
+        return replies
 
 
 def parse(reply: Completion | EndpointError) -> Verdict:
@@ -186,19 +209,6 @@ def parse(reply: Completion | EndpointError) -> Verdict:
     if isinstance(reply, EndpointError):
         return Verdict(None, f"{reply.cause}: {reply}")
     return read(reply.text) if reply.ended else Verdict(None, "the reply was cut off")
-
-
-def _again(reply: Completion | EndpointError, verdict: Verdict) -> bool:
-    """Whether asking again may help: a malformed reply, yes; the endpoint has retried its own failures."""
-    return verdict.met is None and isinstance(reply, Completion)
-
-
-def _generate(
-    model: LocalModel | EndpointModel, prompts: Sequence[Prompt], sampling: Sampling
-) -> Sequence[Completion | EndpointError]:
-    if isinstance(model, EndpointModel):
-        return model.attempt(prompts, sampling) if prompts else []
-    return [c for (c,) in model.generate(prompts, 1, sampling)]
 
 
 def _log_odds(logp: Sequence[float]) -> float:

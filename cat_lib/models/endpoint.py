@@ -2,37 +2,43 @@
 
 Requests run concurrently under a cap; each has a deadline that holds its retries too. What may pass (no connection,
 a full queue, a rate limit, an answer cut off in the middle) is tried again with growing pauses; what will not
-(a wrong key, an unknown model, a prompt that is too long) is not. A request that fails is an `EndpointError` with its
-cause in its place in the list, never an empty answer. The key is never part of a message, a log or a run.
+(a wrong key, an unknown model, a prompt that is too long, a content filter) is not. A request that fails is an
+`EndpointError` with its cause in its place in the list, never an empty answer. The key is never part of a message, a
+log or a run. Fields at their default are not sent; one that the server refuses is left out for the rest of the
+process, and said once.
 
-The client runs in a thread with an event loop of its own, so that it works in Jupyter and in TRL's reward functions.
+The client runs in a thread with an event loop of its own, so that it works in Jupyter and in TRL's reward functions;
+an interrupt cancels what is in flight. `replies.py` reads what comes.
 Left out: log-probabilities (servers differ too much in what they return) and streaming.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import json
+import random
+import re
+import warnings
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from cat_lib.ledger import Ledger, clock
+from cat_lib.models import replies
+from cat_lib.models.replies import KEY, EndpointError
 from cat_lib.schema import Completion, Prompt, Sampling
 
-KEY = "CAT_LIB_API_KEY"
+__all__ = ["KEY", "PREFIX", "EndpointError", "EndpointModel"]
 PREFIX = "endpoint:"
+Keep = Callable[[int, Completion], None]  # (place of the prompt, its answer)
 _T = TypeVar("_T")
-_STOPPED, _CUT = ("stop", "eos", "end_turn"), ("length", "max_tokens")
-
-
-class EndpointError(RuntimeError):
-    """A request that got no usable answer. `cause` is one of: unreachable, key, refused, busy, deadline, broken."""
-
-    def __init__(self, cause: str, message: str, wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.cause, self.wait = cause, wait  # wait: seconds the server asked for
+_GRACE = 1.5  # seconds that an interrupt waits for cancelled requests to close
+# fields that a server refused, by model: the name that it takes instead, "" for none
+_REFUSED: dict[str, dict[str, str]] = {}
+_UNCOUNTED: set[str] = set()  # models whose server does not count tokens, and that were told of
 
 
 @dataclass
@@ -47,14 +53,26 @@ class EndpointModel:
     attempts: int = 8  # with their pauses, most of a minute: what a limit by the minute takes
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
+    heard: Callable[[Mapping[str, Any], str], None] | None = None  # told of each request's fields and the body back
 
     @classmethod
     def parse(cls, name: str, **settings: Any) -> EndpointModel:
-        """The model that `endpoint:MODEL@URL` names. Raises ValueError for another form."""
-        model, _, url = name.removeprefix(PREFIX).rpartition("@")
-        if not name.startswith(PREFIX) or not model or not url.startswith(("http://", "https://")):
-            raise ValueError(f"{name!r} is no endpoint; write endpoint:MODEL@http://HOST:PORT/v1")
-        return cls(model, url, **settings)
+        """The model that `endpoint:MODEL@URL` names. Raises ValueError for another form, or a URL with a password."""
+        found, form = re.fullmatch(rf"{PREFIX}(.+?)@(https?://\S+)", name), "write endpoint:MODEL@http://HOST:PORT/v1"
+        if "@" in name.partition("://")[2]:
+            raise ValueError(f"the URL of an endpoint holds no user or password: set {KEY} to the key, and {form}")
+        try:
+            usable = found is not None and urlsplit(found[2]).hostname and urlsplit(found[2]).port != 0
+        except ValueError:  # a port that is no number, half an address
+            usable = False
+        if found is None or not usable:
+            raise ValueError(f"{name!r} is no endpoint; {form}")
+        return cls(found[1], found[2], **settings)
+
+    @property
+    def refuses(self) -> dict[str, str]:
+        """Fields that the server has refused in this process, with the name that it takes instead, or ""."""
+        return dict(_REFUSED.get(self.identity, {}))
 
     @property
     def identity(self) -> str:
@@ -70,9 +88,12 @@ class EndpointModel:
         whole = [a for a in answers if isinstance(a, Completion)]
         return [whole[i * n :][:n] for i in range(len(prompts))]
 
-    def attempt(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion | EndpointError]:
+    def attempt(
+        self, prompts: Sequence[Prompt], sampling: Sampling, keep: Keep | None = None
+    ) -> list[Completion | EndpointError]:
         """One completion of each prompt, or the error that took its place. Seeds differ by position.
 
+        `keep` is called with each answer as it comes, from another thread. Ctrl-C ends what is in flight.
         Raises ValueError for sampling with `top_k`, which the API does not have.
         """
         if sampling.top_k:
@@ -80,131 +101,161 @@ class EndpointModel:
                 f"top_k={sampling.top_k}: servers of this API have no such setting; take top_k=0 and top_p"
             )
         start = clock()
-        answers = _in_thread(self._all(prompts, sampling))
-        self.ledger.add(self.role, calls=0, prompt_tokens=0, completion_tokens=0, flops=0.0, seconds=clock() - start)
-        return answers
+        try:
+            return _in_thread(self._all(prompts, sampling, keep))
+        finally:
+            spent = clock() - start
+            self.ledger.add(self.role, calls=0, prompt_tokens=0, completion_tokens=0, flops=0.0, seconds=spent)
 
-    async def _all(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion | EndpointError]:
+    async def _all(
+        self, prompts: Sequence[Prompt], sampling: Sampling, keep: Keep | None
+    ) -> list[Completion | EndpointError]:
         from openai import AsyncOpenAI
 
-        gate = asyncio.Semaphore(self.concurrency)
-        key = os.environ.get(KEY) or "none"
-        # tenacity retries; the client's own retries would not count against the deadline
-        async with AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=self.deadline) as client:
+        try:
+            secret = replies.key()
+            # the client's own retries would not count against the deadline
+            client = AsyncOpenAI(base_url=self.url, api_key=secret, max_retries=0, timeout=self.deadline)
+        except EndpointError as error:
+            return [error] * len(prompts)
+        except Exception as error:  # what the client makes of a proxy or certificate that can't be used
+            names = replies.environment() or "proxies and certificates"
+            said = f"{self.url}: can't be asked with this environment ({type(error).__name__}); see to {names}"
+            return [EndpointError("environment", said)] * len(prompts)
+        gate, shut = asyncio.Semaphore(self.concurrency), list[EndpointError]()
 
-            async def one(prompt: Prompt, index: int) -> Completion | EndpointError:
-                async with gate:
-                    try:
-                        async with asyncio.timeout(self.deadline):
-                            return await self._retried(client, prompt, sampling, sampling.seed + index)
-                    except TimeoutError:
-                        return EndpointError("deadline", f"{self.url}: no answer within {self.deadline:g} s")
-                    except EndpointError as error:
-                        return error
-                    except Exception as error:  # one odd answer must not cost the others theirs
-                        return EndpointError("broken", f"{self.url}: unreadable answer ({type(error).__name__})")
+        async def one(prompt: Prompt, index: int) -> Completion | EndpointError:
+            async with gate:
+                if shut:  # a limit that outlasts the deadline holds for those who have not asked yet
+                    return shut[0]
+                try:
+                    async with asyncio.timeout(self.deadline):
+                        answer = await self._retried(client, secret, prompt, sampling, sampling.seed + index)
+                except TimeoutError:
+                    return EndpointError("deadline", f"{self.url}: no answer within {self.deadline:g} s")
+                except EndpointError as error:
+                    if error.wait > self.deadline:
+                        shut.append(error)
+                    return error
+                except Exception as error:  # one odd answer must not cost the others theirs
+                    return EndpointError("broken", f"{self.url}: unreadable answer ({type(error).__name__})")
+            if keep:
+                keep(index, answer)
+            return answer
 
+        async with client:
             return list(await asyncio.gather(*(one(p, i) for i, p in enumerate(prompts))))
 
-    async def _retried(self, client: Any, prompt: Prompt, sampling: Sampling, seed: int) -> Completion:
-        from tenacity import (
-            AsyncRetrying,
-            RetryCallState,
-            retry_if_exception,
-            stop_after_attempt,
-            wait_exponential,
-            wait_random,
-        )
+    async def _retried(self, client: Any, secret: str, prompt: Prompt, sampling: Sampling, seed: int) -> Completion:
+        """Ask until there is an answer, or a failure that asking again within the deadline will not mend."""
+        end, tried = clock() + self.deadline, 0
+        while True:
+            tried, late = tried + 1, ""
+            try:
+                return await self._ask(client, secret, prompt, sampling, seed)
+            except EndpointError as error:
+                failed = error
+            pause = max(min(20.0, 0.5 * 2.0 ** (tried - 1)) + random.random(), failed.wait)
+            if failed.wait and clock() + pause > end:
+                late = f"; it asks to wait {failed.wait:.0f} s, longer than the deadline of {self.deadline:g} s"
+            if late or failed.cause not in replies.PASSING or tried >= self.attempts or clock() + pause > end:
+                said = replies.masked(f"{self.url}: {failed}{late}", secret)
+                raise EndpointError(failed.cause, said, failed.wait, failed.said)
+            await asyncio.sleep(pause)
 
-        passing = retry_if_exception(lambda e: isinstance(e, EndpointError) and e.cause in _PASSING)
-        backoff = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 1)
+    async def _ask(self, client: Any, secret: str, prompt: Prompt, sampling: Sampling, seed: int) -> Completion:
+        """One answer, asked again without what the server refuses."""
+        known = self.refuses
+        without = dict(known)
+        fields = self._fields(prompt, sampling, seed)
+        while True:
+            sent = {without.get(k, k): v for k, v in fields.items() if without.get(k, k)}
+            try:
+                body = await self._post(client, secret, sent)
+                break
+            except EndpointError as error:
+                name = replies.unwanted(error.said, sent) if error.cause == "refused" else None
+                if name is None:
+                    raise
+                without[name] = "max_completion_tokens" if name == "max_tokens" else ""
+        if without.items() - self.refuses.items():
+            names = ", ".join(f"{k} (sent as {v})" if v else k for k, v in without.items() if k not in known)
+            _REFUSED.setdefault(self.identity, {}).update(without)
+            warnings.warn(f"{self.identity} refuses {names}; left out, it is at the server's default", stacklevel=2)
+        self._bill(*replies.tokens(body))
+        return replies.completion(body, sampling.max_new_tokens)
 
-        def wait(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            return max(backoff(state), error.wait if isinstance(error, EndpointError) else 0.0)
+    def _fields(self, prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
+        """What is asked: no field at its default, since servers refuse fields that they do not know."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        fields = {"model": self.model, "messages": messages, "max_tokens": sampling.max_new_tokens, "seed": seed}
+        chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p, "stop": list(sampling.stop)}
+        return fields | {k: v for k, v in chosen.items() if v not in (1.0, [])}
 
-        async for attempt in AsyncRetrying(
-            retry=passing, stop=stop_after_attempt(self.attempts), wait=wait, reraise=True
-        ):
-            with attempt:
-                return await self._ask(client, prompt, sampling, seed)
-        raise AssertionError("unreachable: tenacity returns or raises")
-
-    async def _ask(self, client: Any, prompt: Prompt, sampling: Sampling, seed: int) -> Completion:
+    async def _post(self, client: Any, secret: str, fields: Mapping[str, Any]) -> object:
+        """The JSON that came. Raises EndpointError, outside the handlers: the client's error holds the key."""
         import openai
 
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        failed: EndpointError | None = None
+        text, failed = "", None
         try:
-            reply = await client.chat.completions.create(
-                model=self.model,
-                messages=messages,
-                max_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                stop=list(sampling.stop) or None,
-                seed=seed,
-            )
-        except openai.OpenAIError as error:
-            failed = _cause(error, self)
-        except ValueError as error:  # a body cut off in the middle is no JSON
-            failed = EndpointError("broken", f"{self.url}: the answer is no JSON ({type(error).__name__})")
+            text = (await client.chat.completions.with_raw_response.create(**fields)).http_response.text
+        except openai.APITimeoutError:
+            failed = EndpointError("deadline", f"no answer within {self.deadline:g} s")
+        except openai.APIConnectionError as error:
+            failed = replies.disconnected(error)
+        except openai.APIStatusError as error:
+            text, headers = error.response.text, error.response.headers
+            failed = replies.refused(error.status_code, _json(text), headers, secret)
+        if self.heard:
+            self.heard(fields, replies.masked(text, secret))
+        if failed is None and not isinstance(_json(text), dict):
+            failed = EndpointError("broken", "no chat completion; does the URL end in /v1?")
         if failed is not None:
-            raise failed  # outside the handlers: the client's exception holds the request with its key
-        if not isinstance(reply, openai.types.chat.ChatCompletion):  # an HTML page gives a string
-            raise EndpointError("broken", f"{self.url}: no chat completion; does the URL end in /v1?")
-        if reply.usage is not None:
-            self._bill(reply.usage.prompt_tokens, reply.usage.completion_tokens)
-        choice = reply.choices[0] if reply.choices else None
-        if (
-            choice is None
-            or choice.message is None
-            or choice.message.content is None
-            or choice.finish_reason not in (*_STOPPED, *_CUT)
-        ):
-            finish = choice.finish_reason if choice else "no choice"
-            raise EndpointError("broken", f"{self.url}: an answer without text ({finish})")
-        return Completion(choice.message.content, (), "stop" if choice.finish_reason in _STOPPED else "length")
+            raise failed
+        return _json(text)
 
-    def _bill(self, prompt_tokens: int, completion_tokens: int) -> None:
+    def _bill(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """Add a call to the ledger. What the server did not count is not made up, and said once."""
+        if None in (prompt_tokens, completion_tokens) and self.identity not in _UNCOUNTED:
+            _UNCOUNTED.add(self.identity)
+            warnings.warn(f"{self.identity} does not count all tokens: its cost is more than shown", stacklevel=2)
+        asked, answered = prompt_tokens or 0, completion_tokens or 0
         price_in, price_out = self.prices.get(self.model, (0.0, 0.0))
         self.ledger.add(
             self.role,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
+            prompt_tokens=asked,
+            completion_tokens=answered,
             flops=0.0,
             seconds=0.0,
-            usd=(price_in * prompt_tokens + price_out * completion_tokens) / 1e6,
+            usd=(price_in * asked + price_out * answered) / 1e6,
         )
 
 
-_PASSING = ("unreachable", "busy", "broken")
-
-
-def _cause(error: Exception, model: EndpointModel) -> EndpointError:
-    """The client's exception as one of our causes, with what to do; nothing of the request is repeated."""
-    import openai
-
-    if isinstance(error, openai.APITimeoutError):
-        return EndpointError("deadline", f"{model.url}: no answer within {model.deadline:g} s")
-    if isinstance(error, openai.APIConnectionError):
-        return EndpointError("unreachable", f"{model.url}: no connection; start the server or correct the URL")
-    status = getattr(error, "status_code", None)
-    if status in (401, 403):
-        return EndpointError("key", f"{model.url}: the key in {KEY} is not accepted ({status})")
-    if status in (408, 409, 429) or (status is not None and status >= 500):
-        response = getattr(error, "response", None)
-        asked = response.headers.get("retry-after", "") if response is not None else ""
-        seconds = float(asked) if asked.isdigit() else 0.0
-        return EndpointError("busy", f"{model.url}: overloaded or rate-limited ({status})", seconds)
-    if status is None:
-        return EndpointError("broken", f"{model.url}: unreadable answer ({type(error).__name__})")
-    return EndpointError(
-        "refused", f"{model.url}: refused ({status}); model {model.model!r}, or the prompt, is not taken"
-    )
+def _json(text: str) -> object:
+    """The JSON in a body, or the text where it holds none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _in_thread(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run a coroutine in a thread of its own: the caller's may have a running event loop."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
+    """Run a coroutine in a thread of its own: the caller's may have a running event loop. An interrupt cancels it."""
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+    loop = runner.get_loop()
+
+    def run() -> _T:
+        with runner:
+            return runner.run(work)
+
+    pool = ThreadPoolExecutor(1)
+    done = pool.submit(run)
+    try:
+        return done.result()
+    except BaseException:
+        with suppress(RuntimeError):  # the loop is closed: it failed by itself
+            loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+        wait([done], _GRACE)
+        raise
+    finally:
+        pool.shutdown(wait=False)

@@ -1,0 +1,171 @@
+"""What a chat server says, read: completions, tokens, and the causes of what went wrong. Nothing here asks anything.
+
+A body is JSON of any shape: servers of this API differ, and no shape may raise anything but an `EndpointError`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import ssl
+import time
+from collections.abc import Collection, Mapping
+from email.utils import parsedate_to_datetime
+
+from cat_lib.prompts import one_line, without_thinking
+from cat_lib.schema import Completion
+
+KEY = "CAT_LIB_API_KEY"
+PASSING = ("unreachable", "busy", "broken")  # causes that may be gone a moment later
+_CUT = ("length", "max_tokens", "max_output_tokens", "model_length")
+_FILTERED = ("content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content")
+_THINKING = ("thinking", "redacted_thinking", "reasoning")  # parts of a message
+_ENVIRONMENT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_SAID = 300  # characters of a server's own words that are repeated
+
+
+class EndpointError(RuntimeError):
+    """A request that got no usable answer.
+
+    `cause` is one of: unreachable, key, environment, refused, content filter, busy, deadline, broken. `wait` are the
+    seconds that the server asked for, `said` its own words.
+    """
+
+    def __init__(self, cause: str, message: str, wait: float = 0.0, said: str = "") -> None:
+        super().__init__(message)
+        self.cause, self.wait, self.said = cause, wait, said
+
+
+def key() -> str:
+    """The key, or "none" for servers that want none. Raises EndpointError for what no header can hold."""
+    found = os.environ.get(KEY, "").strip()
+    for place, character in enumerate(found, 1):
+        if not "!" <= character <= "~":
+            raise EndpointError(
+                "key",
+                f"{KEY} is no key: character {place} of {len(found)} is U+{ord(character):04X}; "
+                "set it again without quotes, spaces or line breaks",
+            )
+    return found or "none"
+
+
+def completion(body: object, most: int) -> Completion:
+    """The answer in a body, without its thinking; `most` tokens were allowed. Raises EndpointError if there is none."""
+    message, finish = at(body, "choices", 0, "message"), at(body, "choices", 0, "finish_reason")
+    word, refusal = finish.lower() if isinstance(finish, str) else "", at(message, "refusal")
+    if word in _FILTERED or (isinstance(refusal, str) and refusal):
+        why = one_line(refusal)[:_SAID] if isinstance(refusal, str) else ""
+        raise EndpointError("content filter", f"the server's filter gave no answer ({why or word})")
+    spent = tokens(body)[1]
+    # servers that don't say how an answer ended still count its tokens
+    cut = word in _CUT or (word in ("", "unknown") and spent is not None and spent >= most)
+    text = _text(at(message, "content"))
+    if text is None and not cut:
+        raise EndpointError("broken", f"an answer without text ({sentence(at(body, 'error'), '') or finish})")
+    return Completion(without_thinking(text or ""), (), "length" if cut else "stop")
+
+
+def _text(content: object) -> str | None:
+    """The text of a message: a string, or a list of parts, of which those of thinking are left out."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return None
+    parts = [p if isinstance(p, str) else at(p, "text") for p in content if at(p, "type") not in _THINKING]
+    whole = [p for p in parts if isinstance(p, str)]
+    return "".join(whole) if whole and len(whole) == len(parts) else None
+
+
+def tokens(body: object) -> tuple[int | None, int | None]:
+    """Prompt and completion tokens that a body counts; None for what it does not say."""
+    prompt, answer, total = (
+        n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None
+        for n in (at(body, "usage", f"{name}_tokens") for name in ("prompt", "completion", "total"))
+    )
+    if total is not None and prompt is None and answer is not None:
+        prompt = max(0, total - answer)
+    elif total is not None and answer is None and prompt is not None:
+        answer = max(0, total - prompt)
+    return prompt, answer
+
+
+def refused(status: int, body: object, headers: Mapping[str, str], secret: str) -> EndpointError:
+    """The cause of an HTTP status that is no answer, with the server's own words."""
+    said = sentence(body, secret)
+    words = f" ({status}): {said}" if said else f" ({status})"
+    code, field = (at(body, "error", name) or at(body, name) or "" for name in ("code", "param"))
+    raw = f"{code} {said}"
+    if status in (400, 403, 422, 451) and re.search(r"content.?(?:filter|policy|management)|moderation", raw, re.I):
+        return EndpointError("content filter", f"the server's filter refuses it{words}", said=said)
+    if status in (401, 403):
+        return EndpointError("key", f"the key in {KEY} is not accepted{words}", said=said)
+    if "insufficient_quota" not in raw and (status in (408, 409, 425, 429) or status >= 500):
+        what = "rate limit" if status == 429 else "overloaded"
+        return EndpointError("busy", what + words, _pause(headers), said)
+    return EndpointError("refused", f"the model or the prompt is not taken{words}", said=f"{field} {said}")
+
+
+def disconnected(error: BaseException) -> EndpointError:
+    """Why there was no connection. Of the environment only names are shown: a proxy's URL may hold a password."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    for cause in chain:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            advice = "set SSL_CERT_FILE to a file with its authority"
+            return EndpointError("environment", f"its certificate is not accepted ({cause.verify_message}); {advice}")
+    through = f", or see to {names}, which the environment sets" if (names := environment()) else ""
+    return EndpointError("unreachable", f"no connection; start the server or correct the URL{through}")
+
+
+def environment() -> str:
+    """The variables for proxies and certificates that are set, by name."""
+    return ", ".join(n for n in _ENVIRONMENT if os.environ.get(n) or os.environ.get(n.lower()))
+
+
+def unwanted(said: str, sent: Collection[str]) -> str | None:
+    """Which of the fields that an answer can do without a refusal names; of temperature and top_p, the second."""
+    optional = (f for f in ("seed", "stop", "top_p", "temperature", "max_tokens") if f in sent)
+    return next((f for f in optional if re.search(rf"(?<!\w){f}(?!\w)", said)), None)
+
+
+def sentence(body: object, secret: str) -> str:
+    """A server's own words: one line, bounded, the key masked."""
+    places: tuple[tuple[str, ...], ...] = (("error", "message"), ("message",), ("detail",), ("error",))
+    found = [words for words in (at(body, *place) for place in places) if isinstance(words, str) and words]
+    words = found[0] if found else body if isinstance(body, str) else json.dumps(body) if body else ""
+    return one_line(masked(words, secret))[:_SAID]
+
+
+def masked(text: str, secret: str) -> str:
+    """The text without the key, nor a piece of it from its start."""
+    if secret in ("", "none"):
+        return text
+    return re.sub(re.escape(secret[:8]) + (r"\S*" if len(secret) >= 8 else ""), "***", text)
+
+
+def at(value: object, *path: str | int) -> object:
+    """What lies at a path in a JSON value, None where it leads nowhere."""
+    for step in path:
+        if isinstance(step, str):
+            value = value.get(step) if isinstance(value, dict) else None
+        else:
+            value = value[step] if isinstance(value, list) and step < len(value) else None
+    return value
+
+
+def _pause(headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks to wait: a number, or the date of RFC 9110."""
+    asked = headers.get("retry-after", "")
+    try:
+        seconds = float(asked)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(asked).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return 0.0
+    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
