@@ -139,9 +139,9 @@ class EndpointModel:
                     return error
                 except Exception as error:  # one odd answer must not cost the others theirs
                     return EndpointError("broken", f"{self.url}: unreadable answer ({type(error).__name__})")
-            if keep:
-                keep(index, answer)
-            return answer
+                if keep:
+                    keep(index, answer)
+                return answer
 
         async with client:
             return list(await asyncio.gather(*(one(p, i) for i, p in enumerate(prompts))))

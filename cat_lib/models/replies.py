@@ -145,7 +145,7 @@ def masked(text: str, secret: str) -> str:
     """The text without the key, nor a piece of it from its start."""
     if secret in ("", "none"):
         return text
-    return re.sub(re.escape(secret[:8]) + (r"\S*" if len(secret) >= 8 else ""), "***", text)
+    return re.sub(re.escape(secret[:8]) + (r"[^\s\"'\\]*" if len(secret) >= 8 else ""), "***", text)
 
 
 def at(value: object, *path: str | int) -> object:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from misbehaving import SECRET, misbehaving
 
 from cat_lib.cache import Cache
 from cat_lib.judge import Judge
@@ -24,7 +21,6 @@ from cat_lib.schema import Completion, Sampling, Verdict
 
 pytestmark = pytest.mark.fault
 SHORT = Sampling(8, temperature=0.0)
-SECRET = "sk-secret-key-of-the-test"
 
 
 @pytest.fixture(scope="module")
@@ -73,65 +69,6 @@ def test_a_real_server_judges_in_the_text_way_and_its_replies_are_cached(server,
     assert all(v.met is not None or v.cause for v in first)  # a model this small seldom keeps to the form
     assert judge(pairs) == first
     assert model.ledger.roles["judge"].calls == calls
-
-
-class Misbehaving(BaseHTTPRequestHandler):
-    """Does to the n-th request what the server's list `script` says, and the last entry to all further ones."""
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        with self.server.lock:
-            self.server.seen.append(body | {"key": self.headers["authorization"]})
-            act = self.server.script[min(len(self.server.seen), len(self.server.script)) - 1]
-            self.server.now += 1
-            self.server.most = max(self.server.most, self.server.now)
-        try:
-            self.answer(act)
-        finally:
-            with self.server.lock:
-                self.server.now -= 1
-
-    def answer(self, act):
-        text = "<reason>It does.</reason><verdict>yes</verdict>"
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-        usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
-        good = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
-        if isinstance(act, float):
-            time.sleep(act)
-        status = act if isinstance(act, int) else 200
-        body = json.dumps(good if status == 200 else {"error": {"message": f"no: {SECRET}"}}).encode()
-        if act == "no choice":
-            body = json.dumps(good | {"choices": []}).encode()
-        if act in ("no JSON", "a page"):
-            body = b"<html>gateway</html>"
-        if act == "no message":
-            body = json.dumps(good | {"choices": [choice | {"message": None}]}).encode()
-        try:
-            self.send_response(status)
-            self.send_header("content-type", "text/html" if act == "a page" else "application/json")
-            if status == 429:
-                self.send_header("retry-after", self.server.retry_after)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body[:20] if act == "cut off" else body)
-        except OSError:
-            pass
-        self.close_connection = True
-
-    def log_message(self, *_):
-        pass
-
-
-@contextmanager
-def misbehaving(*script, **settings):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
-    server.script, server.seen, server.lock, server.now, server.most = script, [], threading.Lock(), 0, 0
-    server.retry_after = "0"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield EndpointModel("m", f"http://127.0.0.1:{server.server_port}/v1", **settings), server
-    finally:
-        server.shutdown()
 
 
 @pytest.mark.parametrize("trouble", [429, 503, "cut off", "no JSON", "a page", "no choice", "no message"])
