@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cat_lib.audit import Audit, audit, calibrate, clinic_pairs
@@ -100,10 +101,10 @@ class Study:
         new = self.task.sampling.max_new_tokens
         return synthesis(anchor, self.task.extract, self.task.synthesis_prompt, new)
 
-    def rule(self, arm: str, anchor: LocalModel) -> RubricReward:
-        """The reward rule of an arm."""
+    def rule(self, arm: str, anchor: LocalModel, folder: Path) -> RubricReward:
+        """The reward rule of an arm that is trained in `folder`."""
         penalty = LengthPenalty(self.p["length_limit"], self.p["length_penalty"], self.p["length_reading"])
-        rubrics = rubrics_of(arm, self.proposer(anchor, self.p["seed"]), self.train_set)
+        rubrics = rubrics_of(arm, self.proposer(anchor, self.p["seed"]), self.train_set, folder)
         return RubricReward(self.judge(anchor), rubrics, penalty, self.p["max_failed"])
 
     def evaluate(self, policy: LocalModel) -> RubricScore:
@@ -123,8 +124,8 @@ class Study:
         """Train a fresh adapter on `model` by the arm's reward, in a part of the run; returns the policy too."""
         policy = add_lora(model, self.p["lora_rank"], self.p["seed"])
         anchor = policy.anchor()
-        rule, settings = self.rule(arm, anchor), GRPOSettings.of(self.p)
-        estimator = self.teacher(anchor) if needs_reference(arm) else none
         part = run.part(arm)
+        rule, settings = self.rule(arm, anchor, part.dir), GRPOSettings.of(self.p)
+        estimator = self.teacher(anchor) if needs_reference(arm) else none
         trained = train(policy, self.task, self.train_set, estimator, rule, settings, part, True, rule.observe)
         return Arm(trained, self.evaluate(policy), trained.spent), policy

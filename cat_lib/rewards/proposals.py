@@ -1,8 +1,8 @@
 """Rubrics that the anchor writes: `Rub = {r_1..r_n} ~ pi_0(. | p_rub, s)` (section 3.2.2 of the paper).
 
-A reply is one XML element, parsed strictly and never repaired; while a text has too few distinct criteria it is asked
-again, a bounded number of times. Criteria that repeat another one, and those that the text they were written from
-does not meet itself, are dropped and counted. A proposal that fails is None with its cause.
+A reply is one XML element, parsed strictly; only the signs & and < in a criterion are read as themselves. Criteria that
+repeat another one, and those that the text they were written from does not meet itself, are dropped and counted; while
+too few are left, more are asked for, a bounded number of times. A proposal that fails is None with its cause.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 _LONGEST = 20_000  # characters of a proposal that are parsed
 _BLOCK = re.compile(r"<rubric>.*?</rubric>", re.DOTALL)
-_AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos);)")  # models write it bare; read as itself
+# models write these bare, as in "oxygen <92%"; read as themselves
+_AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos);)")
+_LESS = re.compile(r"<(?=[^\w/!?]|\d)")
 _NEAR = 0.7  # share of common words from which two criteria count as one
 
 
@@ -40,7 +42,7 @@ def parse_rubric(text: str, points: bool = False) -> list[Criterion]:
     if len(blocks) != 1 or "<!" in blocks[0]:  # a declaration could define entities that expand without end
         raise ValueError(f"{len(blocks)} <rubric> elements without declarations; exactly 1 is allowed")
     try:
-        root = ElementTree.fromstring(_AMPERSAND.sub("&amp;", blocks[0]))
+        root = ElementTree.fromstring(_LESS.sub("&lt;", _AMPERSAND.sub("&amp;", blocks[0])))
     except ElementTree.ParseError as error:
         raise ValueError(f"no well-formed XML: {error}") from None
     criteria = []
@@ -81,9 +83,9 @@ class Proposal:
 class Proposer:
     """Asks `anchor` for rubrics, all of a call in one batch, `attempts` times at most.
 
-    Criteria of all well-formed replies are pooled until `minimum` distinct ones are there; `replies` are asked for at
+    Criteria of all well-formed replies are pooled until `minimum` distinct ones are kept; `replies` are asked for at
     once, which is quicker where one is seldom enough. `judge`, where given, drops criteria that the source text
-    fails. Prompts "few_shot" are for models too small to follow instructions.
+    fails, before they are counted. Prompts "few_shot" are for models too small to follow instructions.
     """
 
     anchor: LocalModel
@@ -97,7 +99,7 @@ class Proposer:
 
     def __call__(self, texts: Sequence[str | None], kind: Literal["reference", "question"]) -> list[Proposal]:
         """One proposal a text; None stands for a text that could not be had."""
-        found: list[list[Criterion]] = [[] for _ in texts]
+        seen, kept = ([list[Criterion]() for _ in texts] for _ in range(2))
         malformed, duplicates = [0] * len(texts), [0] * len(texts)
         pending = [i for i, text in enumerate(texts) if text]
         for attempt in range(self.attempts):
@@ -106,28 +108,32 @@ class Proposer:
             stop = ("###",) if self.prompt == "few_shot" else self.sampling.stop
             sampling = replace(self.sampling, seed=self.sampling.seed + attempt, stop=stop)
             prompts = [self.request(texts[i] or "", kind) for i in pending]
+            fresh = list[tuple[int, Criterion]]()  # (text, criterion)
             for i, replies in zip(pending, self.anchor.generate(prompts, self.replies, sampling), strict=True):
                 for reply in replies:
-                    fresh = self._parsed(reply)
-                    malformed[i] += not fresh
-                    for criterion in fresh:
-                        new = not any(same_words(criterion.text, old.text) >= _NEAR for old in found[i])
-                        found[i] += [criterion] if new else []
+                    parsed = self._parsed(reply)
+                    malformed[i] += not parsed
+                    for criterion in parsed:
+                        new = not any(same_words(criterion.text, old.text) >= _NEAR for old in seen[i])
+                        seen[i] += [criterion] if new else []
+                        fresh += [(i, criterion)] if new else []
                         duplicates[i] += not new
-            pending = [i for i in pending if len(found[i]) < self.minimum]
-        kept, unmet = self._checked(texts, found) if kind == "reference" else (found, [0] * len(texts))
+            for i, criterion in self._met(texts, fresh) if kind == "reference" else fresh:
+                kept[i].append(criterion)
+            pending = [i for i in pending if len(kept[i]) < self.minimum]
         proposals = []
         for i, text in enumerate(texts):
-            rubric, cause = Rubric(tuple(kept[i]), kind), None
+            rubric, unmet, cause = Rubric(tuple(kept[i]), kind), len(seen[i]) - len(kept[i]), None
             if not text:
                 cause = "no text to write a rubric from"
-            elif len(found[i]) < self.minimum:
-                cause = f"{len(found[i])} distinct criteria after {self.attempts} attempts; {self.minimum} are needed"
+            elif len(kept[i]) < self.minimum:
+                own = f" that the text meets, and {unmet} that it does not," if unmet else ""
+                cause = (
+                    f"{len(kept[i])} distinct criteria{own} after {self.attempts} attempts; {self.minimum} are needed"
+                )
             elif rubric.possible <= 0:
                 cause = "no criterion with positive points is left"
-            proposals.append(
-                Proposal(None if cause else rubric, text or "", malformed[i], duplicates[i], unmet[i], cause)
-            )
+            proposals.append(Proposal(None if cause else rubric, text or "", malformed[i], duplicates[i], unmet, cause))
         return proposals
 
     def _parsed(self, reply: Completion) -> list[Criterion]:
@@ -147,16 +153,12 @@ class Proposer:
         filled = fill(f"rubric_{kind}_{self.prompt}", text=shown, minimum=str(self.minimum), **marks)
         return filled if shots else [{"role": "user", "content": filled}]
 
-    def _checked(
-        self, texts: Sequence[str | None], found: Sequence[Sequence[Criterion]]
-    ) -> tuple[list[list[Criterion]], list[int]]:
+    def _met(self, texts: Sequence[str | None], found: list[tuple[int, Criterion]]) -> list[tuple[int, Criterion]]:
         """The criteria less those that their own text fails; a pitfall is failed by meeting it."""
         if self.judge is None:
-            return [list(criteria) for criteria in found], [0] * len(found)
-        pairs = [(text or "", c.text) for text, criteria in zip(texts, found, strict=True) for c in criteria]
-        verdicts = iter(self.judge(pairs))
-        kept = [[c for c in criteria if next(verdicts).met is not (c.points < 0)] for criteria in found]
-        return kept, [len(a) - len(b) for a, b in zip(found, kept, strict=True)]
+            return found
+        verdicts = self.judge([(texts[i] or "", c.text) for i, c in found])
+        return [(i, c) for (i, c), v in zip(found, verdicts, strict=True) if v.met is not (c.points < 0)]
 
 
 def rubric_table(proposals: Mapping[str, Proposal]) -> pd.DataFrame:

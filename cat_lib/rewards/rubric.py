@@ -10,16 +10,18 @@ Physicians' criteria reach a reward through `physician` and no other way.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
 import pandas as pd
 
+from cat_lib.files import append_line, read_lines
 from cat_lib.prompts import one_line
 from cat_lib.record import write_step
 from cat_lib.rewards.proposals import Proposal, Proposer, rubric_table
@@ -46,18 +48,34 @@ def from_rollout(proposer: Proposer) -> Rubrics:
     return lambda groups, references: proposer([g.rollouts[0].text for g in groups], "reference")
 
 
-def from_question(proposer: Proposer) -> Rubrics:
+def from_question(proposer: Proposer, path: Path | None = None) -> Rubrics:
     """Control: criteria from the question alone (later version of the paper, A.2).
 
-    A question's rubric is written once; one that failed is asked for again when the question comes again.
+    A question's rubric is written once, by a draw that hangs on the question's id and not on its place in a batch. It
+    is kept in `path`, where a resume and other processes find it. One that failed stays failed: its draw is the same.
     """
-    known: dict[str, Proposal] = {}
+    known, offset = dict[str, Proposal](), 0
 
     def rubrics(groups: Sequence[Group], references: Sequence[Reference | None]) -> list[Proposal]:
-        new = [g for g in groups if g.id not in known]
-        fresh = dict(zip((g.id for g in new), proposer([g.question for g in new], "question"), strict=True))
+        nonlocal offset
+        for end, line in read_lines(path, offset) if path else ():
+            offset = end
+            criteria = tuple(Criterion(text, points) for text, points in line["criteria"])
+            rubric = Rubric(criteria, "question") if criteria else None
+            known.setdefault(line["example"], Proposal(rubric, line["text"], cause=line["cause"]))
+        fresh = dict[str, Proposal]()
+        for g in groups:
+            if g.id not in known and g.id not in fresh:
+                digest = hashlib.sha256(f"{proposer.sampling.seed} {g.id}".encode("utf-8", "surrogatepass")).digest()
+                drawn = replace(proposer.sampling, seed=int.from_bytes(digest[:4]) >> 1)
+                (p,) = replace(proposer, sampling=drawn)([g.question], "question")
+                fresh[g.id] = p
+                if path:
+                    kept = [[c.text, c.points] for c in p.rubric.criteria] if p.rubric else []
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    append_line(path, {"example": g.id, "text": p.text, "criteria": kept, "cause": p.cause})
         found = [fresh.get(g.id) or known[g.id] for g in groups]
-        known.update({id: Proposal(p.rubric, p.text) for id, p in fresh.items() if p.rubric})
+        known.update({id: Proposal(p.rubric, p.text, cause=p.cause) for id, p in fresh.items()})  # counted once
         return found
 
     return rubrics
@@ -88,15 +106,20 @@ def equivalence() -> Rubrics:
 ARMS = ("self-proposed", "question-only", "one rollout", "physician", "model-as-judge")
 
 
-def rubrics_of(arm: str, proposer: Proposer, examples: Sequence[Example]) -> Rubrics:
-    """The source of rubrics that an experiment names. Raises ValueError for a name that is not in ARMS."""
+def rubrics_of(arm: str, proposer: Proposer, examples: Sequence[Example], folder: Path) -> Rubrics:
+    """The source of rubrics that an experiment names; what is written once goes into the run's `folder`.
+
+    Raises ValueError for a name that is not in ARMS.
+    """
     if arm not in ARMS:
         raise ValueError(f"arm {arm!r}: allowed are {', '.join(ARMS)}")
     if arm == "physician":
         return physician(examples)
     if arm == "model-as-judge":
         return equivalence()
-    return {"self-proposed": from_reference, "question-only": from_question, "one rollout": from_rollout}[arm](proposer)
+    if arm == "question-only":
+        return from_question(proposer, folder / "question_rubrics.jsonl")
+    return from_reference(proposer) if arm == "self-proposed" else from_rollout(proposer)
 
 
 def needs_reference(arm: str) -> bool:
