@@ -6,7 +6,8 @@ import contextlib
 import io
 import statistics
 import sys
-from typing import TYPE_CHECKING, Annotated
+import warnings
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -92,3 +93,39 @@ def _lengths(name: str, prompts: Sequence[Prompt], new_tokens: int) -> str:
         f"{model.context}, of which an answer gets {new_tokens}: "
         + (f"{over} of {len(lengths)} do not fit" if over else f"all {len(lengths)} fit")
     )
+
+
+@app.command()
+def judge(
+    name: Annotated[str, typer.Argument(metavar="JUDGE", help="endpoint:MODEL@URL; the key from CAT_LIB_API_KEY.")],
+    price: Annotated[
+        tuple[float, float] | None, typer.Option(help="Dollars per million prompt and completion tokens.")
+    ] = None,
+) -> None:
+    """Ask a judge behind an endpoint for one verdict and show how it was read; exit code 0 if there is one, else 2."""
+    from cat_lib.judge import Judge
+    from cat_lib.models.endpoint import EndpointModel
+
+    told: list[tuple[dict[str, Any], str]] = []
+    try:
+        model = EndpointModel.parse(name, attempts=1, heard=lambda fields, body: told.append((dict(fields), body)))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+    model.prices = {model.model: price} if price else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is refused or not counted is shown below
+        (verdict,) = Judge(model, "text", attempts=1)([("Rest, and drink plenty of water.", "Says to rest.")])
+    for fields, body in told:
+        shown = ", ".join(f"{k}={v!r}" for k, v in fields.items() if k != "messages")
+        print(f"sent     {shown}, and a prompt of {sum(len(m['content']) for m in fields['messages'])} characters")
+        print(f"came     {body[:1500]!r}{f' and {len(body) - 1500} more' if len(body) > 1500 else ''}")
+    cost, refuses = model.ledger.roles["judge"], model.refuses
+    names = ", ".join(f"{k} (sent as {v})" if v else f"{k} (left out)" for k, v in refuses.items())
+    print(f"refuses  {names or 'no field that was sent'}")
+    spent = f"${cost.usd:.6f}" if price else "no price given"
+    print(f"took     {cost.seconds:.2f} s, {cost.prompt_tokens} + {cost.completion_tokens} tokens, {spent}")
+    if verdict.met is None:
+        print(f"no verdict: {verdict.cause}", file=sys.stderr)
+        raise typer.Exit(2)
+    print(f"read     {'yes' if verdict.met else 'no, where yes is right'}; reason {verdict.reason!r}")
