@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cat_lib.cache import Cache, key
 from cat_lib.models.endpoint import EndpointModel
 from cat_lib.models.replies import EndpointError
-from cat_lib.prompts import fence, fill, one_line, plain, valid
+from cat_lib.prompts import fence, fill, one_line, plain, valid, without_thinking
 from cat_lib.references.synthesis import fit
 from cat_lib.schema import Completion, Prompt, Sampling, Verdict
 from cat_lib.verdicts import read
@@ -208,7 +208,11 @@ def parse(reply: Completion | EndpointError) -> Verdict:
     """The verdict in a reply of the text way, or None with the cause: never a guess."""
     if isinstance(reply, EndpointError):
         return Verdict(None, f"{reply.cause}: {reply}")
-    return read(reply.text) if reply.ended else Verdict(None, "the reply was cut off")
+    if reply.ended:
+        return read(reply.text)
+    thinking = not without_thinking(reply.text).strip()
+    advice = " while thinking: switch thinking off at its server, or give it more tokens" if thinking else ""
+    return Verdict(None, f"the reply was cut off{advice}")
 
 
 def _log_odds(logp: Sequence[float]) -> float:

@@ -18,6 +18,7 @@ from cat_lib.judge import Judge
 from cat_lib.models.embedded import checkpoint
 from cat_lib.models.endpoint import KEY, EndpointError, EndpointModel
 from cat_lib.schema import Completion, Sampling, Verdict
+from small import cat_lib
 
 pytestmark = pytest.mark.fault
 SHORT = Sampling(8, temperature=0.0)
@@ -69,6 +70,16 @@ def test_a_real_server_judges_in_the_text_way_and_its_replies_are_cached(server,
     assert all(v.met is not None or v.cause for v in first)  # a model this small seldom keeps to the form
     assert judge(pairs) == first
     assert model.ledger.roles["judge"].calls == calls
+
+
+def test_the_command_shows_what_a_real_server_says(server, tmp_path):
+    code, out = cat_lib(tmp_path, "check", "judge", f"endpoint:{checkpoint()}@{server}")
+    assert code in (0, 2), out  # a model this small seldom keeps to the form
+    assert "max_tokens=200, seed=0, temperature=0.0, and a prompt of" in out
+    assert '"usage"' in out
+    assert "Traceback" not in out
+    assert ("read     " in out) == (code == 0)
+    assert ("no verdict: " in out) == (code == 2)
 
 
 @pytest.mark.parametrize("trouble", [429, 503, "cut off", "no JSON", "a page", "no choice", "no message"])
