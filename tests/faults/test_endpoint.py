@@ -61,15 +61,15 @@ def test_a_real_server_gives_the_local_model_s_greedy_text_and_is_accounted(serv
     assert cost.usd == pytest.approx((2 * cost.prompt_tokens + 10 * cost.completion_tokens) / 1e6)
 
 
-def test_a_real_server_judges_in_the_text_way_and_its_replies_are_cached(server, tmp_path):
-    model = EndpointModel.parse(f"endpoint:{checkpoint()}@{server}")
-    judge = Judge(model, "text", cache=Cache(tmp_path / "j.db"), attempts=2, sampling=Sampling(24, temperature=0.0))
-    pairs = [("Rest and drink plenty.", "Says to rest."), ("Rest.", "Recommends antibiotics.")]
-    first = judge(pairs)
-    calls = model.ledger.roles["judge"].calls
-    assert all(v.met is not None or v.cause for v in first)  # a model this small seldom keeps to the form
-    assert judge(pairs) == first
-    assert model.ledger.roles["judge"].calls == calls
+def test_a_real_server_judges_in_the_text_way_and_its_verdicts_are_kept(server, tmp_path):
+    model, cache = EndpointModel.parse(f"endpoint:{checkpoint()}@{server}"), Cache(tmp_path / "j.db")
+    judge = Judge(model, "text", cache=cache, attempts=2, sampling=Sampling(24, temperature=0.0))
+    verdicts = judge([("Rest and drink plenty.", "Says to rest."), ("Rest.", "Recommends antibiotics.")])
+    # a model this small seldom keeps to the form
+    assert all(v.met is not None or v.cause.startswith(("malformed", "the reply was cut")) for v in verdicts)
+    with cache._open() as db:
+        kept = db.execute("SELECT count(*) FROM answers").fetchone()[0]
+    assert kept == sum(v.met is not None for v in verdicts)
 
 
 def test_the_command_shows_what_a_real_server_says(server, tmp_path):
