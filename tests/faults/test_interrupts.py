@@ -31,40 +31,28 @@ judge = Judge(EndpointModel("m", url, concurrency=at_once), "text", cache=Cache(
 judge([(f"response {i}", "Says to rest.") for i in range(pairs)])
 """
 
-# a policy of two layers with random weights, trained on experts' criteria by a judge behind the endpoint
+# trained on experts' criteria by a judge behind the endpoint
 TRAINING = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+sys.path.append(sys.argv[3])
 from cat_lib.judge import Judge
-from cat_lib.models.attention import register
-from cat_lib.models.embedded import checkpoint
 from cat_lib.models.endpoint import EndpointModel
-from cat_lib.models.local import LocalModel
 from cat_lib.references.selection import none
 from cat_lib.rewards.rubric import RubricReward, physician
 from cat_lib.settings import GRPOSettings
 from cat_lib.tasks import load_task
 from cat_lib.tracking import Run
-from cat_lib.training import add_lora, train
-torch.manual_seed(0)
-tokenizer = AutoTokenizer.from_pretrained(checkpoint())
-tokenizer.padding_side = "left"
-config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2,
-                     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
-                     attn_implementation=register())
-model = LlamaForCausalLM(config).eval()
-model.generation_config.eos_token_id = tokenizer.eos_token_id
-policy = add_lora(LocalModel(model, tokenizer, "tiny"), 4, 0)
+from cat_lib.training import train
+from tiny import tiny_policy
 task = load_task("clinic")
 task = replace(task, sampling=replace(task.sampling, max_new_tokens=8))
 examples = task.examples("train", None, 0)
 rule = RubricReward(Judge(EndpointModel("m", sys.argv[1]), "text"), physician(examples), max_failed=1.0)
 settings = GRPOSettings(steps=4, group_size=2, prompts_per_step=2, prompts_per_micro_batch=2, learning_rate=1e-4,
                         lora_rank=4, save_steps=50)
-train(policy, task, examples, none, rule, settings, Run(Path(sys.argv[2])), resume=True, observe=rule.observe)
+train(tiny_policy(), task, examples, none, rule, settings, Run(Path(sys.argv[2])), resume=True, observe=rule.observe)
 """
 
 
@@ -132,13 +120,13 @@ def test_an_interrupt_ends_the_pauses_between_tries(tmp_path):
 def test_a_training_step_that_is_interrupted_while_the_judge_hangs_leaves_its_checkpoint(tmp_path):
     first = tmp_path / "rollouts" / "step_00001_rank0.parquet"
     with misbehaving(lambda request: HUNG if first.exists() else (200, good())) as (model, server):
-        process = start(TRAINING, model.url, tmp_path)
+        process = start(TRAINING, model.url, tmp_path, Path(__file__).parents[1])
         until(lambda: first.exists() and server.now >= 8, process)
         assert interrupt(process) < 20  # the runner kills after 25
         (saved,) = (tmp_path / "checkpoints").glob("checkpoint-*")
         assert json.loads((saved / "interrupted.json").read_text()) == {"step": 1, "of": 4}
         assert json.loads((saved / "trainer_state.json").read_text())["global_step"] == 1
         server.script = [(200, good())]
-        process = start(TRAINING, model.url, tmp_path)
+        process = start(TRAINING, model.url, tmp_path, Path(__file__).parents[1])
         assert process.wait(200) == 0, process.stderr.read()[-2000:]
     assert len(list(Path(tmp_path, "rollouts").glob("step_*.parquet"))) == 4
