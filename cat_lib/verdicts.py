@@ -15,10 +15,10 @@ from cat_lib.schema import Verdict
 _LONGEST = 4000  # characters of an answer that is read; what is asked for is far shorter
 _BEGIN = r"(?:^|(?<=[.!?]))[\s*_`#-]{0,20}"  # of a line or a sentence
 _LABEL = r"(?:my |the )?(?:final )?verdict[\s*_]{0,9}"
-_WORD = r"[\s*_`'\":]{0,9}(yes|no)[\s*_`'\".!]{0,9}"
+_WORD = r"[\s*_`'\":(\[]{0,9}(yes|no)[\s*_`'\".!)\]]{0,9}"
 _TAGGED = re.compile(
     rf"{_BEGIN}(?:{_LABEL}[:=-][\s*_]{{0,9}})?<\s*verdict\s*>{_WORD}(?:<\s*/?\s*verdict\s*>|\Z)"
-    r"(?=[\s*_.]{0,20}(?:\n|\Z|(?-i:[A-Z(]))|\s*```\s*\Z)",
+    r"(?=[\s*_.]{0,20}(?:\n|\Z|(?-i:[A-Z(<]))|\s*```\s*\Z)",
     re.IGNORECASE | re.MULTILINE,
 )
 _LABELLED = re.compile(rf"{_BEGIN}{_LABEL}(?:is\b|[:=\n-]){_WORD}(?:```\s*)?\Z", re.IGNORECASE | re.MULTILINE)
@@ -26,7 +26,8 @@ _REASON = re.compile(r"<\s*reason\s*>(.*)<\s*/\s*reason\s*>", re.IGNORECASE | re
 _UNOPENED = re.compile(r"\A(.*)<\s*/\s*reason\s*>", re.IGNORECASE | re.DOTALL)
 # every verdict that is mentioned; [verdict] is what a response wrote
 _MENTIONED = re.compile(
-    r"<\s*verdict\s*>([^<]*)|(?<![<\[/])\bverdict(?: is)?[\s*_`'\">:=-]{1,8}(yes|no)\b", re.IGNORECASE
+    r"<\s*verdict\s*>([^<]*)|(?<![<\[/])\bverdict(?: is\b|[\s*_`'\"]{0,8}[>:=-])[\s*_`'\"]{0,8}(yes|no)\b",
+    re.IGNORECASE,
 )
 
 
@@ -42,7 +43,9 @@ def read(reply: str) -> Verdict:
     outside = f"{answer[: reason.start()]}\n{answer[reason.end() :]}" if reason else answer
     own = [m for m in _TAGGED.finditer(outside) if not _quoted(outside, m)] or list(_LABELLED.finditer(outside))
     said = {m[1].lower() for m in own}
-    every = said | {(m[1] or m[2] or "").strip(" \t\n*_`'\".!").lower() for m in _MENTIONED.finditer(answer)} - {""}
+    every = said | {(m[1] or m[2] or "").strip(" \t\n*_`'\".!:()[]").lower() for m in _MENTIONED.finditer(answer)} - {
+        ""
+    }
     if len(every) > 1:
         return Verdict(None, f"verdicts that differ: {shown}")
     if not said:

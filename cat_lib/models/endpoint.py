@@ -157,7 +157,7 @@ class EndpointModel:
                 failed = error
             pause = max(min(20.0, 0.5 * 2.0 ** (tried - 1)) + random.random(), failed.wait)
             if failed.wait and clock() + pause > end:
-                late = f"; it asks to wait {failed.wait:.0f} s, longer than the deadline of {self.deadline:g} s"
+                late = f"; it asks to wait {failed.wait:.0f} s, of the deadline {end - clock():.0f} s are left"
             if late or failed.cause not in replies.PASSING or tried >= self.attempts or clock() + pause > end:
                 said = replies.masked(f"{self.url}: {failed}{late}", secret)
                 raise EndpointError(failed.cause, said, failed.wait, failed.said)
