@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from cat_lib.cache import Cache, key
+from cat_lib.models.chat import direct
 from cat_lib.models.endpoint import EndpointModel
 from cat_lib.models.replies import EndpointError
 from cat_lib.prompts import fence, fill, one_line, plain, valid, without_thinking
@@ -146,8 +147,7 @@ class Judge:
         if isinstance(request, str):
             before, after = request.split(_HOLE)
             return model.encode(before.removesuffix(" ")), after
-        text = model.tokenizer.apply_chat_template(request, add_generation_prompt=True, tokenize=False)
-        before, after = text.split(_HOLE)
+        before, after = direct(model).render(request).split(_HOLE)
         return list(model.tokenizer(before.removesuffix(" "), add_special_tokens=False).input_ids), after
 
     def _by_text(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:

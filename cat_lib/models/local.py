@@ -71,7 +71,7 @@ class LocalModel:
             raise ValueError("a policy in training can't be cached; judge with its anchor()")
         sample = torch.stack([p.detach().flatten()[p.numel() // 2].float().cpu() for p in tensors.values()])
         digest = hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]
-        return f"{self.name} {self.model.dtype} {digest}"
+        return f"{self.name} {self.model.dtype} {digest}{' thinking' * self.thinking}"
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; a chat template writes its own special tokens."""

@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from cat_lib.models.branches import score_branches
+from cat_lib.models.chat import direct
 from cat_lib.prompts import fence, fill, one_line
 from cat_lib.references.selection import pick
 from cat_lib.references.synthesis import fitted
@@ -89,9 +90,11 @@ def self_bon(reader: LocalModel, kind: str) -> Estimator:
     """Self-selected best-of-N: the model reads question and rollouts, lettered, and the likeliest letter is picked.
 
     `kind` is the task's synthesis prompt: a `few_shot` one takes plain text with worked examples, else a chat.
-    Raises ValueError for a group of more than 52 rollouts and for a log-probability that is not finite.
+    Raises ValueError for a group of more than 52 rollouts, a log-probability that is not finite, and for a chat with
+    a model that always thinks first.
     """
     shots = kind.startswith("few_shot")
+    reader = reader if shots else direct(reader)
     name = "self_bon_few_shot" if shots else "self_bon_chat"
 
     def head(group: Group) -> list[int]:

@@ -130,10 +130,10 @@ def read_jsonl(source: str | Path, bad: list[DataError] | None = None) -> Iterat
     Raises DataError for a line that is no JSON object (see `parse_json`), or puts it into `bad`, where that is given.
     """
     path = _local(str(source))
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # a text may hold other kinds of line end
+    for place, line in enumerate(path.read_bytes().split(b"\n"), 1):  # a text may hold other kinds of line end
         if not line.removeprefix(BOM_UTF8).strip():
             continue
-        where = f"{path}:{number}"
+        where = f"{path}:{place}"
         try:
             row = parse_json(line, where)
             if not isinstance(row, dict):
@@ -186,7 +186,7 @@ def _example(row: dict[str, Any], where: str) -> Example:
     if missing := [k for k in ("prompt", "prompt_id", "rubrics") if k not in row]:
         there = ", ".join(row) or "nothing"
         raise DataError(
-            f"{where}: no {', '.join(missing)}; a row needs prompt, prompt_id and rubrics, and this one has {there[:200]}"
+            f"{where}: no {', '.join(missing)}; a row needs prompt, prompt_id and rubrics, and this has {there[:200]}"
         )
     prompt, id = conversation(row["prompt"], "prompt", where), text(row["prompt_id"], "prompt_id", where)
     criteria = tuple(

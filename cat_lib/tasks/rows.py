@@ -83,7 +83,7 @@ def text(value: Any, key: str, where: str) -> str:
 
 def items(value: Any, key: str, where: str, kind: type = str) -> list[Any]:
     """What stands under `key`, if it is a list of that kind alone. Raises DataError naming row and key."""
-    kinds = {str: "texts", dict: "objects"}
+    kinds: dict[type, str] = {str: "texts", dict: "objects"}
     if not isinstance(value, list):
         raise DataError(f"{where}: {key} is {_named(value)}, where a list of {kinds[kind]} is needed")
     for i, entry in enumerate(value):

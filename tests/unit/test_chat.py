@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from cat_lib.judge import Judge
+from cat_lib.references.scored import self_bon
 from cat_lib.schema import Sampling
 
 # as Qwen 3: an empty block of thinking where it is off
@@ -88,3 +90,15 @@ def test_generation_cuts_the_thinking_and_books_its_tokens(with_template):
         ((completion,),) = model.generate([turns(("user", "What is 2 + 2?"))], 1, Sampling(8, temperature=0))
     assert completion.text == ""  # eight tokens, and the thinking never ended
     assert len(completion.token_ids) == spent["policy"].completion_tokens == 8
+
+
+def test_a_word_is_read_where_no_thought_is_due(with_template):
+    """A probability judge and self-selected best-of-N ask a model that may think without letting it."""
+    model = with_template(QWEN, thinking=True)
+    judge = Judge(model.anchor("judge"), "chat")
+    _, after = judge._split(model, "Rest.")
+    assert after.endswith("<think>\n\n</think>\n\n")
+    with pytest.raises(ValueError, match=r"always thinks first.*judge_prompt='text'"):
+        Judge(with_template(OPENED), "chat")([("Rest.", "Says to rest.")])
+    with pytest.raises(ValueError, match="always thinks first"):
+        self_bon(with_template(OPENED), "reasoning")
