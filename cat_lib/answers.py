@@ -1,16 +1,12 @@
 r"""Reading and comparing mathematical answers, bounded in time and size.
 
+Two answers are equal if they have one canonical form; evaluation, rewards and votes know no other equality. Which
+notations are read, which are refused, and where math-verify reads otherwise, stands in docs/answers.md.
+
 Plain numbers are read here. All else goes to worker processes (`cat_lib.answer_worker`), as sympy evaluates what it
-reads and `9^{9^{9^9}}` stops only with its process. An item is lost (None) if it takes over LIMIT seconds of its
-worker's processor time, whatever else the machine does, or more memory than it has; the rest of its batch goes on.
-
-Ignored are dollar, percent and degree signs, units, the case of letters, and what stands left of `x = ...`. Numbers in
-a base (`52_8`) and times of day are compared as written; `3:2` is a ratio; `1,2` is a set; `1,000` is a number.
-
-Known weak spots: 5 cm equals 5 kg, and 50\% equals 50; `x=5` and `y=5` have one form; `(1,2)` is a pair and an open
-interval; `3:2` equals 1.5, but `3:20` is a time; letters that look like a word are one (`abc` is not `bca`), others
-are factors; what the parser can't read is compared as text; what takes about LIMIT
-seconds may be lost on a slower machine only. POSIX only.
+reads and `9^{9^{9^9}}` stops only with its process. An item is lost if it takes over LIMIT seconds of its worker's
+processor time, whatever else the machine does, or more memory than it has, or if its form would be longer than LONGEST;
+the rest of its batch goes on. What takes about LIMIT seconds may be lost on a slower machine only. POSIX only.
 """
 
 from __future__ import annotations
@@ -21,68 +17,96 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 LIMIT = 2.0  # seconds of processor time an item may take; honest answers take 0.001 to 0.3
 PATIENCE = 60.0  # seconds until a worker that says nothing is ended
 WORKERS = min(2, os.cpu_count() or 1)
-LONGEST = 1_000  # characters read of an answer
+TOGETHER = 4  # texts that a worker gets at once, which saves half of the waiting
+REMEMBERED = 50_000  # forms
+LONGEST = 1_000  # characters of an answer, and of a form
+APPROXIMATE = 6  # decimal places from which on a number may stand for one that it rounds
 
-_N = r"(?:(?:[0-9]{1,3}(?:[, ][0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
+_N = r"(?:(?:[1-9][0-9]{0,2}(?:[, ][0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
 _NUMBER = re.compile(rf"([+-]?) ?(?:\\frac ?\{{([+-]?{_N})\}} ?\{{({_N})\}}|\\frac ?([0-9])([0-9])|({_N})(?:/({_N}))?)")
 _TOKEN = re.compile(r"\\boxed\s*\{|\\(?!\\boxed).|[{}]", re.DOTALL)  # an escaped brace is none
 
 
-def boxed(text: str) -> str | None:
-    r"""The content of the one `\boxed{...}` of a text, or None: there is none, or several that differ, or a broken one.
+@dataclass(frozen=True)
+class Lost:
+    """An answer that has no form within the limits, and why."""
+
+    why: str
+
+
+_SLOW = Lost(f"it can't be read in time (over {LIMIT:g} s) or memory")
+_LONG = Lost(f"its exact form has over {LONGEST:,} characters")
+
+
+def boxes(text: str) -> list[str]:
+    r"""What stands in the `\boxed{...}` of a text, in order; none if one of them is broken or over LONGEST characters.
 
     Empty boxes (as in quoted instructions) don't count; of boxes in boxes the innermost do. Of a text over 100,000
-    characters the last 20,000 are read; a content over LONGEST characters makes it None. Linear in the text.
+    characters the last 20,000 are read. Linear in the text.
     """
     text = text[-20_000:] if len(text) > 100_000 else text
-    found, opened = set[str](), list[int]()  # opened: where a box's content starts, or 0 for another brace
+    found, opened = list[str](), list[int]()  # opened: where a box's content starts, or 0 for another brace
     for token in _TOKEN.finditer(text):
         if token[0] == "{" or token[0].startswith(r"\boxed"):
             opened.append(token.end() if token[0] != "{" else 0)
         elif token[0] == "}" and opened and (start := opened.pop()):
             if token.start() - start > LONGEST:
-                return None
-            if r"\boxed" not in (content := text[start : token.start()].strip()):
-                found |= {content} - {""}
-    return found.pop() if len(found) == 1 and not any(opened) else None
+                return []
+            if r"\boxed" not in (content := text[start : token.start()].strip()) and content:
+                found.append(content)
+    return [] if any(opened) else found
+
+
+def read(answers: Sequence[str]) -> list[str | Lost | None]:
+    """The canonical form of each answer, in which equal answers are equal; None: it is empty; or why it was lost.
+
+    "p/q" for a rational number, LaTeX for other mathematics, words without case, and normalised source for what is no
+    mathematics; an answer over LONGEST characters stays as it is. Raises RuntimeError if no worker can be started.
+    """
+    texts = [a.strip() for a in answers]
+    values = [number(t) if len(t) <= LONGEST else None for t in texts]
+    known = [
+        t if not t or len(t) > LONGEST else None if n is None or places(n) >= APPROXIMATE else str(n)
+        for t, n in zip(texts, values, strict=True)
+    ]
+    asked = dict.fromkeys(t for t, form in zip(texts, known, strict=True) if form is None)
+    forms: dict[str, str | Lost] = {t: _remembered[t] for t in asked if t in _remembered}
+    unknown = [t for t in asked if t not in forms]
+    size = min(TOGETHER, -(-len(unknown) // WORKERS) or 1)
+    parts = [unknown[start : start + size] for start in range(0, len(unknown), size)]
+    for replies in _pool.map(_ask, parts):  # an interrupt cancels what has not begun
+        forms |= replies
+    if len(_remembered) > REMEMBERED:
+        _remembered.clear()
+    _remembered.update({t: forms[t] for t in unknown if forms[t] is not _SLOW})  # on another day it may be faster
+    found = [(forms[t] if form is None else form) or None for t, form in zip(texts, known, strict=True)]
+    _lost.extend(form for form in found if isinstance(form, Lost))
+    return found
 
 
 def canonical(answers: Sequence[str]) -> list[str | None]:
-    """The canonical form of each answer: equal answers have equal forms, as far as sympy can tell in LIMIT seconds.
-
-    "p/q" for a rational number, LaTeX for other mathematics, words without case, and normalised source for what is no
-    mathematics; an answer over LONGEST characters stays as it is.
-    None: the answer is empty, or it was lost (see `lost`). Raises RuntimeError if no worker can be started.
-    """
-    texts = [a.strip() for a in answers]
-    known = [t if not t or len(t) > LONGEST else number(t) for t in texts]
-    return [None if form is None else str(form) or None for form in _complete(known, [(t,) for t in texts])]
+    """As `read`, with None for what was lost too."""
+    return [None if isinstance(form, Lost) else form for form in read(answers)]
 
 
 def equal(pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-    """Whether each (gold, answer) is the same to math-verify, decimals to 6 places; None where that was lost.
-
-    Unlike there, `1, 2` is not `(1, 2)`, 0 is no `2x - y = 0`, and empty texts equal nothing. Texts over LONGEST
-    characters are compared as they are. Raises RuntimeError if no worker can be started.
-    """
-    known: list[bool | None] = []
-    for gold, answer in pairs:
-        ours, theirs = (number(t) if len(t) <= LONGEST else None for t in (gold, answer))
-        both = None if ours is None or theirs is None else same(ours, theirs, gold + answer)
-        known.append(gold == answer if max(len(gold), len(answer)) > LONGEST else both)
-    return _complete(known, pairs)
+    """Whether both texts of each pair have one canonical form, which empty ones have not; None if one was lost."""
+    forms = read([text for pair in pairs for text in pair])
+    return [
+        None if isinstance(one, Lost) or isinstance(other, Lost) else one is not None and one == other
+        for one, other in zip(forms[::2], forms[1::2], strict=True)
+    ]
 
 
 def lost() -> int:
@@ -92,6 +116,8 @@ def lost() -> int:
 
 def number(text: str) -> Fraction | None:
     """The number that a text writes in digits, or None: it writes none."""
+    if text.lstrip("+-").startswith("0,"):  # 0,125: no group of thousands begins with 0
+        text = re.sub("^([+-]?0),(?=[0-9]{3,}$)", r"\1.", text)
     if not (match := _NUMBER.fullmatch(text)):
         return None
     over, under = match[2] or match[4] or match[6], match[3] or match[5] or match[7] or "1"
@@ -99,36 +125,36 @@ def number(text: str) -> Fraction | None:
     return None if not bottom else (-top if match[1] == "-" else top) / bottom
 
 
-def same(gold: Fraction, answer: Fraction, source: str) -> bool:
-    """Whether two numbers are equal, to 6 places if either is written as a decimal."""
-    return gold == answer or ("." in source and round(gold, 6) == round(answer, 6))
+def places(value: Fraction) -> int:
+    """Decimal places that write the number exactly; 0 if none do."""
+    if value.denominator == 1:
+        return 0
+    rest, count = value.denominator, dict.fromkeys((2, 5), 0)
+    for prime in count:
+        while rest % prime == 0:
+            rest, count[prime] = rest // prime, count[prime] + 1
+    return max(count.values()) if rest == 1 else 0
 
 
-def _complete(known: Sequence[Any], items: Sequence[tuple[str, ...]]) -> list[Any]:
-    """What is known, and where that is None, a worker's reply to the item, or None if it was lost."""
-    unknown = list(dict.fromkeys(i for i, value in zip(items, known, strict=True) if value is None))
-    replies = dict(zip(unknown, _pool.map(_reply, unknown), strict=True))  # an interrupt cancels what has not begun
-    return [replies[i] if value is None else value for i, value in zip(items, known, strict=True)]
-
-
-def _reply(item: tuple[str, ...]) -> Any:
-    try:
-        return _ask(item)
-    except TimeoutError:
-        _lost.append(item)
-        return None
-
-
-@lru_cache(50_000)
-def _ask(item: tuple[str, ...]) -> Any:
-    """The reply of this thread's worker. Raises TimeoutError if the item is lost, which the cache does not keep."""
-    worker = _workers.get(threading.get_ident())
-    if worker is None or worker.poll() is not None:
-        worker = _workers[threading.get_ident()] = _start()
-    assert worker.stdin is not None
-    with suppress(BrokenPipeError):  # then there is no reply either
-        worker.stdin.write(json.dumps(item).encode() + b"\n")
-    return json.loads(_line(worker))
+def _ask(texts: Sequence[str]) -> dict[str, str | Lost]:
+    """The forms that this thread's worker replies. What ends or silences it is lost, and the next gets the rest."""
+    found: dict[str, str | Lost] = {}
+    while rest := [t for t in texts if t not in found]:
+        worker = _workers.get(threading.get_ident())
+        if worker is None or worker.poll() is not None:
+            worker = _workers[threading.get_ident()] = _start()
+        assert worker.stdin is not None
+        with suppress(BrokenPipeError):  # then there is no reply either
+            worker.stdin.write(b"".join(json.dumps(text).encode() + b"\n" for text in rest))
+        replies = _lines(worker)
+        for text in rest:
+            try:
+                form = json.loads(next(replies))
+            except TimeoutError:
+                found[text] = _SLOW
+                break
+            found[text] = _LONG if form is None else form
+    return found
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -139,22 +165,25 @@ def _start() -> subprocess.Popen[bytes]:
         cwd=root, env={**os.environ, "PYTHONHASHSEED": "0"}, start_new_session=True,
     )  # fmt: skip
     try:
-        _line(worker)
+        next(_lines(worker))
     except TimeoutError:
         why = f"(exit status {worker.returncode}); to see why, run {' '.join(command)} < /dev/null in {root}"
         raise RuntimeError(f"no worker can be started to read answers {why}") from None
     return worker
 
 
-def _line(worker: subprocess.Popen[bytes]) -> bytes:
-    """What a worker says next. Raises TimeoutError, and ends it, if it has ended or says nothing."""
+def _lines(worker: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    """What a worker says, line by line. Raises TimeoutError, and ends it, if it has ended or says nothing."""
     assert worker.stdout is not None
-    line = os.read(worker.stdout.fileno(), 1 << 16) if wait([worker.stdout.fileno()], PATIENCE) else b""
-    if not line.endswith(b"\n"):
-        with worker:
-            worker.kill()
-        raise TimeoutError
-    return line
+    said = b""
+    while True:
+        more = os.read(worker.stdout.fileno(), 1 << 16) if wait([worker.stdout.fileno()], PATIENCE) else b""
+        if not more:
+            with worker:
+                worker.kill()
+            raise TimeoutError
+        *lines, said = (said + more).split(b"\n")
+        yield from lines
 
 
 def _begin() -> None:
@@ -165,6 +194,7 @@ def _begin() -> None:
 
 _pool: ThreadPoolExecutor
 _workers: dict[int, subprocess.Popen[bytes]]  # by the thread that asks; a worker ends with its input
-_lost: list[tuple[str, ...]] = []
+_lost: list[Lost] = []
+_remembered: dict[str, str | Lost] = {}
 _begin()
 os.register_at_fork(after_in_child=_begin)

@@ -1,7 +1,8 @@
 r"""Competition mathematics: MATH-500, AIME, AMC and GSM8K from the hub, and files in their formats.
 
-A model answers in one `\boxed{...}`; answers and golds are canonical forms (`cat_lib.answers`), so that a vote can
-count them. Rows are looked for under the key names that published datasets use (see _KEYS).
+A model answers in one `\boxed{...}`, or in several that say the same; answers and golds are canonical forms
+(`cat_lib.answers`), so that a vote can count them. Rows are looked for under the key names that published datasets use
+(see _KEYS).
 
 Left out: which split of a dataset is which. A test set is read, and where `transductive` is off it is cut in half by a
 hash of the question's text, so that no question stands on both sides, whatever its id or the file's order.
@@ -18,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cat_lib.answers import boxed, canonical, equal
+from cat_lib.answers import boxes, canonical, read
 from cat_lib.schema import Completion, Example, Message, Sampling
-from cat_lib.tasks.healthbench import DataError, read_jsonl
+from cat_lib.tasks.healthbench import read_jsonl
+from cat_lib.tasks.rows import DataError, content_text, items, parse_json, settle_bad
 
 HUB: dict[str, tuple[str, str | None, str]] = {  # id, configuration, split
     "math500": ("HuggingFaceH4/MATH-500", None, "test"),
@@ -38,6 +40,7 @@ _KEYS = {
     "level": ("level", "difficulty"),
     "subject": ("subject", "type"),
 }
+_BOXES = 8  # different boxes that are compared; each may take answers.LIMIT
 Rows = list[tuple[str, dict[str, Any]]]  # ("file:line" or "id, row n", the row)
 
 
@@ -69,58 +72,68 @@ class MathTask:
         return pool[:n]
 
     def extract(self, completion: Completion, question: str) -> str | None:
-        """The canonical form of the one boxed answer; None: there isn't one, it can't be read, or the text was cut."""
-        content = boxed(completion.text) if completion.ended else None
-        return None if content is None else canonical([content])[0]
+        """The canonical form of the boxed answer; None: it has none, or several, or it can't be read, or was cut."""
+        return _one_form(boxes(completion.text)) if completion.ended else None
 
     def correct(self, answer: str | None, gold: str) -> bool:
         """Whether an extracted answer is the gold answer; no answer is not."""
-        return answer is not None and (answer == gold or equal([(gold, answer)])[0] is True)
+        return answer is not None and answer == gold
 
 
-def load_math(name: str, data: str | None = None, transductive: bool = True) -> MathTask:
+def load_math(name: str, data: str | None = None, transductive: bool = True, skip_bad_rows: bool = False) -> MathTask:
     """The task of that name (see HUB). `data`: another hub id, or a local .jsonl or .json file.
 
-    Raises ValueError for an unknown name, DataError naming the row that can't be used or why the data can't be had.
+    `skip_bad_rows` leaves out rows that can't be used, and says how many.
+    Raises ValueError for an unknown name, DataError naming rows that can't be used or why the data can't be had.
     """
     if name not in HUB:
         raise ValueError(f"task={name!r}: allowed is {', '.join(HUB)}")
-    rows = _local(Path(data)) if data and Path(data).suffix in (".json", ".jsonl") else _hub(name, data)
-    if not rows:
+    bad, read_rows = list[DataError](), list[tuple[str, dict[str, Any], str, str, str]]()
+    rows = local_rows(Path(data), bad) if data and Path(data).suffix in (".json", ".jsonl") else _hub(name, data)
+    if not rows and not bad:
         raise DataError(f"{data or name}: no rows; give a file with a question and an answer in each row")
-    read = [_read(row, where) for where, row in rows]
-    forms = canonical([gold for _, _, gold in read])
+    for where, row in rows:
+        try:
+            read_rows.append((where, row, *_read(row, where)))
+        except DataError as error:
+            bad.append(error)
     seen: dict[str, str] = {}
     examples = []
-    for (where, row), (id, question, gold), form in zip(rows, read, forms, strict=True):
+    forms = read([gold for *_, gold in read_rows])
+    for (where, row, id, question, gold), form in zip(read_rows, forms, strict=True):
         if id in seen:
-            raise DataError(f"{where}: id {id!r} stands at {seen[id]} already; each question needs its own")
-        if form is None:
-            raise DataError(f"{where}: the answer {gold[:80]!r} can't be read in time; write it out more simply")
-        seen[id] = where
-        level, subject = _find(row, "level"), _find(row, "subject")
-        number = re.fullmatch(r"(?:level\s*)?([0-9]+)", str(level).strip(), re.IGNORECASE)
-        examples.append(
-            Example(
-                id,
-                question,
-                [Message(role="user", content=f"{question}\n\n{INSTRUCTION}")],
-                form,
-                name if level is None else f"level {number[1]}" if number else str(level).lower(),
-                tags=() if subject is None else (f"subject:{str(subject).lower()}",),
-            )
-        )
+            bad.append(DataError(f"{where}: id {id!r} stands at {seen[id]} already; each question needs its own"))
+        elif not isinstance(form, str):
+            why = form.why if form else "nothing is left without its signs"
+            bad.append(DataError(f"{where}: the answer {gold[:80]!r}: {why}; write it more simply"))
+        else:
+            seen[id] = where
+            examples.append(_example(name, row, id, question, form))
+    settle_bad(data or name, bad, len(examples), skip_bad_rows)
     return MathTask(name, examples, transductive)
 
 
-def _local(path: Path) -> Rows:
-    """The rows of a file. Raises DataError if it is none, or holds no rows."""
+def _example(name: str, row: dict[str, Any], id: str, question: str, form: str) -> Example:
+    level, subject = _value(row, "level"), _value(row, "subject")
+    number = re.fullmatch(r"(?:level\s*)?([0-9]+)", str(level).strip(), re.IGNORECASE)
+    return Example(
+        id,
+        question,
+        [Message(role="user", content=f"{question}\n\n{INSTRUCTION}")],
+        form,
+        name if level is None else f"level {number[1]}" if number else str(level).lower(),
+        tags=() if subject is None else (f"subject:{str(subject).lower()}",),
+    )
+
+
+def local_rows(path: Path, bad: list[DataError]) -> Rows:
+    """The rows of a .jsonl or .json file; what is no row goes to `bad`. Raises DataError if it is no such file."""
     if not path.is_file():
         raise DataError(f"no file {path}; give a local .jsonl or .json file or a hub id")
     if path.suffix == ".jsonl":
-        return list(read_jsonl(path))
+        return list(read_jsonl(path, bad))
     try:
-        found = json.loads(path.read_bytes() or b"[]")
+        found = json.loads(path.read_bytes().decode("utf-8-sig") or "[]")
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: no JSON ({error.msg})") from None
     except (ValueError, RecursionError) as error:
@@ -130,10 +143,16 @@ def _local(path: Path) -> Rows:
         lists = [v for v in found.values() if isinstance(v, list)]
     if len(lists) != 1:
         raise DataError(f"{path}: {len(lists)} lists of rows, where one is needed: a list, or an object with one list")
+    rows: Rows = []
     for number, row in enumerate(lists[0], 1):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, row {number}: a {type(row).__name__}, where an object is needed")
-    return [(f"{path}, row {number}", row) for number, row in enumerate(lists[0], 1)]
+        where = f"{path}, row {number}"
+        try:
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: a {type(row).__name__}, where an object is needed")
+            rows.append((where, parse_json(json.dumps(row).encode(), where)))
+        except DataError as error:
+            bad.append(error)
+    return rows
 
 
 def _hub(name: str, data: str | None) -> Rows:
@@ -151,32 +170,50 @@ def _hub(name: str, data: str | None) -> Rows:
 
 
 def _read(row: dict[str, Any], where: str) -> tuple[str, str, str]:
-    """Id, question and gold source of a row. Raises DataError if there is no question or no answer."""
-    question, answer, id = (_find(row, kind) for kind in ("question", "answer", "id"))
-    for kind, value in (("question", question), ("answer", answer)):
-        if value is None:
+    """Id, question and gold source of a row. Raises DataError, naming the key, if there is no question or no answer."""
+    for kind in ("question", "answer"):
+        if _find(row, kind) is None:
             there = [k for k in _KEYS[kind] if k in row]
             missing = f"{there[0]} is empty" if there else f"looked for {', '.join(_KEYS[kind])}"
             raise DataError(f"{where}: no {kind} ({missing}; the row has {', '.join(map(str, row)) or 'nothing'})")
+    for kind in ("answer", "id", "level", "subject"):
+        key, value = _find(row, kind) or ("", "")
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            article = "an" if kind[0] in "ai" else "a"
+            raise DataError(f"{where}: {key} is a {type(value).__name__}; {article} {kind} is text or a number")
+    key, question = _find(row, "question") or ("", None)
     if isinstance(question, list):  # a chat: what the user asked last
-        turns = [m["content"] for m in question if isinstance(m, dict) and m.get("role") == "user" and m.get("content")]
-        question = turns[-1] if turns else None
-    if not isinstance(question, str) or isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise DataError(f"{where}: a question is text or a list of messages, and an answer is text or a number")
+        turns = [t for t in items(question, key, where, dict) if t.get("role") == "user"]
+        question = content_text(turns[-1].get("content"), f"the user's content in {key}", where) if turns else None
+    if not isinstance(question, str):
+        raise DataError(f"{where}: {key} asks nothing; a question is text or a list of messages, one of them a user's")
+    _, answer = _find(row, "answer") or ("", "")
     gold = str(answer)
     if "####" in gold:  # GSM8K
         gold = gold.rpartition("####")[2].strip()
     elif r"\boxed" in gold or not any(k in row for k in _KEYS["answer"][:-2]):  # a worked solution
-        gold = boxed(gold) or ""
+        gold = _one_form(boxes(gold)) or ""
     if not gold:
         raise DataError(f"{where}: no answer: {answer!r:.80} has no one \\boxed{{...}} and nothing after ####")
-    return str(id) if id is not None else hashlib.sha256(question.encode()).hexdigest()[:12], question.strip(), gold
+    id = _value(row, "id")
+    return hashlib.sha256(question.encode()).hexdigest()[:12] if id is None else str(id), question.strip(), gold
 
 
-def _find(row: dict[str, Any], kind: str) -> Any:
-    """The first value under one of that kind's keys that is there and not empty, or None."""
-    values = (row[k] for k in _KEYS[kind] if k in row)
-    return next((v for v in values if v is not None and str(v).strip() and v != []), None)
+def _find(row: dict[str, Any], kind: str) -> tuple[str, Any] | None:
+    """The first key of that kind whose value is there and not empty, and the value, or None."""
+    values = ((k, row[k]) for k in _KEYS[kind] if k in row)
+    return next(((k, v) for k, v in values if v is not None and str(v).strip() and v != []), None)
+
+
+def _value(row: dict[str, Any], kind: str) -> Any:
+    return (_find(row, kind) or (None, None))[1]
+
+
+def _one_form(contents: Sequence[str]) -> str | None:
+    """The canonical form of boxes that say the same, or None."""
+    different = list(dict.fromkeys(contents))
+    forms = set(canonical(different)) if len(different) <= _BOXES else set()
+    return forms.pop() if len(forms) == 1 else None
 
 
 def _half(question: str) -> int:
