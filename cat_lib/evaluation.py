@@ -44,6 +44,11 @@ class Evaluation:
     scores: dict[str, Score]
     references: dict[str, list[Reference | None]]  # of each estimator, by group
 
+    @property
+    def answer_lost(self) -> float:
+        """Share of the rollouts whose answer could not be read within its limits."""
+        return sum(len(g.lost) for g in self.groups) / sum(len(g.rollouts) for g in self.groups)
+
     def table(self, examples: Sequence[Example]) -> pd.DataFrame:
         """One row a question and method: example, level, method, correct (mean over samples)."""
         return pd.DataFrame(
@@ -72,6 +77,8 @@ def evaluate(
     seed: int,
 ) -> Evaluation:
     """Answer each question once in every way: one sample, one greedy answer, each estimator over `group_size` rollouts.
+
+    An answer that was lost to a limit is wrong here, as no answer is; `Evaluation.answer_lost` counts them.
 
     The score of `single` is over the `group_size` samples of each question (avg@k); its cost is that of one sample,
     measured in a call of its own. An estimator's cost holds the rollouts it reads.
@@ -113,6 +120,7 @@ def comparison_metrics(split: str, before: Evaluation, after: Evaluation) -> dic
     `<split>_accuracy_*` is one sample; the other methods carry their name, as in `<split>_majority_accuracy_*`.
     """
     metrics: dict[str, float] = {f"{split}_questions": float(len(before.groups))}
+    metrics |= {f"{split}_answer_lost_before": before.answer_lost, f"{split}_answer_lost_after": after.answer_lost}
     for method, score in before.scores.items():
         key = f"{split}_accuracy" if method == "single" else f"{split}_{method}_accuracy"
         metrics |= _paired(key, score, after.scores[method])

@@ -73,6 +73,7 @@ class Group:
     rollouts: tuple[Completion, ...]
     answers: tuple[str | None, ...]  # of each rollout; None: it gives no answer, a fact about the rollout
     prompt: Prompt = ""  # what the rollouts answer; only estimators that weigh a rollout's probability need it
+    lost: frozenset[int] = frozenset()  # rollouts whose answer could not be read within its limits: unscorable
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,15 @@ def first(groups: Sequence[Group], k: int, start: int = 0) -> list[Group]:
                 f"{len(group.rollouts)}: raise group_size or ask for fewer"
             )
     cut = slice(start, start + k)
-    return [replace(g, rollouts=g.rollouts[cut], answers=g.answers[cut]) for g in groups]
+    return [
+        replace(
+            g,
+            rollouts=g.rollouts[cut],
+            answers=g.answers[cut],
+            lost=frozenset(i - start for i in g.lost if start <= i < start + k),
+        )
+        for g in groups
+    ]
 
 
 def agreement(answers: Sequence[str | None]) -> float:

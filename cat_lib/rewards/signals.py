@@ -28,8 +28,9 @@ def signals(
 
     `agreement`: mean share of the largest answer. `disagreement`: share of groups whose reference departs from the
     majority, of those that have both. `unscorable`: share of rollouts without a reward. `no_answer`: share of
-    rollouts without an answer. `zero_variance`: share of scorable groups whose rewards are all equal (they teach
-    nothing). `answer_dependence`: see the function. `rollout_tokens`: mean length of a rollout. A share of nothing is
+    rollouts that give no answer. `answer_lost`: share whose answer could not be read within its limits.
+    `zero_variance`: share of scorable groups whose rewards are all equal (they teach nothing). `answer_dependence`:
+    see the function. `rollout_tokens`: mean length of a rollout. A share of nothing is
     left out, and of free text, which has no answers, all that needs them.
     """
     flat = [r for group in rewards for r in group]
@@ -41,13 +42,14 @@ def signals(
     }
     if not verifiable:
         return {name: fmean(values) for name, values in shares.items() if values}
-    answers = [a for group in groups for a in group.answers]
+    answers = [(a, i in group.lost) for group in groups for i, a in enumerate(group.answers)]
     votes = [m.answer if m else None for m in majority(groups)]
     both = [(v, r.answer) for v, r in zip(votes, references, strict=True) if v and r and r.answer]
     shares |= {
         "agreement": [agreement(group.answers) for group in groups],
         "disagreement": [v != r for v, r in both],
-        "no_answer": [a is None for a in answers],
+        "no_answer": [a is None and not gone for a, gone in answers],
+        "answer_lost": [gone for _, gone in answers],
     }
     return {name: fmean(values) for name, values in shares.items() if values} | {
         "answer_dependence": answer_dependence([group.answers for group in groups])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cat_lib.answers import lost
 from cat_lib.schema import Completion, Group, Prompt, Task
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tasks.clinic import clinic
@@ -33,7 +34,7 @@ def load_task(
     if name == "arithmetic":
         return Arithmetic()
     if name in MATH:
-        return load_math(name, data, transductive)
+        return load_math(name, data, transductive, skip_bad_rows)
     if name == "clinic":
         return clinic()
     rows = load_rows(data or HUB, skip_bad_rows)
@@ -55,5 +56,11 @@ def check_source(name: str, data: str | None, transductive: bool) -> None:
 
 
 def group_of(task: Task, id: str, question: str, rollouts: Sequence[Completion], prompt: Prompt = "") -> Group:
-    """A group whose answers are what `task` extracts from its rollouts."""
-    return Group(id, question, tuple(rollouts), tuple(task.extract(r, question) for r in rollouts), prompt)
+    """A group whose answers are what `task` extracts from its rollouts, with those that were lost to a limit."""
+    answers, gone = list[str | None](), set[int]()
+    for i, rollout in enumerate(rollouts):
+        before = lost()
+        answers.append(task.extract(rollout, question))
+        if answers[i] is None and lost() > before:
+            gone.add(i)
+    return Group(id, question, tuple(rollouts), tuple(answers), prompt, frozenset(gone))
