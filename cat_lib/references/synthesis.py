@@ -8,8 +8,10 @@ settled here: greedy decoding, rollouts in sampled order, and over-long groups c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from cat_lib.answers import boxes
 from cat_lib.prompts import fence, fill, one_line
 from cat_lib.schema import Completion, Estimator, Group, Prompt, Reference, Sampling
 
@@ -30,7 +32,8 @@ def synthesis(
 ) -> Estimator:
     """An estimator that asks `anchor` once a group, greedily, all groups in one batch.
 
-    A group whose synthesis has no answer that `extract` finds gets a Reference with `answer=None`.
+    A synthesis may quote what attempts have boxed, so that its answer is in the last of its boxes. A group whose
+    synthesis has no answer that `extract` finds gets a Reference with `answer=None`.
     Raises ValueError for a kind that is not in KINDS.
     """
     if kind not in KINDS:
@@ -41,11 +44,17 @@ def synthesis(
         prompts = [synthesis_prompt(anchor, group, kind, max_new_tokens, include_question) for group in groups]
         completions = [c for (c,) in anchor.generate(prompts, 1, sampling)]
         return [
-            Reference(completion.text.strip(), extract(completion, group.question), "synthesis")
+            Reference(completion.text.strip(), extract(_concluded(completion), group.question), "synthesis")
             for group, completion in zip(groups, completions, strict=True)
         ]
 
     return estimate
+
+
+def _concluded(completion: Completion) -> Completion:
+    """The completion with no box but the last."""
+    *quoted, last = boxes(completion.text) or [""]
+    return replace(completion, text=rf"\boxed{{{last}}}") if quoted else completion
 
 
 def synthesis_prompt(
