@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import statistics
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -129,3 +131,88 @@ def judge(
         print(f"no verdict: {verdict.cause}", file=sys.stderr)
         raise typer.Exit(2)
     print(f"read     {'yes' if verdict.met else 'no, where yes is right'}; reason {verdict.reason!r}")
+
+
+@app.command()
+def answers(
+    file: Annotated[Path, typer.Argument(help="A .jsonl or .json file of rows with gold and answer.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list of objects instead of a table.")] = False,
+) -> None:
+    r"""Show the canonical form of each gold and answer, and whether they are equal, as rewards and evaluation see it.
+
+    A row has `gold` and `answer`; other keys pass through to --json. Both are the text of an answer, as it stands
+    inside a box: a \boxed{...} around the whole text and all dollar signs are taken off, and a box inside other text
+    is not looked for. Equal is null, and the form too, where an answer can't be read within its limits.
+    Exit code 2 if a row can't be used, with one line for each that says why.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from cat_lib.answers import Lost, read
+    from cat_lib.tasks.math import local_rows
+    from cat_lib.tasks.rows import DataError
+
+    bad, rows = list[DataError](), list[dict[str, object]]()
+    try:
+        if not file.is_file():
+            raise DataError(f"{file}: no such file")
+        for where, row in local_rows(file, bad):
+            try:
+                rows.append(_pair(row, where))
+            except DataError as error:
+                bad.append(error)
+        if not rows and not bad:
+            raise DataError(f"{file}: no rows")
+    except DataError as error:
+        bad = [error]
+    for wrong in bad[:_SHOWN]:
+        print(f"{wrong}; {_NEEDED}", file=sys.stderr)
+    if bad:
+        if len(bad) > _SHOWN:
+            print(f"{file}: and {len(bad) - _SHOWN} more rows that can't be used", file=sys.stderr)
+        raise typer.Exit(2)
+    forms = read([str(row[key]) for row in rows for key in ("gold", "answer")])
+    found = []
+    for row, gold, answer in zip(rows, forms[::2], forms[1::2], strict=True):
+        lost = isinstance(gold, Lost) or isinstance(answer, Lost)
+        found.append((row, gold, answer, None if lost else gold is not None and gold == answer))
+    if as_json:
+        written = [
+            {
+                "gold": row.pop("gold"),
+                "answer": row.pop("answer"),
+                "gold_form": gold if isinstance(gold, str) else None,
+                "answer_form": answer if isinstance(answer, str) else None,
+                "equal": equal,
+            }
+            | row
+            for row, gold, answer, equal in found
+        ]
+        print(json.dumps(written, ensure_ascii=False, indent=1))
+        return
+    table = Table("gold", "answer", "gold's form", "answer's form", "equal")
+    for row, *both, equal in found:
+        shown = [f"lost: {form.why}" if isinstance(form, Lost) else form or "none" for form in both]
+        words = {True: "equal", False: "not equal", None: "lost"}
+        table.add_row(*(Text(str(cell)) for cell in (row["gold"], row["answer"], *shown, words[equal])))
+    Console().print(table)
+
+
+_NEEDED = 'a row is an object like {"gold": "1/2", "answer": "0.5"}'
+_SHOWN = 20  # bad rows that are printed
+
+
+def _pair(row: dict[str, object], where: str) -> dict[str, object]:
+    """The row, if its gold and answer are text or numbers. Raises DataError naming row and key."""
+    from cat_lib.tasks.rows import DataError
+
+    for key in ("gold", "answer"):
+        if key not in row:
+            raise DataError(f"{where}: no {key} (the row has {', '.join(row)[:200] or 'nothing'})")
+        if isinstance(row[key], bool) or not isinstance(row[key], str | int | float):
+            raise DataError(f"{where}: {key} is a {type(row[key]).__name__}, where text or a number is needed")
+    for key in ("gold_form", "answer_form", "equal"):
+        if key in row:
+            raise DataError(f"{where}: the key {key} is what this command writes; rename it")
+    return row
