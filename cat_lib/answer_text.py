@@ -84,13 +84,13 @@ _UNITS: list[_Sub] = [
 _ROOT = re.compile(r"(?<![a-zA-Z])\\?sqrt(\[[0-9]+\])? ?\(")
 
 _ARGUMENT = r" ?\([^()]*\)"
-_PART = r"[a-zA-Z](?:_\{?[a-zA-Z0-9]+\}?)?|[A-Z]+"
+_PART = r"(?:[A-Z]{2,}|[a-zA-Z](?:_\{?[a-zA-Z0-9]+\}?)?)"
 _NAMES = [  # of AB, \angle ABC; \text{area}, P(X > 1), [ABC], |AB|; inverses, derivatives; a sine; a:b, AB/CD
     r"(?:m ?)?(?:\\(?:angle|measuredangle|triangle|overline|widehat|vec) ?)*\{?m?[A-Z]+'?\}?",
     rf"{_FONT}\{{[^{{}}]*\}}|P{_ARGUMENT}|\[[A-Z]{{3,}}\]|\|[A-Z]{{2}}\|",
     rf"[a-zA-Z]\^\{{?-1\}}?{_ARGUMENT}|[a-zA-Z]'+(?:{_ARGUMENT})?|d[a-z]/d[a-z]|\\frac ?\{{d[a-z]\}} ?\{{d[a-z]\}}",
     r"\\(?:sin|cos|tan|cot|sec|csc) ?(?:\\angle ?)?[A-Z]+",
-    rf"(?:{_PART})(?: ?: ?(?:{_PART}))+|\\frac ?\{{[A-Z]{{2,}}\}} ?\{{[A-Z]{{2,}}\}}|[A-Z]{{2,}} ?/ ?[A-Z]{{2,}}",
+    rf"{_PART}(?: ?: ?{_PART}){{1,5}}|\\frac ?\{{[A-Z]{{2,}}\}} ?\{{[A-Z]{{2,}}\}}|[A-Z]{{2,}} ?/ ?[A-Z]{{2,}}",
 ]
 _QUANTITY = re.compile(rf"(?:{'|'.join(_NAMES)}) ?= ?")
 

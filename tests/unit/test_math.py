@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cat_lib import answers
+from cat_lib.answer_text import quantity
 from cat_lib.answers import boxes, canonical, equal
 from cat_lib.evaluation import Evaluation
 from cat_lib.references.selection import first, majority
@@ -615,3 +616,7 @@ def test_splits_are_everything_or_disjoint_halves(tmp_path):
         task.examples("train", 61, 0)
     with pytest.raises(ValueError, match="allowed are train, heldout"):
         task.examples("test", 1, 0)
+
+
+def test_a_long_row_of_names_is_read_in_linear_time():
+    assert quantity("A:" * 400 + "B") == "A:" * 400 + "B"  # would take longer than anyone lives
