@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -383,3 +384,14 @@ def test_text_of_data_and_models_is_escaped_in_markdown(path):
                         n.attr for n in ast.walk(part) if isinstance(n, ast.Attribute)
                     }
                     assert not foreign or ast.unparse(part.value).startswith("escaped("), ast.unparse(node)
+
+
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_how_threads_wait_is_set_unless_a_user_has_set_it(given):
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    code = f"import os, cat_lib; print([os.environ.get(n) for n in {names}])"
+    bare = {k: v for k, v in os.environ.items() if k not in names}
+    out = subprocess.run([sys.executable, "-c", code], env=bare | given, capture_output=True, text=True, check=True)
+    spin, policy = ast.literal_eval(out.stdout)
+    assert policy == given.get("OMP_WAIT_POLICY")
+    assert spin == given.get("GOMP_SPINCOUNT") if given else int(spin) < 300_000  # libgomp's own

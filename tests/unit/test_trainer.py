@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 
-from cat_lib.callbacks import Spending
+from cat_lib.callbacks import Spending, StepLog
 from cat_lib.checkpoints import newest_checkpoint
 from cat_lib.ledger import Ledger
 from cat_lib.models import load_model
@@ -186,6 +187,20 @@ def test_costs_go_on_from_the_step_that_is_resumed_and_not_from_later_ones(tmp_p
     resumed.keep(3)
     assert Spending(Ledger(), tmp_path, 3).total()["policy"].tokens == 20
     assert Spending(Ledger(), tmp_path, -1).total() == {}
+
+
+@pytest.mark.parametrize(("checkpointing", "passes"), [(False, 4), (True, 6)])
+def test_an_update_costs_a_second_forward_pass_where_activations_are_not_kept(
+    embedded, checkpointing, passes, tmp_path
+):
+    policy, computed = replace(embedded, ledger=Ledger()), [0, 0]
+    log = StepLog(policy, Run(tmp_path), 1, computed)
+    args = types.SimpleNamespace(world_size=1, process_index=0, gradient_checkpointing=checkpointing)
+    state = types.SimpleNamespace(num_input_tokens_seen=0)
+    log.on_step_begin(args, state, None)
+    computed[:] = 100, 10  # tokens with gradient, and of the reference pass
+    log.on_step_end(args, state, None)
+    assert policy.ledger.roles["update"].flops == policy.parameters * (passes * 100 + 2 * 10)
 
 
 def test_a_policy_without_adapter_is_refused(embedded, tmp_path):
