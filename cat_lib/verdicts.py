@@ -15,18 +15,24 @@ from cat_lib.schema import Verdict
 _LONGEST = 4000  # characters of an answer that is read; what is asked for is far shorter
 _BEGIN = r"(?:^|(?<=[.!?]))[\s*_`#-]{0,20}"  # of a line or a sentence
 _LABEL = r"(?:my |the )?(?:final )?verdict[\s*_]{0,9}"
-_WORD = r"[\s*_`'\":(\[]{0,9}(yes|no)[\s*_`'\".!)\]]{0,9}"
+_LEAD = rf"(?:(?:{_LABEL}|(?:final )?answer[\s*_]{{0,9}}|conclusion[\s*_]{{0,9}})[:=-]|(?:therefore|thus|hence|so)\b,?)"
+_WORD = r"[\s*_`'\":(\[]{0,9}(yes|no)\b[\s*_`'\".!)\]]{0,9}"
 _TAGGED = re.compile(
-    rf"{_BEGIN}(?:{_LABEL}[:=-][\s*_]{{0,9}})?<\s*verdict\s*>{_WORD}(?:<\s*/?\s*verdict\s*>|\Z)"
-    r"(?=[\s*_.]{0,20}(?:\n|\Z|(?-i:[A-Z(<]))|\s*```\s*\Z)",
-    re.IGNORECASE | re.MULTILINE,
+    rf"{_BEGIN}(?:{_LEAD}[\s*_]{{0,9}})?<\s*verdict\s*>{_WORD}(?:<\s*/?\s*verdict\s*>|\Z)", re.IGNORECASE | re.MULTILINE
 )
-_LABELLED = re.compile(rf"{_BEGIN}{_LABEL}(?:is\b|[:=\n-]){_WORD}(?:```\s*)?\Z", re.IGNORECASE | re.MULTILINE)
-_REASON = re.compile(r"<\s*reason\s*>(.*)<\s*/\s*reason\s*>", re.IGNORECASE | re.DOTALL)
+_LABELLED = re.compile(rf"{_BEGIN}{_LABEL}(?:is\b|[:=\n-]){_WORD}", re.IGNORECASE | re.MULTILINE)
+_REASON = re.compile(r"<\s*reason\s*>(.*?)<\s*/\s*reason\s*>", re.IGNORECASE | re.DOTALL)
 _UNOPENED = re.compile(r"\A(.*)<\s*/\s*reason\s*>", re.IGNORECASE | re.DOTALL)
 # every verdict that is mentioned; [verdict] is what a response wrote
 _MENTIONED = re.compile(
     r"<\s*verdict\s*>([^<]*)|(?<![<\[/])\bverdict(?: is\b|[\s*_`'\"]{0,8}[>:=-])[\s*_`'\"]{0,8}(yes|no)\b",
+    re.IGNORECASE,
+)
+_REPORTS = re.compile(r"(?::|\b(?:said|says|wrote|writes|reads|states|claims|example))\Z", re.IGNORECASE)
+# after a verdict: it is taken back, or given once more in words that could be another's
+_TURNS = re.compile(
+    r"\b(?:actually|wait|correction|reflection|however|instead|overall|final(?:ly)?|second thought|unmet|not met|"
+    r"ignor\w*|inject\w*|more information|revis\w*)\b|(?:\A|[\n.!?:])\W*(?:yes|no)\b(?! [a-z])",
     re.IGNORECASE,
 )
 
@@ -41,20 +47,25 @@ def read(reply: str) -> Verdict:
         return Verdict(None, f"malformed reply of {len(answer)} characters: {shown}")
     reason = _REASON.search(answer) or _UNOPENED.search(answer)
     outside = f"{answer[: reason.start()]}\n{answer[reason.end() :]}" if reason else answer
-    own = [m for m in _TAGGED.finditer(outside) if not _quoted(outside, m)] or list(_LABELLED.finditer(outside))
+    own = [m for pattern in (_TAGGED, _LABELLED) for m in pattern.finditer(outside) if _given(outside, m)]
     said = {m[1].lower() for m in own}
-    every = said | {(m[1] or m[2] or "").strip(" \t\n*_`'\".!:()[]").lower() for m in _MENTIONED.finditer(answer)} - {
-        ""
-    }
-    if len(every) > 1:
+    # what a reason mentions without tags is prose: "the verdict is no doubt close"
+    mentioned = [m for m in _MENTIONED.finditer(answer) if m[1] is not None or not reason or m.start() >= reason.end(1)]
+    words = {(m[1] or m[2] or "").strip(" \t\n*_`'\".!:()[]").lower() for m in mentioned}
+    if len(said | words - {""}) > 1:
         return Verdict(None, f"verdicts that differ: {shown}")
     if not said:
         return Verdict(None, f"malformed reply: {shown}")
-    why = reason[1] if reason else outside[: own[0].start()]
-    return Verdict(said == {"yes"}, reason=" ".join(why.split())[:2000] or None)
+    why = reason[1] if reason else outside[: own[0].start()] or outside[own[0].end() :]
+    return Verdict(said == {"yes"}, reason=" ".join(why.split()).lstrip(",;:*✅ ")[:2000] or None)
 
 
-def _quoted(text: str, verdict: re.Match[str]) -> bool:
-    """Whether it stands in a code block that more text follows: then the block shows something."""
-    inside = text.count("```", 0, verdict.start(1)) % 2 == 1
-    return inside and text[verdict.end() :].strip(" \n*_.") not in ("", "```")
+def _given(text: str, verdict: re.Match[str]) -> bool:
+    """Whether it is the judge's own and stands: not shown in a code block, reported, continued or taken back."""
+    before, after = text[: verdict.start(1)], text[verdict.end() :].strip(" \t\n*_`.,;:!)]\"'✅❌")
+    if before.count("```") % 2 == 1 and after and not before.lstrip().startswith("```"):
+        return False
+    lead = text[: verdict.start()].rstrip(" \t\n*_`#-")
+    if _REPORTS.search(lead) or _TURNS.search(after):
+        return False
+    return not after[:1].islower() or re.match(r"(?:since|because|as)\b", after) is not None
