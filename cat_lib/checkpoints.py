@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,15 @@ class Exact:
         load_adapter(model or self.model, Path(resume_from_checkpoint))
 
 
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the highest step that can be loaded, or None."""
+def newest_checkpoint(run_dir: Path, resume: bool = True) -> Path | None:
+    """The checkpoint with the highest step that can be loaded, or None; without `resume`, what is there is removed.
+
+    Of several processes, the first removes; none saves before all have made a step together.
+    """
+    if not resume and os.environ.get("RANK", "0") == "0":  # or a later resume would go on from another training
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    if not resume:
+        return None
     found = sorted((run_dir / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     return next(filter(loads, reversed(found)), None)
 
@@ -50,9 +58,9 @@ def loads(folder: Path) -> bool:
         json.loads((folder / "trainer_state.json").read_text())
         with safe_open(folder / "adapter_model.safetensors", "pt"):
             pass
-        parts = folder / "optimizer.pt", folder / "scheduler.pt", next(folder.glob("rng_state*.pth"))
-        return all(map(is_zipfile, parts))  # what torch writes; a zip's directory stands last
-    except (OSError, ValueError, StopIteration, SafetensorError):
+        parts = [folder / "optimizer.pt", folder / "scheduler.pt", *(drawn := list(folder.glob("rng_state*.pth")))]
+        return bool(drawn) and all(map(is_zipfile, parts))  # what torch writes; a zip's directory stands last
+    except (OSError, ValueError, SafetensorError):
         return False
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from cat_lib.masking import masked
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "papermill", "unsloth", "vllm")
-_CODE = (".py", ".txt", ".jsonl")  # of cat_lib, what can change a run
+_CODE = (".py", ".txt", ".jsonl", ".yaml")  # of cat_lib, what can change a run
 _PACKAGE = Path(__file__).resolve().parent
 
 

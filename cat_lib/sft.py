@@ -104,7 +104,7 @@ def finetune(
     rows = [_row(policy, task, example, reference) for example, reference in usable]
     held = max(1, round(settings.validation_share * len(rows)))
     trainer = _trainer(policy, rows[:-held], rows[-held:], settings, run)
-    checkpoint = newest_checkpoint(run.dir) if resume else None
+    checkpoint = newest_checkpoint(run.dir, resume)
     lengths = [len(r["input_ids"]) for r in rows]
     if checkpoint:
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -112,7 +112,7 @@ def finetune(
     trainer.add_callback(EpochLog(policy, run, lengths[:-held], lengths[-held:], settings.epochs))
     trainer.add_callback(spending)  # after it: what it books is noted
     if not _ended(_losses(trainer.state), settings):
-        run.update_config(trainer={k: v for k, v in trainer.args.to_dict().items() if "token" not in k})
+        run.update_config(trainer={k: v for k, v in trainer.args.to_dict().items() if not k.endswith("hub_token")})
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     load_adapter(policy.model, run.dir / "checkpoints" / Path(trainer.state.best_model_checkpoint).name)
     adapter = run.dir / "adapter"

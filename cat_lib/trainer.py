@@ -75,7 +75,7 @@ class SharedPromptTrainer(Exact, GRPOTrainer):  # type: ignore[misc]  # TRL ship
         """Log-probabilities (B, C) and entropies (B, C) of the completion tokens, through the tree where it pays."""
         input_ids, attention_mask, keep = args
         size = kwargs.get("batch_size") or len(input_ids)
-        counter = 0 if torch.is_grad_enabled() else 1
+        counter, spent = 0 if torch.is_grad_enabled() else 1, 0
         parts = []
         for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
             tree = Tree(ids, mask, keep)
@@ -83,8 +83,9 @@ class SharedPromptTrainer(Exact, GRPOTrainer):  # type: ignore[misc]  # TRL ship
             if not inside or tree.length > LONGEST_ROW or 4 * tree.length > 3 * int(mask.sum()):
                 self.computed[counter] += int(input_ids.numel())
                 return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-            self.computed[counter] += tree.length
+            spent += tree.length
             parts.append(tree.logps(model, self.temperature))
+        self.computed[counter] += spent
         logps, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
         return logps, entropies if kwargs.get("compute_entropy") else None, None
 

@@ -111,7 +111,7 @@ def train(
     run.tag("reward_rule", getattr(rule, "__name__", type(rule).__name__))
     record = Record(task, examples, run, observe)
     trainer = _trainer(policy, task, examples, estimator, rule, settings, run, record)
-    checkpoint = newest_checkpoint(run.dir) if resume else None
+    checkpoint = newest_checkpoint(run.dir, resume)
     if checkpoint:
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         record.replay(trainer.state.log_history)
@@ -122,7 +122,7 @@ def train(
         if checkpoint and trainer.state.global_step >= settings.steps:  # one more step would be trained
             load_adapter(policy.model, checkpoint)
         else:
-            arguments = {k: v for k, v in trainer.args.to_dict().items() if "token" not in k}
+            arguments = {k: v for k, v in trainer.args.to_dict().items() if not k.endswith("hub_token")}
             run.update_config(trainer=arguments, processes=trainer.args.world_size)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if together.stopped:

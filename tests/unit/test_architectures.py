@@ -58,7 +58,7 @@ MODELS = {
 }  # fmt: skip
 OPENING = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 PROMPTS = {
-    "short": ["red blue", "red blue green black", "red"],  # with 6 new tokens inside the window
+    "short": ["one two three four red", "one two three four blue", "one two three four"],  # inside, 6 new tokens too
     "across": ["red blue", "red blue green black white grey pink brown gold lime teal navy", "red blue green"],
     "beyond": [f"{OPENING} and {tail}" for tail in ("red", "blue green black white", "red grey")],
 }
@@ -179,6 +179,10 @@ def test_an_update_has_the_logps_and_gradients_of_the_plain_pass(model, prompts,
     policy, trainer, rows, ids, mask = trainer_of(model, prompts, tmp_path)
     long = max(len(t) for _, t in rows)
     logps, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, long)
+    # the tree is not only right, it is what ran wherever the window allows it
+    windowed = getattr(model.model.config.get_text_config(), "sliding_window", None) is not None
+    if prompts is not PROMPTS["across"]:
+        assert (trainer.computed[0] < int(mask.sum())) == (prompts is PROMPTS["short"] or not windowed)
     for row, (head, tail) in zip(logps, rows, strict=True):
         assert row[: len(tail)].tolist() == pytest.approx(following(policy, head, tail), abs=1e-4)
     logps[mask[:, -long:].bool()].sum().backward()

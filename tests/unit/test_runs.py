@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from cat_lib import runner, tracking
+from cat_lib import provenance, runner, tracking
 from cat_lib import store as store_
 from cat_lib.doctor import checks, locked
 from cat_lib.evaluation import compare_teachers, verdict
@@ -384,6 +385,14 @@ def test_text_of_data_and_models_is_escaped_in_markdown(path):
                         n.attr for n in ast.walk(part) if isinstance(n, ast.Attribute)
                     }
                     assert not foreign or ast.unparse(part.value).startswith("escaped("), ast.unparse(node)
+
+
+def test_the_code_s_version_covers_what_decides_a_training(monkeypatch, tmp_path):
+    shutil.copytree(provenance._PACKAGE, tmp_path / "cat_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "_PACKAGE", tmp_path / "cat_lib")
+    before, decisions = provenance.code_version(Path("none")), tmp_path / "cat_lib" / "trainer_arguments.yaml"
+    decisions.write_text(decisions.read_text().replace("use_bias_correction_kl: false", "use_bias_correction_kl: true"))
+    assert provenance.code_version(Path("none")) != before
 
 
 @pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}])

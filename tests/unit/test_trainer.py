@@ -133,6 +133,15 @@ def test_a_finished_run_is_loaded_and_not_trained_further(tmp_path):
     ]
 
 
+def test_training_anew_in_a_folder_leaves_nothing_of_the_earlier_one(tmp_path):
+    _train(tmp_path / "run", 4)
+    old = load_file(tmp_path / "run/checkpoints/checkpoint-2/adapter_model.safetensors")
+    _train(tmp_path / "run", 2, estimator=lambda groups: [None] * len(groups))  # nothing is learnt
+    new = load_file(newest_checkpoint(tmp_path / "run") / "adapter_model.safetensors")
+    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    assert any(not torch.equal(old[name], new[name]) for name in old)
+
+
 def test_ctrl_c_leaves_a_checkpoint_that_training_resumes_from(tmp_path):
     calls, scheduled, saved = 0, dict[str, int](), tmp_path / "run/checkpoints/checkpoint-2"
 
