@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cat_lib.masking import masked
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -45,7 +47,7 @@ def data(
             bad = error.bad
             advice = "; skip_bad_rows=True leaves those out" if error.good else ""
             print(f"rows read: {error.good}, refused: {len(bad)}{advice}")
-            print(*(f"  {visible(row)}" for row in bad[:_MOST]), sep="\n")
+            print(*(f"  {masked(visible(row))}" for row in bad[:_MOST]), sep="\n")
             if len(bad) > _MOST:
                 print(f"  and {len(bad) - _MOST} more")
             if not error.good:
@@ -63,7 +65,7 @@ def data(
         if model:
             print(_lengths(model, [e.prompt for e in loaded.rows], loaded.sampling.max_new_tokens))
     except (ValueError, ModelError) as error:
-        print(visible(error), file=sys.stderr)
+        print(masked(visible(error)), file=sys.stderr)
         raise typer.Exit(2) from None
     raise typer.Exit(1 if bad else 0)
 
@@ -112,7 +114,7 @@ def judge(
     try:
         model = EndpointModel.parse(name, attempts=1, heard=lambda fields, body: told.append((dict(fields), body)))
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print(masked(error), file=sys.stderr)
         raise typer.Exit(2) from None
     model.prices = {model.model: price} if price else {}
     with warnings.catch_warnings():
@@ -120,7 +122,7 @@ def judge(
         (verdict,) = Judge(model, "text", attempts=1)([("Rest, and drink plenty of water.", "Says to rest.")])
     for fields, body in told:
         shown = ", ".join(f"{k}={v!r}" for k, v in fields.items() if k != "messages")
-        print(f"sent     {shown}, and a prompt of {sum(len(m['content']) for m in fields['messages'])} characters")
+        print(f"sent     {shown}; prompt {fields['messages'][-1]['content'][:1500]!r}")
         print(f"came     {body[:1500]!r}{f' and {len(body) - 1500} more' if len(body) > 1500 else ''}")
     cost, refuses = model.ledger.roles["judge"], model.refuses
     names = ", ".join(f"{k} (sent as {v})" if v else f"{k} (left out)" for k, v in refuses.items())

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cat_lib.masking import masked
 from cat_lib.provenance import code_version
 from cat_lib.tracking import BusyError, FinishedError
 
@@ -36,10 +37,10 @@ def main(spec: dict[str, Any]) -> int:
     except FinishedError:  # by another process that had it in its queue
         return FINISHED
     except BusyError as error:
-        print(error, flush=True)
+        print(masked(error), flush=True)
         return BUSY
     except RunError as error:
-        print(f"{error.status}: {error}", flush=True)
+        print(f"{error.status}: {masked(error)}", flush=True)
         return STORAGE if error.storage else KILLED if error.status == "KILLED" else FAILED
     return FINISHED
 

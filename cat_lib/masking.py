@@ -9,8 +9,11 @@ from urllib.parse import unquote
 
 # to the last @ before a space: a password may hold / and @ itself. After :/// there is a path, and no host
 _LOGIN = re.compile(r"(\w[\w+.-]*://)(?!/)\S*@")
+# `rubric_tokens=600` and `max_new_tokens=8` are no secrets
 _OPTION = re.compile(
-    r"(?i)([\w.-]*(?:pass|pwd|token|secret|api_?key|sslkey|credential|signature)[\w.-]*=)('[^']*'|\"[^\"]*\"|[^\s&]+)"
+    r"(?i)((?:[\w.-]*(?:pass|pwd|token(?!s|iz|_id)|secret|api[_-]?key|sslkey|credential|signature)[\w.-]*=|"
+    r"(?<=[?&])(?:sig|auth|[\w-]*key)=|\b(?:password|passwd|secret|api[_-]?key|\w*access[_-]?token)['\"]?(?: = |: ?)))"
+    r"('[^']*'|\"[^\"]*\"|[^\s&]+)|(\bBearer )(\S+)"
 )
 _ADDRESSES = ("MLFLOW_TRACKING_URI", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "CAT_LIB_API_KEY", "HF_TOKEN")
@@ -21,7 +24,7 @@ def masked(text: object) -> str:
 
     What the environment's addresses and keys hold is taken out wherever it stands: a driver quotes parts of them.
     """
-    shown = _OPTION.sub(r"\1***", _LOGIN.sub(r"\1***@", str(text)))
+    shown = _OPTION.sub(lambda m: f"{m[1] or m[3]}***", _LOGIN.sub(r"\1***@", str(text)))
     for secret in sorted(set(_known()), key=len, reverse=True):
         shown = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", shown)
     return shown
@@ -38,4 +41,4 @@ def _known() -> Iterator[str]:
             for secret in secrets:
                 parts = {p for s in (secret, unquote(secret)) for p in (s, *re.split(r"[/@:?#\s]", s))}
                 yield from (part for part in parts if len(part) > 1)
-        yield from (value for _, value in _OPTION.findall(address))
+        yield from (option[1] for option in _OPTION.findall(address) if option[1])

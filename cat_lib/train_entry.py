@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from cat_lib import tracking
+from cat_lib.masking import masked
 from cat_lib.parameters import resolve, with_preset
 
 NOTEBOOK = "06_training_signals"
@@ -47,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
         parameters = _parameters(given.p)
     except ValueError as error:
         if first:
-            print(error, file=sys.stderr)
+            print(masked(error), file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside of training; inside, `callbacks.Together`
     import torch
@@ -60,8 +61,8 @@ def main(words: Sequence[str] | None = None) -> int:
         try:
             mirrors = _begin(folder, parameters)
         except (ValueError, tracking.TrackingError, tracking.BusyError) as error:
-            refused = [str(error)]
-            print(error, file=sys.stderr)
+            refused = [masked(error)]
+            print(refused[0], file=sys.stderr)
     if broadcast_object_list(refused)[0]:
         world.destroy_process_group()
         return 2

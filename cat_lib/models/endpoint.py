@@ -59,8 +59,11 @@ class EndpointModel:
     def parse(cls, name: str, **settings: Any) -> EndpointModel:
         """The model that `endpoint:MODEL@URL` names. Raises ValueError for another form, or a URL with a password."""
         found, form = re.fullmatch(rf"{PREFIX}(.+?)@(https?://\S+)", name), "write endpoint:MODEL@http://HOST:PORT/v1"
-        if "@" in name.partition("://")[2]:
-            raise ValueError(f"the URL of an endpoint holds no user or password: set {KEY} to the key, and {form}")
+        address = name.partition("@")[2]
+        if "@" in address or "?" in address:  # not shown: it may hold the key
+            raise ValueError(
+                f"the URL of an endpoint holds no user, password or query: set {KEY} to the key, and {form}"
+            )
         try:
             usable = found is not None and urlsplit(found[2]).hostname and urlsplit(found[2]).port != 0
         except ValueError:  # a port that is no number, half an address

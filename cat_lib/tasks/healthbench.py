@@ -120,7 +120,7 @@ def read_rows(source: str | Path) -> tuple[list[Example], list[DataError]]:
         seen[example.id] = where.rsplit(":", 1)[1]
         examples.append(example)
     if not examples and not bad:
-        raise DataError(f"{source}: no rows; give a file with a conversation on each line")
+        raise DataError(f"{masked(source)}: no rows; give a file with a conversation on each line")
     return examples, bad
 
 

@@ -23,9 +23,14 @@ SHOWN = {
     "postgresql://host/db?sslpassword=secret&sslmode=require": "postgresql://host/db?sslpassword=***&sslmode=require",
     "http://host/v1?access_token=secret&x=1": "http://host/v1?access_token=***&x=1",
     "cannot connect: host=h password='secret' port=1": "cannot connect: host=h password=*** port=1",
+    "https://h/f.jsonl?sv=1&sig=secret": "https://h/f.jsonl?sv=1&sig=***",
+    "https://h/v1?subscription-key=secret&api-key=secret": "https://h/v1?subscription-key=***&api-key=***",
+    "password = secret x, 'api_key': 'secret'": "password = *** x, 'api_key': ***",
+    "Authorization: Bearer secret": "Authorization: Bearer ***",
     "two: http://u:secret@a, https://ghp_TOKEN@b.": "two: http://***@a, https://***@b.",
 }
-PLAIN = ("sqlite:////home/a@b/mlflow.db", "sqlite:///C:/x/mlflow.db", "http://127.0.0.1:5000", "endpoint:m@http://h/v1")
+PLAIN = ("sqlite:////home/a@b/mlflow.db", "sqlite:///C:/x/mlflow.db", "http://127.0.0.1:5000", "endpoint:m@http://h/v1",
+         "rubric_tokens=600", "max_new_tokens=8: allowed", "pass@8: 0.3")  # fmt: skip
 
 
 @pytest.mark.parametrize("text", SHOWN)
