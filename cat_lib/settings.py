@@ -6,7 +6,9 @@ silently is set here.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import resources
@@ -73,8 +75,12 @@ RUBRIC_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# Temperature, top-k and top-p of the paper's models (v1, table 3), by how a model's name begins.
-SAMPLING = {"gemma-3-": (1.0, 64, 0.95), "qwen3-": (0.7, 20, 0.8), "llama-3.1-": (0.7, 50, 0.9)}
+# Temperature, top-k and top-p of the paper's models (v1, table 3), by what a model's name or its config's type holds.
+SAMPLING = {
+    r"gemma-?3(?!n)": (1.0, 64, 0.95),
+    r"qwen-?3(?!\.)": (0.7, 20, 0.8),
+    r"llama-?3\.1": (0.7, 50, 0.9),
+}
 
 
 def draw_as(task: AnyTask, p: dict[str, Any]) -> AnyTask:
@@ -83,7 +89,11 @@ def draw_as(task: AnyTask, p: dict[str, Any]) -> AnyTask:
     What takes effect is written into `p`. Raises ValueError for a temperature, top_k or top_p that can't draw.
     """
     names = ("temperature", "top_k", "top_p")
-    family = next((f for f in SAMPLING if Path(p["model"]).name.lower().startswith(f)), "")
+    try:
+        kind = json.loads((Path(p["model"]) / "config.json").read_text()).get("model_type", "")
+    except (OSError, ValueError, AttributeError):
+        kind = ""  # a hub id, or a folder of which load_model says what is wrong
+    family = next((f for f in SAMPLING if re.search(f, f"{p['model']} {kind}".lower())), "")
     usual = SAMPLING.get(family) or [getattr(task.sampling, name) for name in names]
     chosen = {name: value if p[name] is None else p[name] for name, value in zip(names, usual, strict=True)}
     if not (chosen["temperature"] > 0 and chosen["top_k"] >= 0 and 0 < chosen["top_p"] <= 1):

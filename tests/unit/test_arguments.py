@@ -57,6 +57,10 @@ NONE = {"temperature": None, "top_k": None, "top_p": None}
         ("google/gemma-3-4b-it", (1.0, 64, 0.95)),
         ("Qwen/Qwen3-4B", (0.7, 20, 0.8)),
         ("./models/Llama-3.1-8B-Instruct", (0.7, 50, 0.9)),
+        ("unsloth/Meta-Llama-3.1-8B-Instruct", (0.7, 50, 0.9)),
+        ("/hub/models--google--gemma-3-4b-it/snapshots/abc", (1.0, 64, 0.95)),
+        ("./gemma3-4b", (1.0, 64, 0.95)),
+        ("Qwen/Qwen3.5-4B", (1.0, 0, 1.0)),
         ("meta-llama/Llama-2-7b-chat-hf", (1.0, 0, 1.0)),
         ("embedded", (1.0, 0, 1.0)),
     ],
@@ -68,6 +72,11 @@ def test_a_model_is_sampled_as_the_paper_samples_it(model, drawn):
     assert (p["temperature"], p["top_k"], p["top_p"]) == drawn  # what the run records
     assert (sampling.max_new_tokens, sampling.stop) == (16, ("\n",))
     assert Arithmetic().sampling.top_k == 0
+
+
+def test_a_folder_of_any_name_is_known_by_its_config(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gemma3"}')
+    assert draw_as(Arithmetic(), {"model": str(tmp_path)} | NONE).sampling.top_k == 64
 
 
 def test_what_a_user_says_of_sampling_wins():
