@@ -14,7 +14,13 @@ from cat_lib.answers import boxes
 
 _FONT = r"\\(?:text|textbf|textit|textrm|textnormal|textsf|mathrm|mathbf|mathit|mbox|operatorname) ?"
 WRAPPED = re.compile(rf"{_FONT}\{{([^{{}}]*)\}}")
-_UNIT, _POWER = r"(?:[ckm]m|kg|ft|mph|sq|per|pct|sec|min|hr|[a-z]{4,})", r"(?: ?\^ ?\{?[23]\}?)?"
+# words that change a number are no units: 2 million is not 2
+_NUMERAL = (
+    r"(?:(?:[mbtr]\w*illion|thousand|hundred|dozen|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|twelfth|"
+    r"(?:hundred|thousand|million)th)s?|half|halves|squared|cubed|factorial)"
+)
+_UNIT = rf"(?:[ckm]m|kg|ft|mph|sq|per|pct|sec|min|hr|(?!{_NUMERAL}\b)[a-z]{{4,}})"
+_POWER = r"(?: ?\^ ?\{?[23]\}?)?"
 _GREEK = r"alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|omega|phi|psi|rho|tau"
 _FUNCTIONS = r"arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
 WORDS = re.compile(
@@ -78,7 +84,7 @@ _SOURCE: list[_Sub] = [  # as a program or a keyboard has it
     (re.compile(r"(?<!\{) (and|or) (?=[^a-zA-Z}]|[a-zA-Z](?![a-zA-Z]))"), r" \\text{ \1 } "),
 ]
 _UNITS: list[_Sub] = [
-    (re.compile(rf"(?<=[^ ,_^=(]) *{_FONT}\{{[^{{}}0-9]*\}}{_POWER}$"), ""),  # in a font or bare
+    (re.compile(rf"(?<=[^ ,_^=(]) *{_FONT}\{{(?! ?{_NUMERAL}\b)[^{{}}0-9]*\}}{_POWER}$"), ""),  # in a font or bare
     (re.compile(rf"(?<=[0-9}}]) {_UNIT}(?: {_UNIT})*{_POWER}$"), ""),
 ]
 _ROOT = re.compile(r"(?<![a-zA-Z])\\?sqrt(\[[0-9]+\])? ?\(")

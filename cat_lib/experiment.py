@@ -119,6 +119,8 @@ class Experiment:
             task.examples("train", p["train_questions"], 0)
         run = tracking.start_run(notebook, dict(given))
         run.parameters(p)
+        if isinstance(task, MathTask) and task.skipped:
+            run.update_config(skipped_rows={"skipped": task.skipped, "read": len(task.rows)})
         run.dataset("heldout", heldout, task.name)
         return cls(p, run, task, load_model(p["model"], thinking=p["thinking"]), heldout)
 

@@ -47,6 +47,10 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False) 
     from cat_lib.models.local import LocalModel
 
     loaded = LocalModel(model, tokenizer, name, engine=engine, thinking=thinking)
+    try:
+        loaded.context  # noqa: B018  # it raises for a model of which nothing says what fits
+    except ValueError as error:
+        raise ModelError(f"{error}; {_ADVICE}") from None
     return replace(loaded, batch_tokens=max(loaded.batch_tokens, _batch_tokens(model)))
 
 

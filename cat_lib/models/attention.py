@@ -55,7 +55,8 @@ def fits_window(config: Any, length: int) -> bool:
     Raises ValueError for layers of a kind whose memory can't be shared between rollouts as keys and values are.
     """
     text = config.get_text_config()
-    kinds = set(get_layer_types_and_kwargs(text)[0])
+    mixed = getattr(text, "layers_block_type", None) or ()  # how recurrent models name their layers
+    kinds = set(get_layer_types_and_kwargs(text)[0]) | (set(mixed) - {"attention"})
     if other := sorted(kinds - {"full_attention", "sliding_attention"}):
         raise ValueError(f"layers of the kind {', '.join(other)}: allowed are full and sliding-window attention")
     return "sliding_attention" not in kinds or length <= int(text.sliding_window)

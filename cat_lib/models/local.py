@@ -53,8 +53,13 @@ class LocalModel:
 
     @property
     def context(self) -> int:
-        """Positions the model was built for."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        """Positions the model was built for. Raises ValueError if its config does not say."""
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if positions is None:
+            raise ValueError(
+                f"model={self.name!r}: its config has no max_position_embeddings, so nothing says what fits"
+            )
+        return int(positions)
 
     def anchor(self, role: str = "anchor") -> LocalModel:
         """The frozen initial model: the same weights in memory, adapter off, costs booked under `role`."""
@@ -127,8 +132,7 @@ class LocalModel:
                 rows, steps = self._decode(logits, cache, mask, uniform[batch].flatten(0, 1), n, sampling, stop_ids)
                 computed += sum(map(len, suffixes)) + steps
                 for position, i in enumerate(batch):
-                    drawn = rows[position * n :][:n]
-                    for own, logp, entropy in drawn:
+                    for own, logp, entropy in rows[position * n :][:n]:
                         text = self.tokenizer.decode(own, skip_special_tokens=True)
                         read, size = self.read(prompts[i], text, own, sampling.stop), len(own)
                         results[i].append(replace(read, mean_logprob=logp / size, mean_entropy=entropy / size))
@@ -175,7 +179,7 @@ class LocalModel:
     def _opening(self, ids: Sequence[Sequence[int]], longest: int) -> int:
         """Tokens that all prompts open with and that are computed once.
 
-        None where `longest` positions pass a sliding window: it counts the padding between opening and rest.
+        0 where `longest` positions pass a sliding window: it counts the padding between opening and rest.
         """
         return common_prefix(ids) if fits_window(self.model.config, longest) else 0
 

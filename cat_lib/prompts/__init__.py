@@ -20,8 +20,9 @@ _CONTROL = re.compile(
 # how the common chat templates write a change of speaker; a tokenizer reads these in any text as control tokens
 _SPECIAL = re.compile(r"<(?=\||/?s>|bos>|eos>|(?:start|end)_of_turn>)|\[(?=/?INST\])")
 # how reasoning models set off what they think before they answer
-_OPEN, _CLOSE = re.compile(r"<think(?:ing)?>", re.IGNORECASE), re.compile(r"</think(?:ing)?>", re.IGNORECASE)
-_THOUGHT = re.compile(rf"(?:\s*{_OPEN.pattern}.*?(?:{_CLOSE.pattern}|\Z))+", re.DOTALL | re.IGNORECASE)
+_TAG = r"(?:think(?:ing)?|thought)"
+_CLOSE = re.compile(rf"</{_TAG}>|\[/THINK\]", re.IGNORECASE)
+_THOUGHT = re.compile(rf"(?:<{_TAG}>|\[THINK\]).*?(?:{_CLOSE.pattern}|\Z)\s*", re.DOTALL | re.IGNORECASE)
 
 
 def fill(name: str, **values: str) -> str:
@@ -49,15 +50,15 @@ def one_line(text: str) -> str:
 
 
 def without_thinking(text: str) -> str:
-    """The answer alone: what a reasoning model thought before it is cut off; other text stays as it is.
+    """The answer alone: what a reasoning model thought, before or within it, is cut out; other text stays as it is.
 
-    A block that was opened and never closed leaves nothing. A close without an opening, from templates that open the
-    block in the prompt, ends the thinking too.
+    Of a block that was opened and never closed nothing is left. A close without an opening, from templates that open
+    the block in the prompt, ends the thinking too.
     """
-    thought = _THOUGHT.match(text)
-    text = text[thought.end() :].lstrip() if thought else text
-    stray = [close.end() for close in _CLOSE.finditer(_OPEN.split(text, 1)[0])]
-    return text[stray[-1] :].lstrip() if stray else text
+    spoken = _THOUGHT.sub("", text)
+    stray = [close.end() for close in _CLOSE.finditer(spoken)]
+    spoken = spoken[stray[-1] :] if stray else spoken
+    return text if spoken == text else spoken.lstrip()
 
 
 def plain(text: str) -> str:

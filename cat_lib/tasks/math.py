@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from cat_lib.answers import boxes, canonical, read
+from cat_lib.masking import masked
 from cat_lib.schema import Completion, Example, Message, Sampling
 from cat_lib.tasks.healthbench import read_jsonl
-from cat_lib.tasks.rows import DataError, content_text, items, parse_json, settle_bad
+from cat_lib.tasks.rows import DataError, content_text, items, once, parse_json, settle_bad
 
 HUB: dict[str, tuple[str, str | None, str]] = {  # id, configuration, split
     "math500": ("HuggingFaceH4/MATH-500", None, "test"),
@@ -51,8 +52,9 @@ class MathTask:
     name: str
     rows: Sequence[Example]
     transductive: bool = True
+    skipped: int = 0  # rows of the file that could not be used
     synthesis_prompt: str = "reasoning"
-    sampling: Sampling = Sampling(1536, temperature=0.7, top_k=20, top_p=0.8)  # noqa: RUF009  # frozen: safe to share
+    sampling: Sampling = Sampling(1536)  # noqa: RUF009  # frozen: safe to share
     verifiable = True
 
     def examples(self, split: str, n: int | None, seed: int) -> list[Example]:
@@ -88,6 +90,10 @@ def load_math(name: str, data: str | None = None, transductive: bool = True, ski
     """
     if name not in HUB:
         raise ValueError(f"task={name!r}: allowed is {', '.join(HUB)}")
+    if data and "://" in data:
+        raise DataError(
+            f"data={masked(data)!r} is an address; a math task takes a hub id or a local file: fetch it first"
+        )
     bad, read_rows = list[DataError](), list[tuple[str, dict[str, Any], str, str, str]]()
     rows = local_rows(Path(data), bad) if data and Path(data).suffix in (".json", ".jsonl") else _hub(name, data)
     if not rows and not bad:
@@ -110,7 +116,7 @@ def load_math(name: str, data: str | None = None, transductive: bool = True, ski
             seen[id] = where
             examples.append(_example(name, row, id, question, form))
     settle_bad(data or name, bad, len(examples), skip_bad_rows)
-    return MathTask(name, examples, transductive)
+    return MathTask(name, examples, transductive, len(bad))
 
 
 def _example(name: str, row: dict[str, Any], id: str, question: str, form: str) -> Example:
@@ -133,7 +139,7 @@ def local_rows(path: Path, bad: list[DataError]) -> Rows:
     if path.suffix == ".jsonl":
         return list(read_jsonl(path, bad))
     try:
-        found = json.loads(path.read_bytes().decode("utf-8-sig") or "[]")
+        found = json.loads(path.read_bytes().decode("utf-8-sig") or "[]", object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: no JSON ({error.msg})") from None
     except (ValueError, RecursionError) as error:

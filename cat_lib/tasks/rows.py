@@ -38,7 +38,7 @@ def parse_json(raw: bytes, where: str) -> Any:
     Refused beside what is no JSON: NaN and infinite numbers, a key that stands twice, halves of surrogate pairs.
     """
     try:
-        content = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object)
+        content = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=once)
         bad = next(_unusable(content, ""), None)
     except RecursionError:
         raise DataError(f"{where}: no JSON (lists in lists, too deep to read)") from None
@@ -51,7 +51,8 @@ def parse_json(raw: bytes, where: str) -> Any:
     return content
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for `object_pairs_hook`. Raises ValueError for a key that stands twice."""
     if len(found := dict(pairs)) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")

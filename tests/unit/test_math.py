@@ -620,3 +620,9 @@ def test_splits_are_everything_or_disjoint_halves(tmp_path):
 
 def test_a_long_row_of_names_is_read_in_linear_time():
     assert quantity("A:" * 400 + "B") == "A:" * 400 + "B"  # would take longer than anyone lives
+
+
+@pytest.mark.parametrize("word", ["thirds", "halves", "million", r"\text{ million}", "dozen", "squared", "thousandths"])
+def test_a_word_that_changes_a_number_is_no_unit(word):
+    with_word, with_unit, bare = canonical([f"2 {word}", "2 months", "2"])
+    assert with_word != bare == with_unit

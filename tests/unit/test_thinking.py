@@ -21,12 +21,14 @@ from cat_lib.prompts import without_thinking
         ("<think>the tag </think> is odd</think>c", "c"),  # the thought quotes its own end
         ("a</think>b</think>c", "c"),
         ("</think>", ""),
+        ("[THINK]so 7[/THINK]It is 7.", "It is 7."),
+        ("<thought>so 7</thought>\nIt is 7.", "It is 7."),
+        ("Sure. <think>so 7</think> It is 7.", "Sure. It is 7."),
+        ("It is 7. <think>or is it", "It is 7. "),
         # what is no thinking keeps every character
         ("  plain \n", "  plain \n"),
         ("", ""),
         ("5 < 7 and 7 > 5", "5 < 7 and 7 > 5"),
-        ("Write <think>x</think> to think.", "Write <think>x</think> to think."),
-        ("<think>a</think>Write <think>x</think> to think.", "Write <think>x</think> to think."),
         ("I think > you <thinker>", "I think > you <thinker>"),
     ],
 )
