@@ -59,8 +59,7 @@ class EndpointModel:
     def parse(cls, name: str, **settings: Any) -> EndpointModel:
         """The model that `endpoint:MODEL@URL` names. Raises ValueError for another form, or a URL with a password."""
         found, form = re.fullmatch(rf"{PREFIX}(.+?)@(https?://\S+)", name), "write endpoint:MODEL@http://HOST:PORT/v1"
-        address = name.partition("@")[2]
-        if "@" in address or "?" in address:  # not shown: it may hold the key
+        if re.search("[@?]", name.partition("://")[2]):  # not shown: it may hold the key
             raise ValueError(
                 f"the URL of an endpoint holds no user, password or query: set {KEY} to the key, and {form}"
             )
@@ -69,7 +68,7 @@ class EndpointModel:
         except ValueError:  # a port that is no number, half an address
             usable = False
         if found is None or not usable:
-            raise ValueError(f"{name!r} is no endpoint; {form}")
+            raise ValueError(f"'{name.partition('@')[0]}@...' is no endpoint; {form}")
         return cls(found[1], found[2], **settings)
 
     @property

@@ -27,7 +27,7 @@ def test_a_judge_that_works_is_shown_with_its_cost(tmp_path, monkeypatch):
     assert code == 0, out
     assert server.seen[0]["key"] == f"Bearer {SECRET}"
     assert len(server.seen) == 1
-    assert "model='m', max_tokens=200, seed=0, temperature=0.0, and a prompt of" in out
+    assert "model='m', max_tokens=200, seed=0, temperature=0.0; prompt 'You check" in out
     assert "<verdict>yes</verdict>" in out
     assert "refuses  no field" in out
     assert "5 + 7 tokens, $0.000080" in out

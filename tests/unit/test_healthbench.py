@@ -69,7 +69,7 @@ def write(folder: Path, *rows: object) -> Path:
             (ROW | {"prompt": [{"role": "tool", "content": "x"}]},),
             r"prompt\[0\]\.role is text .*allowed are system, user",
         ),
-        ((VERL,), r"no prompt_id, rubrics; a row needs .*this one has data_source, prompt, reward_model"),
+        ((VERL,), r"no prompt_id, rubrics; a row needs .*this has data_source, prompt, reward_model"),
         ((ROW | {"prompt": []},), "ends with the user's"),
         ((ROW | {"prompt": [{"role": "assistant", "content": "Hello."}]},), "ends with the user's"),
     ],
