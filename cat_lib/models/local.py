@@ -56,9 +56,7 @@ class LocalModel:
         """Positions the model was built for. Raises ValueError if its config does not say."""
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is None:
-            raise ValueError(
-                f"model={self.name!r}: its config has no max_position_embeddings, so nothing says what fits"
-            )
+            raise ValueError(f"model={self.name!r}: its config has no max_position_embeddings: nothing says what fits")
         return int(positions)
 
     def anchor(self, role: str = "anchor") -> LocalModel:
@@ -136,8 +134,8 @@ class LocalModel:
                         text = self.tokenizer.decode(own, skip_special_tokens=True)
                         read, size = self.read(prompts[i], text, own, sampling.stop), len(own)
                         results[i].append(replace(read, mean_logprob=logp / size, mean_entropy=entropy / size))
-        completion_tokens = sum(len(c.token_ids) for group in results for c in group)
-        self.book(n * sum(map(len, ids)), completion_tokens, computed, start)
+        answered = sum(len(c.token_ids) for group in results for c in group)
+        self.book(n * sum(map(len, ids)), answered, computed, start)
         return results
 
     @torch.inference_mode()
