@@ -53,7 +53,7 @@ def seconds(process: subprocess.Popen[str], seed: int) -> float:
 
 def main() -> None:
     """Both sides in turn, alone and beside a busy core."""
-    given = sys.argv[1] if len(sys.argv) > 1 else "GOMP_SPINCOUNT=1000"
+    given = sys.argv[1] if len(sys.argv) > 1 else "GOMP_SPINCOUNT=500"
     repeats = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     name, _, value = given.partition("=")
     # libgomp's own default, given by name: cat_lib leaves alone what is set

@@ -7,4 +7,4 @@ for one that is not running. `benchmarks/neighbour.py` measures what a shorter s
 import os
 
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is loaded, which comes later
+    os.environ.setdefault("GOMP_SPINCOUNT", "500")  # read when torch is loaded, which comes later
