@@ -22,9 +22,9 @@ from mlflow.entities import ViewType
 from cat_lib import batch, executors, tracking
 from cat_lib import store as store_
 from cat_lib.batch import plan, run_suite
+from cat_lib.checkpoints import newest_checkpoint
 from cat_lib.mirror import Mirror
 from cat_lib.suite import load_suite
-from cat_lib.training import newest_checkpoint
 from small import STEPS, cat_lib, configs, start, write_notebook
 
 pytestmark = pytest.mark.fault
