@@ -1,4 +1,4 @@
-"""Checking short answers by `cat_lib.answers.equal` against plain math-verify, parse and verify, in one process.
+"""Checking short answers by `cat_lib.tasks.answers.equal` against plain math-verify, parse and verify, in one process.
 
     python benchmarks/answers.py [REPEATS]
 
@@ -16,7 +16,7 @@ import time
 import math_verify
 import psutil
 
-from cat_lib import answers
+from cat_lib.tasks import answers
 from common import compare
 
 PAIRS, PART = 10_000, 10  # pairs; one in this many for the ratio
@@ -70,7 +70,7 @@ def main() -> None:
         wrong = sum(verdict is not (i % 2 == 0) for i, verdict in enumerate(verdicts))
         print(f"{PAIRS / took:.0f} checks a second; {wrong} of {PAIRS} verdicts differ from what was made", end="; ")
         print(f"memory {before:.0f} MiB before, {memory():.0f} MiB after")
-    what = "plain math-verify parse and verify in one process / cat_lib.answers.equal on 2 workers, 1,000 short pairs"
+    what = "plain math-verify parse and verify in one process / cat_lib.tasks.answers.equal on 2 workers, 1,000 pairs"
     compare(theirs, ours, repeats, what)
 
 

@@ -13,8 +13,8 @@ import sys
 
 import torch
 
-from cat_lib.audit import clinic_pairs
-from cat_lib.judge import _HOLE, Judge, _log_odds
+from cat_lib.measuring.audit import clinic_pairs
+from cat_lib.method.judge import _HOLE, Judge, _log_odds
 from cat_lib.models import load_model
 from common import compare
 

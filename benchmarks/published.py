@@ -17,8 +17,8 @@ from pathlib import Path
 import pandas as pd
 
 from cat_lib.experiment import PRESETS
-from cat_lib.runner import run_notebook
-from cat_lib.tracking import ROOT, RUNS
+from cat_lib.runs.runner import run_notebook
+from cat_lib.runs.tracking import ROOT, RUNS
 
 LARGE = {"rollouts"}  # one row a rollout: kept with the run, too large to publish
 

@@ -15,15 +15,15 @@ from pathlib import Path
 import trl
 from datasets import Dataset
 
+from cat_lib.learning.grpo import add_lora, train
+from cat_lib.learning.settings import GRPOSettings, grpo_arguments
+from cat_lib.learning.shared_prompt import rollouts
+from cat_lib.method.estimators.synthesis import synthesis
+from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import load_model
-from cat_lib.references.synthesis import synthesis
-from cat_lib.rewards.verifiable import verifiable
+from cat_lib.runs.tracking import Run
 from cat_lib.schema import Completion
-from cat_lib.settings import GRPOSettings, grpo_arguments
 from cat_lib.tasks.arithmetic import Arithmetic
-from cat_lib.tracking import Run
-from cat_lib.trainer import rollouts
-from cat_lib.training import add_lora, train
 from common import compare
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"

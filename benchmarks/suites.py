@@ -47,7 +47,7 @@ def suite(jobs: int, work: str) -> float:
             "from cat_lib.__main__ import app; app()"
         )
         environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "OMP_NUM_THREADS": "1"}
-        make = "from cat_lib.store import connect; connect()"
+        make = "from cat_lib.runs.store import connect; connect()"
         subprocess.run([sys.executable, "-c", make], check=True, env=environment, capture_output=True)
         start = time.perf_counter()
         words = [sys.executable, "-c", script, name, "suite", str(folder / "s.yaml"), "--jobs", str(jobs)]

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cat_lib import check
-from cat_lib.entry import spare_grammar
 from cat_lib.masking import masked
+from cat_lib.suites.entry import spare_grammar
 
 spare_grammar()
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Compute as Teacher: run notebooks, look at runs.")
@@ -30,9 +30,9 @@ def run(
     ] = None,
 ) -> None:
     """Execute one notebook as one tracked run; exit code 0 only if it finished."""
-    from cat_lib.parameters import ParameterError
-    from cat_lib.runner import ConfigurationError, RunError, run_notebook
-    from cat_lib.tracking import BusyError, TrackingError
+    from cat_lib.runs.parameters import ParameterError
+    from cat_lib.runs.runner import ConfigurationError, RunError, run_notebook
+    from cat_lib.runs.tracking import BusyError, TrackingError
 
     given = dict(_pair(entry, "-p") for entry in parameter or [])
     try:
@@ -73,10 +73,10 @@ def suite(
     slurm: Annotated[list[str] | None, typer.Option(help="Slurm: name=value, as partition=gpu or time=600.")] = None,
 ) -> None:
     """Run a suite of notebooks; the same command again continues it. Exit code 0 only if no chosen entry failed."""
-    from cat_lib import batch, executors, preflight, progress
     from cat_lib.models import ModelError
-    from cat_lib.suite import SuiteError, load_suite
-    from cat_lib.tracking import TrackingError
+    from cat_lib.runs.tracking import TrackingError
+    from cat_lib.suites import batch, executors, preflight, progress
+    from cat_lib.suites.suite import SuiteError, load_suite
 
     console, here = Console(), executor is Where.local
     try:
@@ -109,8 +109,8 @@ def import_(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, e.g. results/runs/00_quickstart/*.")],
 ) -> None:
     """Copy runs from their folders into the store that MLFLOW_TRACKING_URI names; again changes nothing."""
-    from cat_lib.mirror import import_run
-    from cat_lib.tracking import TrackingError
+    from cat_lib.runs.mirror import import_run
+    from cat_lib.runs.tracking import TrackingError
 
     failed = False
     for folder in folders:
@@ -140,8 +140,8 @@ def doctor() -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """The MLflow UI on 127.0.0.1, over the store that runs are written to."""
-    from cat_lib.children import serve
-    from cat_lib.tracking import tracking_uri
+    from cat_lib.runs.children import serve
+    from cat_lib.runs.tracking import tracking_uri
 
     uri = tracking_uri()
     if uri.startswith("http"):

@@ -12,21 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cat_lib.audit import Audit, audit, calibrate, clinic_pairs
-from cat_lib.cache import Cache
-from cat_lib.evaluation import sample_groups
-from cat_lib.judge import Judge, open_judge_model
-from cat_lib.ledger import Cost
-from cat_lib.references.selection import none
-from cat_lib.references.synthesis import synthesis
-from cat_lib.rewards.proposals import Proposal, Proposer
-from cat_lib.rewards.rubric import ARMS, LengthPenalty, RubricReward, from_reference, needs_reference, rubrics_of
+from cat_lib.learning.grpo import Trained, add_lora, train
+from cat_lib.learning.settings import GRPOSettings
+from cat_lib.measuring.audit import Audit, audit, calibrate, clinic_pairs
+from cat_lib.measuring.evaluation import sample_groups
+from cat_lib.measuring.scoring import RubricScore, evaluate_rubrics
+from cat_lib.method.estimators.synthesis import synthesis
+from cat_lib.method.estimators.voting import none
+from cat_lib.method.judge import Judge, open_judge_model
+from cat_lib.method.rewards.proposals import Proposal, Proposer
+from cat_lib.method.rewards.rubric import ARMS, LengthPenalty, RubricReward, from_reference, needs_reference, rubrics_of
+from cat_lib.models.cache import Cache
+from cat_lib.models.ledger import Cost
+from cat_lib.runs.tracking import ROOT, Run
 from cat_lib.schema import Estimator, Example, Sampling
-from cat_lib.scoring import RubricScore, evaluate_rubrics
-from cat_lib.settings import GRPOSettings
 from cat_lib.tasks.healthbench import HealthTask, fitting
-from cat_lib.tracking import ROOT, Run
-from cat_lib.training import Trained, add_lora, train
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel

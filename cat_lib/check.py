@@ -107,7 +107,7 @@ def judge(
     ] = None,
 ) -> None:
     """Ask a judge behind an endpoint for one verdict and show how it was read; exit code 0 if there is one, else 2."""
-    from cat_lib.judge import Judge
+    from cat_lib.method.judge import Judge
     from cat_lib.models.endpoint import EndpointModel
 
     told: list[tuple[dict[str, Any], str]] = []
@@ -151,7 +151,7 @@ def answers(
     from rich.table import Table
     from rich.text import Text
 
-    from cat_lib.answers import Lost, read
+    from cat_lib.tasks.answers import Lost, read
     from cat_lib.tasks.math import local_rows
     from cat_lib.tasks.rows import DataError
 

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cat_lib import tracking
-from cat_lib.evaluation import Evaluation, evaluate, sample_groups
-from cat_lib.ledger import Cost
+from cat_lib.learning.grpo import Trained, add_lora, train
+from cat_lib.learning.settings import GRPOSettings, draw_as
+from cat_lib.learning.sft import SFTSettings, Tuned, finetune, kept_references
+from cat_lib.measuring.evaluation import Evaluation, evaluate, sample_groups
+from cat_lib.method.estimators import check_names, estimators, voting
+from cat_lib.method.estimators.synthesis import KINDS
+from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import load_model
+from cat_lib.models.ledger import Cost
 from cat_lib.models.memory import Work, require_memory
-from cat_lib.parameters import with_preset
-from cat_lib.references import check_names, estimators, selection
-from cat_lib.references.synthesis import KINDS
-from cat_lib.rewards.verifiable import verifiable
+from cat_lib.runs import tracking
+from cat_lib.runs.parameters import with_preset
 from cat_lib.schema import Estimator, Example, Group
-from cat_lib.settings import GRPOSettings, draw_as
-from cat_lib.sft import SFTSettings, Tuned, finetune, kept_references
 from cat_lib.tasks import check_source, load_task
 from cat_lib.tasks.arithmetic import Arithmetic, LenientArithmetic
 from cat_lib.tasks.math import MathTask
-from cat_lib.training import Trained, add_lora, train
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
@@ -189,7 +189,7 @@ class Experiment:
             seed=seed,
         )
         questions, part = task.examples("train", 90, seed), self.run.part("lesson")
-        return train(policy, task, questions, selection.majority, verifiable, settings, part, resume=True)
+        return train(policy, task, questions, voting.majority, verifiable, settings, part, resume=True)
 
     def sft(self, estimator: str, seed: int, after: Sequence[str] = ("majority", "synthesis")) -> Arm:
         """CaT-SFT: references of the training questions by the untrained model, then cross-entropy on them."""

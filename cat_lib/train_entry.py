@@ -26,9 +26,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cat_lib import tracking
 from cat_lib.masking import masked
-from cat_lib.parameters import resolve, with_preset
+from cat_lib.runs import tracking
+from cat_lib.runs.parameters import resolve, with_preset
 
 NOTEBOOK = "06_training_signals"
 DDP = "notebooks/suites/accelerate_ddp.yaml"
@@ -114,7 +114,7 @@ def train_arms(parameters: Mapping[str, Any], folder: Path) -> None:
 
 def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
     from cat_lib.experiment import PRESETS, check
-    from cat_lib.settings import GRPOSettings, cut
+    from cat_lib.learning.settings import GRPOSettings, cut
 
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise ValueError(f"-p {wrong[0]}: give name=value")
@@ -129,8 +129,8 @@ def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
 def _begin(folder: Path, parameters: dict[str, Any]) -> Any:
     """Lock and open the run; returns what copies it to MLflow, or None where tracking is off."""
     from cat_lib.models import ModelError
-    from cat_lib.preflight import preflight, require_together
-    from cat_lib.runner import require_same
+    from cat_lib.runs.runner import require_same
+    from cat_lib.suites.preflight import preflight, require_together
 
     require_same(folder, parameters)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -141,7 +141,7 @@ def _begin(folder: Path, parameters: dict[str, Any]) -> Any:
         raise ValueError(str(error)) from error
     mirrors = None
     if os.environ.get("CAT_LIB_TRACKING") != "off":
-        from cat_lib.mirror import Mirrors
+        from cat_lib.runs.mirror import Mirrors
 
         mirrors = Mirrors()
     try:

@@ -28,7 +28,7 @@ def untracked(monkeypatch):
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch):
     """An empty MLflow store, and results under the test's folder."""
-    from cat_lib import tracking
+    from cat_lib.runs import tracking
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setattr(tracking, "ROOT", tmp_path)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from cat_lib.learning.grpo import add_lora
 from cat_lib.models.attention import register
 from cat_lib.models.embedded import checkpoint
 from cat_lib.models.local import LocalModel
-from cat_lib.training import add_lora
 
 
 def tiny_policy() -> LocalModel:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cat_lib.answers import lost
 from cat_lib.schema import Completion, Group, Prompt, Task
+from cat_lib.tasks.answers import lost
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tasks.clinic import clinic
 from cat_lib.tasks.healthbench import HUB, HealthTask, load_rows

@@ -1,7 +1,7 @@
 r"""Competition mathematics: MATH-500, AIME, AMC and GSM8K from the hub, and files in their formats.
 
 A model answers in one `\boxed{...}`, or in several that say the same; answers and golds are canonical forms
-(`cat_lib.answers`), so that a vote can count them. Rows are looked for under the key names that published datasets use
+(answers.py), so that a vote can count them. Rows are looked for under the key names that published datasets use
 (see _KEYS).
 
 Left out: which split of a dataset is which. A test set is read, and where `transductive` is off it is cut in half by a
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cat_lib.answers import boxes, canonical, read
 from cat_lib.masking import masked
 from cat_lib.schema import Completion, Example, Message, Sampling
+from cat_lib.tasks.answers import boxes, canonical, read
 from cat_lib.tasks.healthbench import read_jsonl
 from cat_lib.tasks.rows import DataError, content_text, items, once, parse_json, settle_bad
 

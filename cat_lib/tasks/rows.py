@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cat_lib import tracking
 from cat_lib.masking import masked
+from cat_lib.runs import tracking
 from cat_lib.schema import Message
 
 ROLES = ("system", "user", "assistant")

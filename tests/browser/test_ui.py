@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from cat_lib import store as store_
-from cat_lib import tracking
+from cat_lib.runs import store as store_
+from cat_lib.runs import tracking
 from small import STEPS, cat_lib, free_port, write_notebook
 
 pytestmark = pytest.mark.browser

@@ -26,7 +26,7 @@ time.sleep({seconds})
 """
 SERVE = """
 import os, sys
-from cat_lib.children import serve
+from cat_lib.runs.children import serve
 sys.exit(serve([sys.executable, "-c", sys.argv[1]], os.environ))
 """
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from misbehaving import SECRET, misbehaving
 
-from cat_lib.cache import Cache
-from cat_lib.judge import Judge
+from cat_lib.method.judge import Judge
+from cat_lib.models.cache import Cache
 from cat_lib.models.embedded import checkpoint
 from cat_lib.models.endpoint import KEY, EndpointError, EndpointModel
 from cat_lib.schema import Completion, Sampling, Verdict

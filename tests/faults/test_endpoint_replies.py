@@ -11,9 +11,9 @@ import warnings
 import pytest
 from misbehaving import SECRET, YES, good, misbehaving
 
-from cat_lib.cache import Cache
-from cat_lib.judge import Judge
+from cat_lib.method.judge import Judge
 from cat_lib.models import endpoint, replies
+from cat_lib.models.cache import Cache
 from cat_lib.models.endpoint import KEY, EndpointError, EndpointModel
 from cat_lib.schema import Completion, Sampling
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cat_lib import store as store_
-from cat_lib.parameters import ParameterError
-from cat_lib.runner import RunError, run_notebook
+from cat_lib.runs import store as store_
+from cat_lib.runs.parameters import ParameterError
+from cat_lib.runs.runner import RunError, run_notebook
 
 pytestmark = pytest.mark.fault
 ROOT = Path(__file__).parents[2]
@@ -82,9 +82,9 @@ def test_groups_split_over_two_processes_get_the_rewards_of_one(tmp_path):
 import json, os, sys
 from types import SimpleNamespace
 from accelerate import PartialState
-from cat_lib.references.selection import majority
-from cat_lib.rewards.trl import GroupReward
-from cat_lib.rewards.verifiable import verifiable
+from cat_lib.method.estimators.voting import majority
+from cat_lib.learning.trl import GroupReward
+from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.schema import Completion
 from cat_lib.tasks.arithmetic import Arithmetic
 

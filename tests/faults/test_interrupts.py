@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from misbehaving import good, misbehaving
 
-from cat_lib.cache import Cache
-from cat_lib.judge import Judge
+from cat_lib.method.judge import Judge
+from cat_lib.models.cache import Cache
 from cat_lib.models.endpoint import EndpointModel
 
 pytestmark = pytest.mark.fault
@@ -23,8 +23,8 @@ PATIENCE = 5.0  # an interrupt is to take 2 s on an idle machine
 JUDGING = """
 import sys
 from pathlib import Path
-from cat_lib.cache import Cache
-from cat_lib.judge import Judge
+from cat_lib.models.cache import Cache
+from cat_lib.method.judge import Judge
 from cat_lib.models.endpoint import EndpointModel
 url, cache, pairs, at_once = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 judge = Judge(EndpointModel("m", url, concurrency=at_once), "text", cache=Cache(cache))
@@ -37,14 +37,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 sys.path.append(sys.argv[3])
-from cat_lib.judge import Judge
+from cat_lib.method.judge import Judge
 from cat_lib.models.endpoint import EndpointModel
-from cat_lib.references.selection import none
-from cat_lib.rewards.rubric import RubricReward, physician
-from cat_lib.settings import GRPOSettings
+from cat_lib.method.estimators.voting import none
+from cat_lib.method.rewards.rubric import RubricReward, physician
+from cat_lib.learning.settings import GRPOSettings
 from cat_lib.tasks import load_task
-from cat_lib.tracking import Run
-from cat_lib.training import train
+from cat_lib.runs.tracking import Run
+from cat_lib.learning.grpo import train
 from tiny import tiny_policy
 task = load_task("clinic")
 task = replace(task, sampling=replace(task.sampling, max_new_tokens=8))

@@ -10,15 +10,15 @@ import pandas as pd
 import pytest
 from tiny import tiny_policy
 
-from cat_lib import tracking
+from cat_lib.learning.grpo import add_lora, train
+from cat_lib.learning.settings import GRPOSettings
+from cat_lib.method.estimators.voting import none
+from cat_lib.method.rewards.proposals import Proposer
+from cat_lib.method.rewards.rubric import JudgeError, RubricReward, from_question, physician
 from cat_lib.models import load_model
-from cat_lib.references.selection import none
-from cat_lib.rewards.proposals import Proposer
-from cat_lib.rewards.rubric import JudgeError, RubricReward, from_question, physician
+from cat_lib.runs import tracking
 from cat_lib.schema import Completion, Verdict
-from cat_lib.settings import GRPOSettings
 from cat_lib.tasks import load_task
-from cat_lib.training import add_lora, train
 
 pytestmark = pytest.mark.fault
 TASK = load_task("clinic")

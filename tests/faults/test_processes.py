@@ -17,11 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cat_lib import preflight, train_entry
+from cat_lib import train_entry
 from cat_lib.files import read_lines
-from cat_lib.runner import differences
-from cat_lib.settings import GRPOSettings, cut
-from cat_lib.tracking import ROOT, read_config
+from cat_lib.learning.settings import GRPOSettings, cut
+from cat_lib.runs.runner import differences
+from cat_lib.runs.tracking import ROOT, read_config
+from cat_lib.suites import preflight
 
 pytestmark = pytest.mark.fault
 
@@ -32,15 +33,15 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
-import cat_lib.trainer, cat_lib.training
+import cat_lib.learning.shared_prompt, cat_lib.learning.grpo
 from cat_lib.models import load_model
 from cat_lib.models.local import LocalModel
-from cat_lib.references.selection import majority
-from cat_lib.rewards.verifiable import verifiable
+from cat_lib.method.estimators.voting import majority
+from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.tasks.arithmetic import Arithmetic
-from cat_lib.tracking import Run
-from cat_lib.settings import GRPOSettings
-from cat_lib.training import add_lora, train
+from cat_lib.runs.tracking import Run
+from cat_lib.learning.settings import GRPOSettings
+from cat_lib.learning.grpo import add_lora, train
 
 folder, prompts, micro = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 state = PartialState(cpu=True)
@@ -66,9 +67,9 @@ def fixed(policy, sampling, seed):
         return {"prompt_ids": [policy.encode(p) for p in prompts], "completion_ids": ids, "logprobs": None}
     return rollout
 
-cat_lib.trainer.rollouts = fixed
+cat_lib.learning.shared_prompt.rollouts = fixed
 seen, gradients = [], []
-whole = cat_lib.trainer.SharedPromptTrainer._generate_and_score_completions
+whole = cat_lib.learning.shared_prompt.SharedPromptTrainer._generate_and_score_completions
 
 def spied(self, inputs):
     output = whole(self, inputs)
@@ -83,13 +84,13 @@ class Gradients(TrainerCallback):
             if parameter.grad is not None:
                 gradients.append(parameter.grad.norm().item())
 
-cat_lib.trainer.SharedPromptTrainer._generate_and_score_completions = spied
-make = cat_lib.training._trainer
+cat_lib.learning.shared_prompt.SharedPromptTrainer._generate_and_score_completions = spied
+make = cat_lib.learning.grpo._trainer
 def made(*args):
     trainer = make(*args)
     trainer.add_callback(Gradients())
     return trainer
-cat_lib.training._trainer = made
+cat_lib.learning.grpo._trainer = made
 
 settings = GRPOSettings(steps=2, group_size=4, prompts_per_step=prompts, prompts_per_micro_batch=micro,
                         learning_rate=1e-2, beta=0.1, lora_rank=4)

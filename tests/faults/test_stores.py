@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from cat_lib import store as store_
-from cat_lib import tracking
-from cat_lib.mirror import import_run
+from cat_lib.runs import store as store_
+from cat_lib.runs import tracking
+from cat_lib.runs.mirror import import_run
 from small import STEPS, cat_lib, free_port, start, write_notebook
 
 pytestmark = pytest.mark.fault
@@ -272,7 +272,7 @@ def test_an_import_that_the_store_refuses_says_so_in_one_line(store, monkeypatch
     client.delete_experiment(client.get_experiment_by_name("small").experiment_id)
     code, out = cat_lib(store, "import", run.dir)
     assert (code, "Traceback" in out) == (0, False), out
-    monkeypatch.setattr("cat_lib.mirror.find_or_create", lambda *_: 1 / 0)
+    monkeypatch.setattr("cat_lib.runs.mirror.find_or_create", lambda *_: 1 / 0)
     with pytest.raises(tracking.TrackingError, match=r"one is not copied: .*ZeroDivisionError") as caught:
         import_run(run.dir)
     assert "\n" not in str(caught.value)

@@ -19,12 +19,13 @@ import psutil
 import pytest
 from mlflow.entities import ViewType
 
-from cat_lib import batch, executors, tracking
-from cat_lib import store as store_
-from cat_lib.batch import plan, run_suite
-from cat_lib.checkpoints import newest_checkpoint
-from cat_lib.mirror import Mirror
-from cat_lib.suite import load_suite
+from cat_lib.learning.checkpoints import newest_checkpoint
+from cat_lib.runs import store as store_
+from cat_lib.runs import tracking
+from cat_lib.runs.mirror import Mirror
+from cat_lib.suites import batch, executors
+from cat_lib.suites.batch import plan, run_suite
+from cat_lib.suites.suite import load_suite
 from small import STEPS, cat_lib, configs, start, write_notebook
 
 pytestmark = pytest.mark.fault
@@ -103,7 +104,7 @@ def of_kind(kind: str, pid: int) -> list[psutil.Process]:
     """The suite, its runs' processes, or their kernels, as many as there are now."""
     try:
         suite = psutil.Process(pid)
-        runs = [c for c in suite.children() if "cat_lib.entry" in " ".join(c.cmdline())]
+        runs = [c for c in suite.children() if "cat_lib.suites.entry" in " ".join(c.cmdline())]
         kernels = [k for r in runs for k in r.children() if "ipykernel" in " ".join(k.cmdline())]
     except psutil.NoSuchProcess:
         return []

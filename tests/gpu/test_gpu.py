@@ -7,13 +7,13 @@ import importlib.util
 import pytest
 import torch
 
+from cat_lib.learning.grpo import add_lora, train
+from cat_lib.learning.settings import GRPOSettings
+from cat_lib.method.estimators.synthesis import synthesis
+from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import load_model
-from cat_lib.references.synthesis import synthesis
-from cat_lib.rewards.verifiable import verifiable
-from cat_lib.settings import GRPOSettings
+from cat_lib.runs.tracking import Run
 from cat_lib.tasks.arithmetic import Arithmetic
-from cat_lib.tracking import Run
-from cat_lib.training import add_lora, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

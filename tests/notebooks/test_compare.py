@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from cat_lib import mirror, tracking
-from cat_lib import store as store_
-from cat_lib.runner import RunError, run_notebook
+from cat_lib.runs import mirror, tracking
+from cat_lib.runs import store as store_
+from cat_lib.runs.runner import RunError, run_notebook
 
 pytestmark = pytest.mark.notebook
 COMPARE = Path(__file__).parents[2] / "notebooks" / "10_compare.ipynb"

@@ -14,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cat_lib import store as store_
 from cat_lib.experiment import PRESETS
-from cat_lib.runner import run_notebook
+from cat_lib.runs import store as store_
+from cat_lib.runs.runner import run_notebook
 
 pytestmark = pytest.mark.notebook
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from cat_lib import store as store_
-from cat_lib.runner import run_notebook
+from cat_lib.runs import store as store_
+from cat_lib.runs.runner import run_notebook
 
 pytestmark = pytest.mark.notebook
 QUICKSTART = Path(__file__).parents[2] / "notebooks" / "00_quickstart.ipynb"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cat_lib import store as store_
-from cat_lib.runner import RunError, run_notebook
+from cat_lib.runs import store as store_
+from cat_lib.runs.runner import RunError, run_notebook
 
 pytestmark = pytest.mark.notebook
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"

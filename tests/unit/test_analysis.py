@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cat_lib import analysis, experiment, experiment_plots, findings, group_analysis, plots
-from cat_lib.evaluation import Evaluation, Score
+from cat_lib import experiment
 from cat_lib.experiment import Experiment
-from cat_lib.ledger import Cost
+from cat_lib.measuring import analysis, experiment_plots, group_analysis, plots
+from cat_lib.measuring import words as findings
+from cat_lib.measuring.evaluation import Evaluation, Score
+from cat_lib.method.estimators import voting
 from cat_lib.models import ModelError, memory
-from cat_lib.references import selection
+from cat_lib.models.ledger import Cost
 from cat_lib.schema import Completion, Example, Group, Reference
 from cat_lib.tasks.arithmetic import Arithmetic
 
@@ -122,7 +124,7 @@ def test_arms_are_compared_with_one_sample_and_with_their_own_estimator():
 
 def test_scaling_uses_disjoint_subsamples_of_the_same_rollouts():
     groups = [group(0, "1", "1", "2", "2"), group(1, "2", "1", "1", "1")]
-    scores = group_analysis.scaling(groups, EXAMPLES[:2], TASK, {"majority": selection.majority}, [4, 1, 2], most=2)
+    scores = group_analysis.scaling(groups, EXAMPLES[:2], TASK, {"majority": voting.majority}, [4, 1, 2], most=2)
     assert scores["majority", 1].tolist() == [[1, 1], [0, 1]]
     assert scores["majority", 2].tolist() == [[1, 0], [0, 1]]  # ties: the first seen
     assert scores["majority", 4].tolist() == [[1], [1]]

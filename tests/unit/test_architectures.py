@@ -24,16 +24,16 @@ from transformers import (
     Qwen3Config,
 )
 
-from cat_lib import training
+from cat_lib.learning import grpo as training
+from cat_lib.learning.grpo import add_lora, train
+from cat_lib.learning.settings import GRPOSettings
+from cat_lib.method.estimators.voting import majority
+from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import ModelError, load_model
 from cat_lib.models.branches import score_branches
-from cat_lib.references.selection import majority
-from cat_lib.rewards.verifiable import verifiable
+from cat_lib.runs.tracking import Run
 from cat_lib.schema import Sampling
-from cat_lib.settings import GRPOSettings
 from cat_lib.tasks.arithmetic import Arithmetic
-from cat_lib.tracking import Run
-from cat_lib.training import add_lora, train
 
 WINDOW = 16
 SIZES = {

@@ -10,13 +10,13 @@ import pytest
 import yaml
 from trl import GRPOConfig, SFTConfig
 
+from cat_lib.learning.settings import GRPOSettings, draw_as, grpo_arguments
+from cat_lib.learning.sft import SFTSettings, sft_arguments
 from cat_lib.schema import Sampling
-from cat_lib.settings import GRPOSettings, draw_as, grpo_arguments
-from cat_lib.sft import SFTSettings, sft_arguments
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tasks.clinic import clinic
 
-FILE = yaml.safe_load(resources.files("cat_lib").joinpath("trainer_arguments.yaml").read_text())
+FILE = yaml.safe_load(resources.files("cat_lib.learning").joinpath("trainer_arguments.yaml").read_text())
 ARGUMENTS = {
     "grpo": (GRPOConfig, lambda folder: grpo_arguments(GRPOSettings(), Sampling(8), folder, on_cpu=True)),
     "sft": (SFTConfig, lambda folder: sft_arguments(SFTSettings(), folder, rows=64, on_cpu=True)),

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from cat_lib.judge import Judge
-from cat_lib.references.scored import self_bon
+from cat_lib.method.estimators.likelihood import self_bon
+from cat_lib.method.judge import Judge
 from cat_lib.schema import Sampling
 
 # as Qwen 3: an empty block of thinking where it is off

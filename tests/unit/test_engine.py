@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cat_lib.learning.grpo import add_lora
 from cat_lib.models import load_model
 from cat_lib.schema import Sampling
 from cat_lib.tasks.arithmetic import Arithmetic
-from cat_lib.training import add_lora
 
 TASK = Arithmetic()
 PROMPTS = [e.prompt for e in TASK.examples("train", 6, 0)]

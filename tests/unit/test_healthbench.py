@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cat_lib import tracking
-from cat_lib.audit import meta_evaluation_pairs
+from cat_lib.measuring.audit import meta_evaluation_pairs
+from cat_lib.runs import tracking
 from cat_lib.schema import Example
 from cat_lib.tasks import group_of, load_task
 from cat_lib.tasks.clinic import clinic

@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from cat_lib.audit import (
+from cat_lib.learning.grpo import add_lora
+from cat_lib.measuring.audit import (
     Audit,
     Labelled,
     attack,
@@ -24,17 +25,16 @@ from cat_lib.audit import (
     cohens_kappa,
     meta_evaluation_pairs,
 )
-from cat_lib.cache import Cache, key
-from cat_lib.hostile import ATTACKS
-from cat_lib.judge import LONGEST, Judge, open_judge_model, parse
-from cat_lib.ledger import Ledger
+from cat_lib.measuring.hostile import ATTACKS
+from cat_lib.method.judge import LONGEST, Judge, open_judge_model, parse
 from cat_lib.models import attention, load_model
 from cat_lib.models.branches import score_branches
+from cat_lib.models.cache import Cache, key
 from cat_lib.models.endpoint import EndpointError, EndpointModel
+from cat_lib.models.ledger import Ledger
 from cat_lib.prompts import fence, plain
 from cat_lib.schema import Completion, Sampling, Verdict
 from cat_lib.tasks.healthbench import DataError
-from cat_lib.training import add_lora
 
 PAIRS = [
     (r, c) for r in ("Rest and drink plenty.", "See a doctor today, please.") for c in ("Says to rest.", "Is rude.")
@@ -325,7 +325,7 @@ class Scored:
 @pytest.fixture
 def scored(monkeypatch):
     monkeypatch.setattr(
-        "cat_lib.audit.replace",
+        "cat_lib.measuring.audit.replace",
         lambda judge, **new: (
             Scored(**({"threshold": judge.threshold} | new)) if isinstance(judge, Scored) else replace(judge, **new)
         ),

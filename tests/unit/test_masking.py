@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from cat_lib import tracking
 from cat_lib.__main__ import app
 from cat_lib.doctor import checks
 from cat_lib.masking import masked
-from cat_lib.store import connect
+from cat_lib.runs import tracking
+from cat_lib.runs.store import connect
 
 SECRETS = ("pa/ss", "p@ss", "p:a@s/s?#x", "secret", "ghp_TOKEN")
 SHOWN = {

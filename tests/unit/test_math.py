@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cat_lib import answers
-from cat_lib.answer_text import quantity
-from cat_lib.answers import boxes, canonical, equal
-from cat_lib.evaluation import Evaluation
-from cat_lib.references.selection import first, majority
-from cat_lib.references.synthesis import synthesis
-from cat_lib.rewards.signals import signals
-from cat_lib.rewards.verifiable import verifiable
+from cat_lib.measuring.evaluation import Evaluation
+from cat_lib.method.estimators.synthesis import synthesis
+from cat_lib.method.estimators.voting import first, majority
+from cat_lib.method.rewards.verifiable import verifiable
+from cat_lib.method.signals import signals
 from cat_lib.schema import Completion, Message, Reference
-from cat_lib.tasks import group_of, load_task
+from cat_lib.tasks import answers, group_of, load_task
+from cat_lib.tasks.answer_text import quantity
+from cat_lib.tasks.answers import boxes, canonical, equal
 from cat_lib.tasks.math import INSTRUCTION, MathTask, load_math
 from cat_lib.tasks.rows import DataError
 

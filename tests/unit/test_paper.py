@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cat_lib.paper import paper_value, paper_values
+from cat_lib.measuring.paper import paper_value, paper_values
 
 COLUMNS = [
     "key",

@@ -8,18 +8,18 @@ from statistics import fmean
 
 import pytest
 
-from cat_lib import answers as latex
-from cat_lib.evaluation import sample_groups
-from cat_lib.references import NAMES, estimators, scored, selection
-from cat_lib.references.scored import min_ppl, mutual_predictability, self_bon
-from cat_lib.rewards.signals import gold_signals, signals
-from cat_lib.rewards.verifiable import verifiable
+from cat_lib.learning.grpo import add_lora, train
+from cat_lib.learning.settings import GRPOSettings
+from cat_lib.measuring.evaluation import sample_groups
+from cat_lib.method.estimators import NAMES, estimators, likelihood, voting
+from cat_lib.method.estimators.likelihood import min_ppl, mutual_predictability, self_bon
+from cat_lib.method.rewards.verifiable import verifiable
+from cat_lib.method.signals import gold_signals, signals
+from cat_lib.runs.tracking import Run
 from cat_lib.schema import Completion, Group
-from cat_lib.settings import GRPOSettings
+from cat_lib.tasks import answers as latex
 from cat_lib.tasks import group_of
 from cat_lib.tasks.arithmetic import Arithmetic, LenientArithmetic
-from cat_lib.tracking import Run
-from cat_lib.training import add_lora, train
 
 TASK = Arithmetic()
 
@@ -71,13 +71,13 @@ def test_groups_that_an_estimator_cannot_use_are_refused(embedded):
     with pytest.raises(ValueError, match="at most 52"):
         self_bon(embedded, "few_shot")([asked(*["a"] * 53)])
     with pytest.raises(ValueError, match=r"rollouts 0 to 3 of question '2\+8'.* has 2"):
-        selection.first([asked("a", "b")], 4)
+        voting.first([asked("a", "b")], 4)
     with pytest.raises(ValueError, match=r"no gold answer for 2\+8"):
-        selection.gold({})([asked("a")])
+        voting.gold({})([asked("a")])
 
 
 def test_logprobs_that_are_no_numbers_stop_the_run(embedded, monkeypatch):
-    monkeypatch.setattr(scored, "score_branches", lambda model, heads, branches, words=(): [[[math.nan], [-1.0]]])
+    monkeypatch.setattr(likelihood, "score_branches", lambda model, heads, branches, words=(): [[[math.nan], [-1.0]]])
     with pytest.raises(ValueError, match=r"min_ppl: the model gives a log-probability of nan on question '2\+8'"):
         min_ppl(embedded)([asked(" 2 + 8 = 10", " 2 + 8 = 9")])
 
@@ -143,7 +143,7 @@ def test_ttrl_metrics_follow_their_definitions_with_ties_gaps_and_other_notation
         Group(str(i), "", tuple(Completion(a or "", (), "stop") for a in row), tuple(row))
         for i, row in enumerate(canonical)
     ]
-    references = selection.majority(groups)
+    references = voting.majority(groups)
     assert [r and r.answer for r in references] == ["1/2", "3", None, "7"]
     rewards = verifiable(groups, references)
     assert rewards == [[1, 1, 0, 0], [1, 0, 0, 1], [None] * 4, [1, 1, 1, 1]]

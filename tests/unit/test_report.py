@@ -10,7 +10,9 @@ import pytest
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 
-from cat_lib import mirror, plots, report, shown, tracking
+from cat_lib import shown
+from cat_lib.measuring import plots, report
+from cat_lib.runs import mirror, tracking
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(1)><style>@import 'http://evil.example'</style>"

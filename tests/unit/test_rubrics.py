@@ -9,12 +9,12 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from cat_lib.hostile import ATTACKS
-from cat_lib.rewards import rubric as rules
-from cat_lib.rewards.proposals import Proposer, parse_rubric, rubric_similarity, same_words
-from cat_lib.rewards.rubric import JudgeError, LengthPenalty, RubricReward, share_met
+from cat_lib.measuring.hostile import ATTACKS
+from cat_lib.measuring.scoring import clipped_mean, judged, score, score_metrics, tag_scores
+from cat_lib.method.rewards import rubric as rules
+from cat_lib.method.rewards.proposals import Proposer, parse_rubric, rubric_similarity, same_words
+from cat_lib.method.rewards.rubric import JudgeError, LengthPenalty, RubricReward, share_met
 from cat_lib.schema import Completion, Criterion, Example, Group, Reference, Rubric, Verdict
-from cat_lib.scoring import clipped_mean, judged, score, score_metrics, tag_scores
 
 MET, UNMET, LOST = Verdict(True), Verdict(False), Verdict(None, "deadline")
 WELL = "<rubric>" + "".join(f"<criterion>Says thing number {w}.</criterion>" for w in "abcde") + "</rubric>"

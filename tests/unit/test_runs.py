@@ -17,17 +17,17 @@ import nbformat
 import numpy as np
 import pytest
 
-from cat_lib import provenance, runner, tracking
-from cat_lib import store as store_
 from cat_lib.doctor import checks, locked
-from cat_lib.evaluation import compare_teachers, verdict
-from cat_lib.ledger import Ledger, cost_metrics
-from cat_lib.mirror import Mirror, import_run, reap
+from cat_lib.measuring.evaluation import compare_teachers, verdict
+from cat_lib.measuring.stats import mean_interval, over_seeds, paired_difference
 from cat_lib.models import ModelError, load_model
 from cat_lib.models import embedded as wheel
-from cat_lib.parameters import ParameterError, declared, resolve, with_preset
-from cat_lib.runner import ConfigurationError, run_notebook
-from cat_lib.stats import mean_interval, over_seeds, paired_difference
+from cat_lib.models.ledger import Ledger, cost_metrics
+from cat_lib.runs import provenance, runner, tracking
+from cat_lib.runs import store as store_
+from cat_lib.runs.mirror import Mirror, import_run, reap
+from cat_lib.runs.parameters import ParameterError, declared, resolve, with_preset
+from cat_lib.runs.runner import ConfigurationError, run_notebook
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "notebooks" / "00_quickstart.ipynb"
@@ -390,7 +390,8 @@ def test_text_of_data_and_models_is_escaped_in_markdown(path):
 def test_the_code_s_version_covers_what_decides_a_training(monkeypatch, tmp_path):
     shutil.copytree(provenance._PACKAGE, tmp_path / "cat_lib", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "_PACKAGE", tmp_path / "cat_lib")
-    before, decisions = provenance.code_version(Path("none")), tmp_path / "cat_lib" / "trainer_arguments.yaml"
+    before = provenance.code_version(Path("none"))
+    decisions = tmp_path / "cat_lib" / "learning" / "trainer_arguments.yaml"
     decisions.write_text(decisions.read_text().replace("use_bias_correction_kl: false", "use_bias_correction_kl: true"))
     assert provenance.code_version(Path("none")) != before
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from cat_lib import experiment_plots, plots
+from cat_lib.measuring import experiment_plots, plots
 from cat_lib.shown import escaped, plain
 
 # one opening sign is no formula to matplotlib; two that enclose nonsense raise when the figure is drawn

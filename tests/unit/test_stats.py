@@ -12,11 +12,10 @@ import pytest
 from scipy import special
 from scipy import stats as scipy_stats
 
-from cat_lib import stats
-from cat_lib.audit import attack_words
-from cat_lib.findings import word
-from cat_lib.scoring import RubricScore, compare, in_words, versus
-from cat_lib.stats import (
+from cat_lib.measuring import stats
+from cat_lib.measuring.audit import attack_words
+from cat_lib.measuring.scoring import RubricScore, compare, in_words, versus
+from cat_lib.measuring.stats import (
     Estimate,
     bootstrap,
     detectable,
@@ -31,6 +30,7 @@ from cat_lib.stats import (
     standard_error,
     wilson,
 )
+from cat_lib.measuring.words import word
 
 DRAWS = 4000  # the coverage of a 95 % interval is then known to 0.35 %
 

@@ -10,12 +10,12 @@ import time
 import pytest
 from rich.console import Console
 
-from cat_lib import tracking
-from cat_lib.batch import Batch, State, plan
 from cat_lib.files import write_json
-from cat_lib.preflight import check_all, require_together
-from cat_lib.progress import Progress, summary
-from cat_lib.suite import SuiteError, load_suite
+from cat_lib.runs import tracking
+from cat_lib.suites.batch import Batch, State, plan
+from cat_lib.suites.preflight import check_all, require_together
+from cat_lib.suites.progress import Progress, summary
+from cat_lib.suites.suite import SuiteError, load_suite
 from small import write_notebook
 
 
@@ -163,7 +163,7 @@ def test_memory_and_parameters_that_cannot_work_are_refused_before_a_kernel(suit
         check_all(entries("{split: transductive}"), here=False)
     with pytest.raises(SuiteError, match=r"data='x\.jsonl': clinic reads no data"):
         check_all(suite("entries: [{notebook: 03_cat_rl_rubrics, parameters: {data: x.jsonl}}]").entries, here=False)
-    monkeypatch.setattr("cat_lib.preflight.machine", lambda: (10.0, "cpu", 2))
+    monkeypatch.setattr("cat_lib.suites.preflight.machine", lambda: (10.0, "cpu", 2))
     require_together([6.0, None, 4.0, 3.0], 2)
     with pytest.raises(Exception, match=r"3 at once need 13.0 GB of memory at most, and 10.0 GB are free: --jobs 2"):
         require_together([6.0, None, 4.0, 3.0], 3)

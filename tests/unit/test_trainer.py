@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 
-from cat_lib.callbacks import Spending, StepLog
-from cat_lib.checkpoints import newest_checkpoint
-from cat_lib.ledger import Ledger
+from cat_lib.learning.callbacks import Spending, StepLog
+from cat_lib.learning.checkpoints import newest_checkpoint
+from cat_lib.learning.grpo import add_lora, train
+from cat_lib.learning.settings import GRPOSettings, grpo_arguments
+from cat_lib.learning.shared_prompt import Tree
+from cat_lib.method.estimators.voting import majority
+from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import load_model
-from cat_lib.references.selection import majority
-from cat_lib.rewards.verifiable import verifiable
-from cat_lib.settings import GRPOSettings, grpo_arguments
+from cat_lib.models.ledger import Ledger
+from cat_lib.runs.tracking import Run
 from cat_lib.tasks.arithmetic import Arithmetic
-from cat_lib.tracking import Run
-from cat_lib.trainer import Tree
-from cat_lib.training import add_lora, train
 
 
 @pytest.fixture

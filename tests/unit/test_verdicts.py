@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cat_lib.judge import parse
+from cat_lib.method.judge import parse
+from cat_lib.method.verdicts import read
 from cat_lib.schema import Completion
-from cat_lib.verdicts import read
 
 REPLIES = [json.loads(line) for line in Path(__file__).parents[1].joinpath("data/judge_replies.jsonl").open()]
 

@@ -1,0 +1,190 @@
+"""GRPO with LoRA through TRL: the only training loop.
+
+`train` takes an estimator and a reward rule; which method of the field that makes is the caller's line. Its numbers
+are in `settings.py`; the trainer's effective arguments are written beside the results.
+
+Left out: evaluation during training (held-out questions are scored by `evaluation.py`, outside the loop that could
+be fitted to them) and full-parameter training (the paper does not say that it uses LoRA for RL; we do).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from cat_lib.learning.record import Observe, Record
+from cat_lib.learning.settings import GRPOSettings, grpo_arguments
+from cat_lib.method.signals import GOLD_SIGNALS, RUBRIC_SIGNALS, SIGNALS
+from cat_lib.models.ledger import Cost
+from cat_lib.runs.tracking import Run
+from cat_lib.schema import Estimator, Example, RewardRule, Task
+
+if TYPE_CHECKING:
+    from cat_lib.models.local import LocalModel
+
+INTERRUPTED = "interrupted.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run leaves: its per-step history, every rollout, and the folder with the adapter."""
+
+    history: pd.DataFrame  # one row a step; columns are the metrics of docs/metrics.md
+    rollouts: pd.DataFrame  # one row a completion: step, question, text, answer, reference, reward
+    adapter: Path
+    warnings: list[str]
+    spent: dict[str, Cost]  # by role, over all steps, those before a resume included
+
+    def signal_metrics(self, window: int = 3) -> dict[str, float]:
+        """Flat `<signal>_first` and `<signal>_last`: means over the first and last `window` steps, and `collapsed`."""
+        numbers = {"collapsed": float(bool(self.warnings))}
+        for name in (*SIGNALS, *GOLD_SIGNALS, *RUBRIC_SIGNALS):
+            values = self.history[name].dropna() if name in self.history else pd.Series(dtype=float)
+            if len(values):
+                numbers |= {f"{name}_first": values[:window].mean(), f"{name}_last": values[-window:].mean()}
+        return numbers
+
+
+def add_lora(model: LocalModel, rank: int, seed: int) -> LocalModel:
+    """The policy: the model with a fresh LoRA adapter on the linear layers that text passes (alpha = 2 x rank).
+
+    Take the anchor from what this returns, so that both share one set of weights. A policy's adapter is removed
+    first, and what had it is of no more use. Raises ValueError for the model from under a policy: pass the policy.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    plain = model.model.unload() if hasattr(model.model, "unload") else model.model
+    if any("lora_" in name for name, _ in plain.named_parameters()):
+        raise ValueError("this model has a policy's adapter inside: pass add_lora the policy, which can be freed of it")
+    torch.manual_seed(seed)
+    decoder = next(name for name, module in plain.named_modules() if module is plain.get_decoder())
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none", task_type="CAUSAL_LM",
+        exclude_modules=rf"(?!{re.escape(decoder)}\.).*",  # a tower for images would never see a gradient
+    )  # fmt: skip
+    return replace(model, model=get_peft_model(plain, config))
+
+
+def train(
+    policy: LocalModel,
+    task: Task,
+    examples: Sequence[Example],
+    estimator: Estimator,
+    rule: RewardRule,
+    settings: GRPOSettings,
+    run: Run,
+    resume: bool = False,
+    observe: Observe | None = None,
+) -> Trained:
+    """Train `policy`'s adapter in place on its own rollouts. `observe` adds metrics of a rule, after its rewards.
+
+    Writes `checkpoints/`, `adapter/` and `rollouts/step_*.parquet` into the run's folder and the effective trainer
+    arguments into its `config.json`. With `resume`, continues from the folder's newest checkpoint, if there is one; if
+    that is the last step, its adapter and history are loaded and nothing is trained again.
+    Ctrl-C saves a checkpoint marked by `interrupted.json` and raises KeyboardInterrupt.
+    Under `accelerate launch` every process calls this, on one file system; the first one writes (`train_entry.py`).
+    Raises ValueError if the policy has no adapter or the examples are fewer than `prompts_per_step`.
+    """
+    if not hasattr(policy.model, "disable_adapter"):
+        raise ValueError("the policy has no LoRA adapter: pass it through add_lora first, then take its anchor()")
+    if len(examples) < settings.prompts_per_step:
+        raise ValueError(
+            f"{len(examples)} examples are fewer than prompts_per_step={settings.prompts_per_step}; "
+            "add questions or lower prompts_per_step"
+        )
+    from transformers import TrainerState
+
+    from cat_lib.learning.callbacks import Spending, Together
+    from cat_lib.learning.checkpoints import load_adapter, newest_checkpoint
+
+    run.dataset("training", examples, task.name)
+    run.tag("reward_rule", getattr(rule, "__name__", type(rule).__name__))
+    record = Record(task, examples, run, observe)
+    trainer = _trainer(policy, task, examples, estimator, rule, settings, run, record)
+    checkpoint = newest_checkpoint(run.dir, resume)
+    if checkpoint:
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        record.replay(trainer.state.log_history)
+    spending, together = Spending(policy.ledger, run.dir, trainer.state.global_step if checkpoint else -1), Together()
+    trainer.add_callback(spending)
+    trainer.add_callback(together)
+    try:
+        if checkpoint and trainer.state.global_step >= settings.steps:  # one more step would be trained
+            load_adapter(policy.model, checkpoint)
+        else:
+            arguments = {k: v for k, v in trainer.args.to_dict().items() if not k.endswith("hub_token")}
+            run.update_config(trainer=arguments, processes=trainer.args.world_size)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if together.stopped:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        if together.stopped or trainer.args.world_size == 1:
+            trainer._save_checkpoint(trainer.model, trial=None)  # by all processes: it has collectives
+            saved = run.dir / "checkpoints" / f"checkpoint-{trainer.state.global_step}"
+            if run.writes:
+                spending.keep(trainer.state.global_step)
+                (saved / INTERRUPTED).write_text(json.dumps({"step": trainer.state.global_step, "of": settings.steps}))
+                print(f"interrupted: saved {saved}; resume=True continues from it", flush=True)
+            trainer.accelerator.wait_for_everyone()  # a launcher ends all once one has gone
+        raise
+    adapter = run.dir / "adapter"
+    if run.writes:
+        policy.model.save_pretrained(adapter)
+    trainer.accelerator.wait_for_everyone()  # for what the others read below
+    history = pd.DataFrame([h for h in trainer.state.log_history if "reward" in h])
+    return Trained(history, record.tables(settings.steps), adapter, record.warnings, spending.total())
+
+
+def _trainer(
+    policy: LocalModel,
+    task: Task,
+    examples: Sequence[Example],
+    estimator: Estimator,
+    rule: RewardRule,
+    settings: GRPOSettings,
+    run: Run,
+    record: Record,
+) -> Any:
+    """TRL's trainer with our rollouts, reward and log attached; Unsloth's patched one if the policy came from it."""
+    import trl
+    from datasets import Dataset
+    from transformers import PrinterCallback
+
+    from cat_lib.learning.callbacks import StepLog
+    from cat_lib.learning.shared_prompt import SharedPromptTrainer, rollouts
+    from cat_lib.learning.trl import GroupReward
+
+    # an unscorable group is expected and counted; TRL would print its prompts each time
+    logging.getLogger("trl.trainer.grpo_trainer").addFilter(lambda r: "functions returned None" not in r.getMessage())
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"; the pin holds it still
+    sampling = task.sampling
+    stop_ids = policy.stop_ids(sampling.stop)
+    on_cpu, processes = policy.model.device.type == "cpu", int(os.environ.get("WORLD_SIZE", "1"))
+    arguments = grpo_arguments(settings, sampling, run.dir / "checkpoints", on_cpu, processes, policy.thinking)
+    read = partial(policy.read, stop=sampling.stop)
+    reward = GroupReward(task, examples, estimator, rule, settings.group_size, read, record.on_step)
+    own = policy.engine == "transformers"
+    trainer = (SharedPromptTrainer if own else trl.GRPOTrainer)(
+        model=policy.model,
+        args=trl.GRPOConfig(**arguments),
+        reward_funcs=[reward],
+        train_dataset=Dataset.from_list([{"prompt": e.prompt, "example_id": e.id} for e in examples]),
+        processing_class=policy.tokenizer,
+        rollout_func=rollouts(policy, sampling, settings.seed) if own else None,
+    )
+    if "ref" in policy.model.peft_config:  # TRL's copy of the adapter: the reference is the model without one
+        policy.model.delete_adapter("ref")
+    trainer.remove_callback(PrinterCallback)  # it prints thirty numbers a step; StepLog prints six
+    trainer.add_callback(StepLog(policy, run, settings.steps, getattr(trainer, "computed", None)))
+    trainer.eos_token_ids = sorted(stop_ids)  # or TRL's clipped_ratio counts our stops as cut
+    return trainer

@@ -1,0 +1,106 @@
+"""What a training run keeps of itself: every rollout in a file, signals by step, warnings where they are seen."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from cat_lib.method.signals import CollapseWatch, gold_signals, signals
+from cat_lib.prompts import valid
+from cat_lib.runs.tracking import Run
+from cat_lib.schema import Example, Group, Reference, Task
+
+TABLES = ("rollouts", "verdicts", "rubrics")
+Observe = Callable[[int, Path], dict[str, float]]  # (step, the run's folder) to that step's further metrics
+
+
+class Record:
+    """Keeps what the reward saw: every completion in a file, signals for the log, warnings where they are seen."""
+
+    def __init__(self, task: Task, examples: Sequence[Example], run: Run, observe: Observe | None) -> None:
+        self.run, self.observe, self.task = run, observe, task
+        self.golds = {e.id: e.gold for e in examples}  # for plots alone
+        self.watch, self.warnings = CollapseWatch(), list[str]()
+
+    def on_step(
+        self,
+        step: int,
+        groups: list[Group],
+        references: list[Reference | None],
+        rewards: list[list[float | None]],
+    ) -> dict[str, float]:
+        """Called by the reward once its numbers are fixed; returns the step's signals."""
+        table = rollout_table(groups, references, rewards).assign(step=step)
+        if self.run.writes:  # each of several processes sees all groups
+            write_step(self.run.dir, "rollouts", step, table)
+        known = signals(groups, references, rewards, self.task.verifiable)
+        if self.observe:
+            known |= self.observe(step, self.run.dir)
+        if not self.task.verifiable:
+            return known
+        if self._watch(step, known) and self.run.writes:
+            warnings.warn(self.warnings[0], stacklevel=2)
+            self.run.tag("collapse", self.warnings[0])
+        golds = [self.golds[g.id] for g in groups]
+        return known | gold_signals(groups, references, rewards, golds, self.task.correct)
+
+    def _watch(self, step: int, known: dict[str, float]) -> bool:
+        """Whether this step is the first to look like a collapse; a collapsed run would repeat it every step."""
+        warning = self.watch.update(known)
+        if not warning or self.warnings:
+            return False
+        self.warnings.append(f"step {step}: {warning}")
+        return True
+
+    def replay(self, history: Sequence[dict[str, float]]) -> None:
+        """Let the collapse watch see the steps before a resume."""
+        for logged in history:
+            if "answer_dependence" in logged:
+                self._watch(int(logged["step"]), logged)
+
+    def tables(self, steps: int) -> pd.DataFrame:
+        """Join each table's steps into one file of the run, up to `steps`; returns the rollouts."""
+        joined = {}
+        for name in (n for n in TABLES if (self.run.dir / n).is_dir()):
+            parts = [pd.read_parquet(p) for p in sorted((self.run.dir / name).glob("step_*.parquet"))]
+            table = pd.concat(parts, ignore_index=True)
+            joined[name] = table[table["step"] <= steps]
+            self.run.table(name, joined[name])
+        return joined["rollouts"]
+
+
+def write_step(run_dir: Path, name: str, step: int, table: pd.DataFrame) -> None:
+    """Keep one step's part of a table; each process writes a file of its own."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    path = run_dir / name / f"step_{step:05d}_rank{rank}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if rank == 0:  # of a process that an earlier try had and this one, resumed on fewer, has not
+        for old in path.parent.glob(f"step_{step:05d}_rank*.parquet"):
+            if int(old.stem.rpartition("rank")[2]) >= world:
+                old.unlink()
+    table.to_parquet(path, index=False)
+
+
+def rollout_table(
+    groups: Sequence[Group], references: Sequence[Reference | None], rewards: Sequence[Sequence[float | None]]
+) -> pd.DataFrame:
+    """One row a rollout, with what it was measured against. Text that is no UTF-8 is replaced, so that it is kept."""
+    return pd.DataFrame(
+        {
+            "example": group.id,
+            "question": group.question,
+            "rollout": i,
+            "text": valid(rollout.text),
+            "finish": rollout.finish,
+            "answer": answer,
+            "reference": valid(reference.text) if reference else None,
+            "reference_answer": reference.answer if reference else None,
+            "reward": reward,
+        }
+        for group, reference, rs in zip(groups, references, rewards, strict=True)
+        for i, (rollout, answer, reward) in enumerate(zip(group.rollouts, group.answers, rs, strict=True))
+    )

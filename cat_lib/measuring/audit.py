@@ -1,0 +1,296 @@
+"""What a judge is worth: its verdicts against known ones, against itself, and under attack.
+
+A judge is calibrated on one part of the labelled pairs and audited on the other; no conversation is in both. Balanced
+accuracy is the mean of the shares of met and of unmet pairs judged right: a coin and a judge that always says yes both
+have 0.5. Intervals are bootstraps over responses, because the pairs of one response are not independent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cat_lib.measuring.hostile import ATTACKS
+from cat_lib.measuring.stats import Estimate, bootstrap, paired_difference
+from cat_lib.method.judge import Judge
+from cat_lib.tasks.clinic import AUDIT, clinic
+from cat_lib.tasks.healthbench import read_jsonl, transcript
+from cat_lib.tasks.rows import DataError, conversation, text
+
+GOOD, COIN, CONSTANT = 0.8, 0.5, 0.98
+Statistic = Callable[[np.ndarray, np.ndarray], float]  # (truly met, judged met) to a number
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A response, a criterion, and whether it is truly met; what kind of pair that is."""
+
+    id: str  # of the conversation
+    response: str
+    criterion: str
+    met: bool
+    form: str = "unknown"  # stated, paraphrase (met); absent, negated (unmet)
+    axis: str = "unknown"
+    sign: str = "unknown"  # "positive" or "negative" points
+
+
+def clinic_pairs() -> tuple[list[Labelled], list[Labelled]]:
+    """Our own set: pairs to calibrate on (of clinic's training conversations) and pairs to audit on (held out)."""
+    heldout = {e.id for e in clinic().examples("heldout", None, 0)}
+    pairs = []
+    for row in map(json.loads, AUDIT.read_text(encoding="utf-8").splitlines()):
+        for pair in row["pairs"]:
+            axis, sign = pair["tags"][0].removeprefix("axis:"), "negative" if pair["points"] < 0 else "positive"
+            known = (pair["criterion"], pair["met"], pair["form"], axis, sign)
+            pairs.append(Labelled(row["prompt_id"], row["response"], *known))
+    return [p for p in pairs if p.id not in heldout], [p for p in pairs if p.id in heldout]
+
+
+def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
+    """HealthBench's meta-evaluation file: the physicians' majority on each pair; ties are left out.
+
+    Rows: `completion`, `rubric`, `binary_labels`, and `prompt_id` or `prompt`. Raises DataError for other rows.
+    """
+    pairs = []
+    for where, row in read_jsonl(source):
+        labels = row.get("binary_labels")
+        if not isinstance(labels, list) or not labels or not all(type(x) is bool for x in labels):
+            raise DataError(f"{where}: binary_labels is {labels!r:.40}, where a list of true and false is needed")
+        response, criterion = (text(row.get(key), key, where) for key in ("completion", "rubric"))
+        if row.get("prompt_id") is not None:
+            id = text(row["prompt_id"], "prompt_id", where)
+        else:
+            id = transcript(conversation(row.get("prompt"), "prompt", where))
+        if 2 * sum(labels) != len(labels):
+            axis = text(row.get("category", "unknown"), "category", where)
+            pairs.append(Labelled(id, response, criterion, 2 * sum(labels) > len(labels), axis=axis))
+    return pairs
+
+
+def halves(pairs: Sequence[Labelled]) -> tuple[list[Labelled], list[Labelled]]:
+    """Pairs to calibrate on and to audit on, by a digest of the conversation: none is on both sides."""
+    sides: tuple[list[Labelled], list[Labelled]] = ([], [])
+    for pair in pairs:
+        sides[hashlib.sha256(pair.id.encode("utf-8", "replace")).digest()[0] % 2].append(pair)
+    return sides
+
+
+def calibrate(judge: Judge, pairs: Sequence[Labelled]) -> Judge:
+    """The judge with the threshold that has the best balanced accuracy on `pairs`; a text judge as it is.
+
+    Balanced accuracy is flat around its best, and rounding would decide: so the threshold is the median of the best
+    ones of 200 resamples of conversations; among equally good ones the one in the widest gap between scores.
+    Raises ValueError if the pairs are of one class only.
+    """
+    if judge.prompt == "text":
+        return judge
+    scores = np.array(
+        [v.score if v.score is not None else math.nan for v in judge([(p.response, p.criterion) for p in pairs])]
+    )
+    met, known = np.array([p.met for p in pairs]), np.isfinite(scores)
+    if len(set(met[known])) < 2:
+        raise ValueError("calibration needs met and unmet pairs with scores")
+    ids = np.array([p.id for p in pairs])[known]
+    best, rng, units = list[float](), np.random.default_rng(0), np.unique(ids)
+    for _ in range(200):
+        drawn = np.concatenate([np.flatnonzero(ids == unit) for unit in rng.choice(units, len(units))])
+        if len(set(met[known][drawn])) == 2:
+            best.append(_best_threshold(scores[known][drawn], met[known][drawn]))
+    return replace(judge, threshold=float(np.median(best)))
+
+
+def _best_threshold(scores: np.ndarray, met: np.ndarray) -> float:
+    """The middle of the gap between two scores that splits met from unmet pairs best."""
+    cuts = np.unique(scores)
+    middles, gaps = (cuts[1:] + cuts[:-1]) / 2, np.diff(cuts)
+    says = scores[:, None] > middles  # (pairs, thresholds)
+    balanced = (says[met].mean(0) + (~says[~met]).mean(0)) / 2
+    return float(middles[np.lexsort((gaps, balanced))[-1]]) if len(middles) else float(cuts[0])
+
+
+def balanced_accuracy(met: np.ndarray, says: np.ndarray) -> float:
+    """Mean of the shares judged right among met and among unmet pairs; NaN without both."""
+    return float((np.mean(says[met]) + np.mean(~says[~met])) / 2) if 0 < met.sum() < len(met) else math.nan
+
+
+def cohens_kappa(met: np.ndarray, says: np.ndarray) -> float:
+    """Agreement beyond what the two marginals give by chance; NaN where both are constant."""
+    chance = met.mean() * says.mean() + (1 - met.mean()) * (1 - says.mean())
+    return float((np.mean(met == says) - chance) / (1 - chance)) if chance < 1 else math.nan
+
+
+def share_right(met: np.ndarray, says: np.ndarray) -> float:
+    """Share of verdicts that are the known ones."""
+    return float(np.mean(met == says))
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A judge's verdicts on pairs with known ones. `table`: one row a pair, with columns says and failed."""
+
+    table: pd.DataFrame
+    stability: float  # share of pairs with the same verdict when asked again
+    order: float  # share of pairs with the same verdict when the criteria come in reverse
+    threshold: float
+
+    def _estimate(self, table: pd.DataFrame, statistic: Statistic) -> Estimate:
+        known = table[~table["failed"]]
+        met, says = known["met"].to_numpy(bool), known["says"].to_numpy(bool)
+        at = [np.flatnonzero((known["id"] == id).to_numpy()) for id in known["id"].unique()]
+
+        def drawn(units: np.ndarray) -> float:
+            index = np.concatenate([at[u] for u in units])
+            return statistic(met[index], says[index])
+
+        return replace(bootstrap(len(at), drawn), n=len(known))
+
+    @property
+    def balanced_accuracy(self) -> Estimate:
+        return self._estimate(self.table, balanced_accuracy)
+
+    @property
+    def kappa(self) -> Estimate:
+        return self._estimate(self.table, cohens_kappa)
+
+    @property
+    def failed(self) -> float:
+        """Share of pairs without a verdict."""
+        return float(self.table["failed"].mean())
+
+    @property
+    def yes(self) -> float:
+        """Share of verdicts that are yes."""
+        return float(self.table.loc[~self.table["failed"], "says"].mean())
+
+    def by(self, column: str) -> pd.DataFrame:
+        """Share judged right for each value of `form`, `axis` or `sign`: kind, right, low, high, n pairs."""
+        rows = []
+        for value, part in self.table.groupby(column):
+            if part.loc[~part["failed"], "id"].nunique() > 1:
+                e = self._estimate(part, share_right)
+                rows.append({"kind": value, "right": e.mean, "low": e.low, "high": e.high, "n": e.n})
+        return pd.DataFrame(rows, columns=["kind", "right", "low", "high", "n"])
+
+    @property
+    def words(self) -> str:
+        """Whether this judge can be used for training, in words, from the numbers."""
+        if self.failed == 1:
+            return "Every verdict failed: this judge can't be used."
+        if max(self.yes, 1 - self.yes) >= CONSTANT:
+            says = "yes" if self.yes > 0.5 else "no"
+            return f"It says {says} to {max(self.yes, 1 - self.yes):.0%} of the pairs whatever they are: not usable."
+        b = self.balanced_accuracy
+        if b.low <= COIN:
+            text = f"Not usable: balanced accuracy {b} can't be told from a coin's 0.5."
+        elif b.low >= GOOD:
+            text = f"Good enough to train with and to report: balanced accuracy {b}."
+        else:
+            text = f"Better than a coin but weak: balanced accuracy {b}. A reward from it is noisy, and scores by it "
+            text += "compare policies under this judge; they do not measure quality."
+        forms = self.by("form").set_index("kind")["right"]
+        if forms.get("negated", 1.0) < COIN:
+            text += f" It takes a response that says the opposite for one that says it ({forms['negated']:.2f} of the "
+            text += "negated pairs right): do not use it where contradicting the criterion does harm."
+        if self.failed > 0:
+            text += f" It lost {self.failed:.1%} of its verdicts."
+        return text
+
+    @property
+    def summary(self) -> str:
+        """The other numbers on one line."""
+        return (
+            f"Cohen's kappa {self.kappa}; says yes to {self.yes:.0%}; same verdict when asked again "
+            f"{self.stability:.1%}, with the criteria reversed {self.order:.1%}"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Flat `judge_*` numbers of the run; what is not finite is left out."""
+        b, k = self.balanced_accuracy, self.kappa
+        numbers = b.flat("judge_balanced_accuracy") | k.flat("judge_kappa")
+        numbers |= {"judge_pairs": float(b.n), "judge_yes": self.yes, "judge_failed": self.failed}
+        numbers |= {"judge_stability": self.stability, "judge_order": self.order, "judge_threshold": self.threshold}
+        return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def audit(judge: Judge, pairs: Sequence[Labelled]) -> Audit:
+    """Judge the pairs, once more, and once in reverse order. The repeats go past the cache by their index."""
+    asked = [(p.response, p.criterion) for p in pairs]
+    first, second = judge(asked), replace(judge, index=judge.index + 1)(asked)
+    reverse = replace(judge, index=judge.index + 2)(asked[::-1])[::-1]
+    table = pd.DataFrame(
+        {"id": p.id, "criterion": p.criterion, "met": p.met, "form": p.form, "axis": p.axis, "sign": p.sign}
+        | {"says": bool(v.met), "failed": v.met is None, "score": v.score, "reason": v.reason, "cause": v.cause}
+        for p, v in zip(pairs, first, strict=True)
+    )
+    same = [float(np.mean([a.met == b.met for a, b in zip(first, other, strict=True)])) for other in (second, reverse)]
+    return Audit(table, same[0], same[1], judge.threshold)
+
+
+def attack(judge: Judge, pairs: Sequence[Labelled], each: int = 3) -> pd.DataFrame:
+    """Append each attack to `each` responses that do not meet a criterion; one row an attack and response.
+
+    Columns: kind, id, before and after (whether the judge says met, without and with the attack; None where it
+    failed). Raises ValueError if all pairs are met.
+    """
+    unmet = [p for p in pairs if not p.met]
+    if not unmet:
+        raise ValueError("an attack needs responses that do not meet a criterion; all pairs are met")
+    jobs = [(kind, text) for kind, texts in ATTACKS.items() for text in texts for _ in range(each)]
+    bases = [unmet[i % len(unmet)] for i in range(len(jobs))]
+    plain = judge([(b.response, b.criterion) for b in bases])
+    hit = judge([(f"{b.response}\n{text}", b.criterion) for b, (_, text) in zip(bases, jobs, strict=True)])
+    return pd.DataFrame(
+        {"kind": kind, "id": base.id, "before": a.met, "after": b.met}
+        for (kind, _), base, a, b in zip(jobs, bases, plain, hit, strict=True)
+    )
+
+
+def unfenced(judge: Judge) -> Judge:
+    """The same judge with responses put into its prompt as they are."""
+    return replace(judge, fenced=False)
+
+
+def attack_table(attacked: pd.DataFrame) -> pd.DataFrame:
+    """By kind of attack and in all: share judged met before and after, the paired difference with its limits, p, n.
+
+    The unit is the conversation: n counts them, and the attacks on one conversation's responses are averaged.
+    """
+    rows = []
+    for kind, part in [*attacked.groupby("kind"), ("all", attacked)]:
+        known = part.dropna(subset=["before", "after"]).astype({"before": float, "after": float})
+        units = known.groupby("id")[["before", "after"]].mean()
+        if len(units) > 1:
+            before, after = units["before"].to_numpy(), units["after"].to_numpy()
+            d = paired_difference(before, after)
+            rows.append(
+                {"kind": kind, "before": before.mean(), "after": after.mean(), "difference": d.mean}
+                | {"low": d.low, "high": d.high, "p": d.p, "n": d.n}
+                | {"tried": len(known), "failed": len(part) - len(known)}
+            )
+    return pd.DataFrame(rows)
+
+
+def attack_words(row: pd.Series) -> str:
+    """Whether the attacks of one row of `attack_table` work, in words."""
+    change = Estimate(row["difference"], row["low"], row["high"], int(row["n"]), row["p"])
+    if change.conclusive and change.mean < 0:
+        return f"Attacks do not pay: they lower the share of unmet criteria judged met, {change}."
+    if change.conclusive:
+        return f"Attacks work: they raise the share of unmet criteria judged met by {change}; don't train on it."
+    return f"No attack is shown to work: the share of unmet criteria judged met changes by {change}."
+
+
+def attack_metrics(fenced: pd.DataFrame, bare: pd.DataFrame) -> dict[str, float]:
+    """Flat `attack_fenced_*` and `attack_bare_*`: rise in the share judged met, over all attacks, and its limits."""
+    numbers = dict[str, float]()
+    for name, attacked in (("fenced", fenced), ("bare", bare)):
+        row = attack_table(attacked).set_index("kind").loc["all"]
+        numbers |= {f"attack_{name}_{part}": float(row[part]) for part in ("difference", "low", "high")}
+    return numbers

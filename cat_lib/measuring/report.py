@@ -1,0 +1,284 @@
+"""Runs of a store side by side: the tables of notebook 10, and one HTML file that needs no server and no network.
+
+The unit of a comparison is the seed; pairing by question is done in each experiment's own notebook, which has them.
+All text that comes from runs is hostile: a report escapes it, and neither loads nor runs anything.
+Left out: intervals pooled over groups. A run of several seeds is a group by itself, with the interval that it logged.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import re
+import tempfile
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cat_lib.masking import masked
+from cat_lib.measuring.stats import holm, over_seeds, paired_difference
+from cat_lib.measuring.words import word
+from cat_lib.runs.parameters import nearest
+from cat_lib.runs.store import SUITE, connect
+from cat_lib.runs.tracking import tracking_uri
+from cat_lib.shown import escaped, visible
+
+_NOTEBOOK, _PAGE, _TEXT, _LABEL = "10_compare", 500, 1500, 44  # runs at once; characters of a text, of a label's line
+_ROLES, _UNITS = ("policy", "anchor", "update", "judge"), ("tokens", "flops", "seconds")
+_OWN = re.compile(  # of one execution or its outcome, not of what was executed
+    r"(metric|dataset)\..*|run_id|name|status|experiment|started|(param\.)?seeds?|entry|suite|run_dir|host|commit|dirty"
+    r"|code|error|collapse|stage|cat_lib\.run"
+)
+_ALLOWED = "params.x = '1', metrics.x > 0, tags.x = 'y', attributes.status = 'FINISHED', joined by `and`"
+_HEAD = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:"><style>
+body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:76rem;margin:2rem auto;padding:0 1.5rem}
+h1,h2,h3{line-height:1.25;margin:1.4em 0 .5em}p,li{max-width:50rem;overflow-wrap:anywhere}
+img{max-width:100%;margin-top:1em}
+.output_html{overflow-x:auto}table{border-collapse:collapse;font-size:13px;border:0}th{text-align:left}
+th,td{border:0;border-bottom:1px solid #ccc;vertical-align:top;padding:.35em 1em .35em 0;white-space:pre-wrap;
+overflow-wrap:break-word;max-width:26rem;unicode-bidi:isolate;font-variant-numeric:tabular-nums}</style>"""
+
+
+def read_runs(filter: str, experiments: list[str], uri: str | None = None) -> pd.DataFrame:
+    """One row a FINISHED run, oldest first; `.attrs["others"]` counts by status the runs that are not.
+
+    filter: MLflow's, e.g. "params.steps = '12' and tags.task = 'arithmetic'"; experiments: names, [] for all.
+    Columns run_id, name, status, experiment, started (ms), each tag, `param.<x>` (text), `metric.<x>` (the last value)
+    and `dataset.<context>` (how many questions). Suites' parent runs and this notebook's own are left out.
+    Raises ValueError for a filter that MLflow refuses, an unknown experiment, or no finished run; TrackingError.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client, store = _client(uri), masked(uri or tracking_uri())
+    names = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
+    there = ", ".join(map(repr, sorted(names.values())))
+    if unknown := [e for e in experiments if e not in names.values()]:
+        hint = nearest(str(unknown[0]), names.values())
+        raise ValueError(f"no experiment {unknown[0]!r} in {store}{hint} (there are {there})")
+    ids = [i for i, name in names.items() if not experiments or name in experiments]
+    try:
+        found = [_row(run, names[run.info.experiment_id]) for run in _pages(client.search_runs, ids, filter)]
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        raise ValueError(f"{filter=}: {error.message}; allowed are {_ALLOWED}") from error
+    found = [row for row in found if row.get("notebook") not in (SUITE, _NOTEBOOK)]
+    runs = pd.DataFrame(found, columns=None if found else ["status"])
+    counts = {str(status): int(n) for status, n in runs["status"].value_counts().items()}
+    if not counts.pop("FINISHED", 0):
+        but = f" (but {counts})" if counts else ""
+        raise ValueError(
+            f"no finished run of {experiments=} matches {filter=}{but} in {store}; its experiments: {there}"
+        )
+    runs = runs[runs["status"] == "FINISHED"].sort_values(["started", "run_id"], ignore_index=True)
+    runs = runs.dropna(axis=1, how="all")
+    runs.attrs["others"] = counts
+    return runs
+
+
+def default_metric(runs: pd.DataFrame) -> str:
+    """The metric with `_low` and `_high` beside it that most runs have; of several, a held-out, then a short one.
+
+    Raises ValueError if no metric has an interval.
+    """
+    counts = {c.removeprefix("metric."): int(runs[c].notna().sum()) for c in runs if c.startswith("metric.")}
+    whole = [m for m in counts if {f"{m}_low", f"{m}_high"} <= counts.keys()]
+    if not whole:
+        raise ValueError(f"no metric has `_low` and `_high`; name one of {', '.join(sorted(counts)) or 'none at all'}")
+    return str(min(whole, key=lambda m: (-counts[m], not m.startswith("heldout"), len(m), m)))
+
+
+def grouped(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The runs that have the metric, each in the group of those that differ in nothing but the seed.
+
+    Adds columns group (named by what differs between runs of a notebook), seed, value, low, high (the run's own
+    limits), questions (`heldout_questions`, else the size of its held-out data) and superseded: a newer run has the
+    same group and seed. Raises ValueError for a metric that no run has.
+    """
+    known = sorted(c.removeprefix("metric.") for c in runs if c.startswith("metric."))
+    if metric not in known:
+        raise ValueError(f"{metric=}: no run has it{nearest(metric, known)} (there are {', '.join(known) or 'none'})")
+    kept = runs.dropna(subset=[f"metric.{metric}"]).reset_index(drop=True)
+    nothing, seed = pd.Series(np.nan, kept.index), kept.get("seed", pd.Series("", kept.index)).fillna("").astype(str)
+    about = kept.drop(columns=[c for c in kept if _OWN.fullmatch(c)]).astype(object).fillna("none").astype(str)
+    about = about.assign(notebook=about.get("notebook", "none"), seeds=seed.where(seed.str.contains(","), ""))
+    names = pd.Series("", kept.index)
+    for column in sorted(about, key=lambda c: (c != "notebook", c.startswith("param."), c)):
+        name, code = column.removeprefix("param."), pd.factorize(about[column])[0]
+        tags = [tag for tag in (name, name[:-1]) if name != column and tag in about]  # that may say the same
+        within = about["notebook"] if column != "notebook" else nothing.fillna(0)
+        differs = about[column].groupby(within).nunique().max() > 1
+        if differs and not any((pd.factorize(about[tag])[0] == code).all() for tag in tags):
+            names += [f", {name}={value}" if value else "" for value in about[column]]
+    value, low, high = (kept.get(f"metric.{metric}{end}", nothing) for end in ("", "_low", "_high"))
+    questions = kept.get("metric.heldout_questions", nothing).fillna(kept.get("dataset.heldout", nothing))
+    group = names.str.removeprefix(", ").replace("", "all runs")
+    kept = kept.assign(group=group, seed=seed, value=value, low=low, high=high, questions=questions)
+    return kept.assign(superseded=kept.duplicated(["group", "seed"], keep="last"))
+
+
+def compare(kept: pd.DataFrame) -> pd.DataFrame:
+    """One row a group of `grouped`, by name; of runs with the same seed only the newest counts.
+
+    Columns group, mean, low, high (95 %), interval (over seeds: Student's over two or more; over questions: the run's
+    own), n (questions, the fewest of a run), seeds (listed), runs, replaced (older runs of a seed), codes (versions of
+    the code), tokens, flops, seconds (all roles, mean of a run; missing where not logged).
+    """
+    rows = []
+    for group, every in kept.groupby("group"):
+        part = every[~every["superseded"]]
+        values, seeds = part["value"].tolist(), sorted(part["seed"], key=lambda s: (len(s), s))
+        low, high, over = part["low"].iloc[0], part["high"].iloc[0], f"over questions{' and seeds' * (',' in seeds[0])}"
+        if len(values) > 1:  # equal values show no spread
+            estimate, over = over_seeds(values), "over seeds" if np.ptp(values) > 1e-9 else "none: the seeds are equal"
+            low, high = (estimate.low, estimate.high) if np.ptp(values) > 1e-9 else (np.nan, np.nan)
+        elif not np.isfinite([low, high]).all():
+            low, high, over = np.nan, np.nan, "none"
+        costs = {u: part.reindex(columns=[f"metric.{role}_{u}" for role in _ROLES]) for u in _UNITS}
+        row = {"group": group, "mean": np.mean(values), "low": low, "high": high, "interval": over}
+        row |= {"n": part["questions"].min(), "seeds": ", ".join(seeds), "runs": len(part)}
+        row |= {"replaced": len(every) - len(part), "codes": part["code"].nunique() if "code" in part else 0}
+        rows.append(row | {u: cost.sum(axis=1, min_count=1).mean() for u, cost in costs.items()})
+    return pd.DataFrame(rows)
+
+
+def paired(kept: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Each group of `grouped` minus the baseline, over the seeds that both have.
+
+    Columns group, difference, low, high (Student's 95 % over seeds), p (sign flips), p_holm (adjusted for the table),
+    seeds (how many are shared), outcome (higher, lower, undecided). Raises ValueError for a baseline that is no group.
+    """
+    table = kept[~kept["superseded"]].pivot(index="seed", columns="group", values="value").sort_index(axis=1)
+    if baseline not in table:
+        raise ValueError(f"{baseline=} is no group{nearest(baseline, table)} (there are {'; '.join(table)})")
+    rows = []
+    for group in table.columns.drop(baseline):
+        both = table[[baseline, group]].dropna()
+        change, low, high, p = both[group] - both[baseline], np.nan, np.nan, np.nan
+        if len(both) > 1:
+            estimate, p = paired_difference(both[baseline], both[group]), 1.0
+            if np.ptp(change) > 1e-9:  # equal differences show no spread, so no interval and no evidence
+                low, high, p = estimate.low, estimate.high, estimate.p or 0.0
+        rows.append((group, change.mean(), low, high, p, np.nan, len(both), "undecided"))
+    columns = ["group", "difference", "low", "high", "p", "p_holm", "seeds", "outcome"]
+    result = pd.DataFrame(rows, columns=columns).astype({"group": object, "outcome": object})
+    if tested := dict(result.dropna(subset=["p"])[["group", "p"]].itertuples(index=False)):
+        result["p_holm"] = result["group"].map(holm(tested))
+        every = result.itertuples()
+        result["outcome"] = [word(r.difference, r.low, r.high, r.p_holm, "higher", "lower") for r in every]
+    return result
+
+
+def verdict(differences: pd.DataFrame, metric: str, baseline: str) -> str:
+    """The table of `paired` in words, as markdown: each group higher, lower or undecided, with its numbers."""
+    words = [f"{escaped(metric)}, paired by seed, against {escaped(baseline)}:\n"]
+    for r in differences.itertuples():
+        numbers = f"{r.difference:+.3f} [{r.low:.3f}, {r.high:.3f}]" if np.isfinite(r.low) else "no interval"
+        seeds = f"{r.seeds} shared seeds" + "; fewer than six decide nothing" * (r.seeds < 6)
+        words.append(f"- {escaped(r.group)}: **{r.outcome}** ({numbers}, {seeds})")
+    if differences.empty:
+        words.append("- there is no other group to compare with")
+    return "\n".join(words)
+
+
+def drawable(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of `compare` or `paired` for `plots.intervals`: names in lines, the middle of long ones left out."""
+    names = table["group"].map(visible)
+    short = [
+        n if len(n) <= 2 * _LABEL else f"{n[: _LABEL - 4]} ... {n[-_LABEL + 4 :]}" for n in names
+    ]  # both ends tell
+    kind = ["\n".join(textwrap.wrap(name, _LABEL)) for name in short]
+    n = [f"{n:.0f}" if np.isfinite(n) else "unknown" for n in table["n" if "n" in table else "seeds"]]
+    return table.assign(kind=kind, n=n)
+
+
+def examples(runs: pd.DataFrame, n: int, uri: str | None = None) -> pd.DataFrame:
+    """n rollouts of each run, from the lowest to the highest reward; a run without rollouts.parquet is skipped.
+
+    Columns run (its name), question, text, reference (the first 1,500 characters of each), reward.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client, columns, found = _client(uri), ["question", "text", "reference", "reward"], list[pd.DataFrame]()
+    for run in runs.itertuples() if n else ():
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                table = pd.read_parquet(client.download_artifacts(run.run_id, "rollouts.parquet", folder))
+        except (MlflowException, OSError, ValueError):  # none there, or no table
+            continue
+        table = table.reindex(columns=columns).sort_values("reward", kind="stable", ignore_index=True)
+        table = table.iloc[np.unique(np.linspace(0, len(table) - 1, min(n, len(table))).astype(int))]
+        texts = {c: table[c].astype(object).fillna("").astype(str).str[:_TEXT] for c in columns[:3]}
+        found.append(table.assign(run=run.name, **texts)[["run", *columns]])
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["run", *columns])
+
+
+def export(path: Path, title: str, parts: Sequence[str | pd.DataFrame | Figure]) -> None:
+    """Write one HTML file of markdown, tables and figures, whole or not at all. HTML in markdown is shown, not used.
+
+    Raises ValueError if a part would load something, e.g. a picture of another address.
+    """
+    from bs4 import BeautifulSoup
+    from nbconvert import HTMLExporter
+
+    book = nbformat.v4.new_notebook(cells=[_cell(part) for part in parts])
+    settings = {"exclude_input": True, "exclude_output_prompt": True, "exclude_anchor_links": True}
+    exporter: Any = HTMLExporter  # it has no types
+    body = exporter(template_name="basic", **settings).from_notebook_node(book)[0]
+    for e in BeautifulSoup(body, "html.parser").find_all(["script", "link", "iframe", "object", "embed", "img"]):
+        if not str(e.get("src")).startswith("data:image/"):
+            raise ValueError(f"a report loads nothing, but a part of it has {str(e)[:200]}")
+    name, partial = html.escape(visible(title)), path.with_name(f"{path.name}.partial")
+    partial.write_text(f"{_HEAD}<title>{name}</title></head><body><h1>{name}</h1>{body}</body></html>", "utf-8")
+    partial.replace(path)
+
+
+def _cell(part: str | pd.DataFrame | Figure) -> Any:
+    if isinstance(part, str):
+        return nbformat.v4.new_markdown_cell(part.replace("<", "&lt;"))
+    data, about = {}, {}
+    if isinstance(part, pd.DataFrame):
+        shown = part.rename(columns=visible).map(lambda v: visible(v) if isinstance(v, str) else v)
+        with pd.option_context("display.max_colwidth", None):
+            data["text/html"] = shown.to_html(index=False, na_rep="–", float_format="{:.4g}".format)
+    else:
+        picture, title = io.BytesIO(), " ".join(axis.get_title() for axis in part.axes)
+        part.savefig(picture, format="png", dpi=110, bbox_inches="tight")
+        data["image/png"] = base64.b64encode(picture.getvalue()).decode()
+        about["image/png"] = {"alt": title or "figure"}
+    return nbformat.v4.new_code_cell("", outputs=[nbformat.v4.new_output("display_data", data, metadata=about)])
+
+
+def _client(uri: str | None) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri) if uri else connect()
+
+
+def _pages(search: Any, *args: Any) -> Iterator[Any]:
+    token: str | None = None
+    while token != "":
+        page = search(*args, max_results=_PAGE, page_token=token)
+        yield from page
+        token = page.token or ""
+
+
+def _row(run: Any, experiment: str) -> dict[str, Any]:
+    row: dict[str, Any] = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
+    row |= {f"param.{k}": v for k, v in run.data.params.items()} | {
+        f"metric.{k}": v for k, v in run.data.metrics.items()
+    }
+    for used in run.inputs.dataset_inputs:
+        context = {tag.key: tag.value for tag in used.tags}.get("mlflow.data.context")
+        row[f"dataset.{context}"] = json.loads(used.dataset.profile or "{}").get("num_rows")
+    about = {"run_id": run.info.run_id, "name": run.info.run_name, "status": run.info.status}
+    return row | about | {"experiment": experiment, "started": run.info.start_time}

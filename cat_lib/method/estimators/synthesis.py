@@ -1,0 +1,109 @@
+"""Synthesis, the paper's estimator: the frozen anchor reads a group's rollouts and writes one reference.
+
+`s ~ pi_0(. | p_syn, o_1..o_G)` (section 3.1, eq. 1): question-blind by default. The paper's prompts are not public;
+`prompts/synthesis_*.txt` are this library's own wording of what the text fixes. What the paper leaves open is
+settled here: greedy decoding, rollouts in sampled order, and over-long groups cut as `fit` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cat_lib.prompts import fence, fill, one_line
+from cat_lib.schema import Completion, Estimator, Group, Prompt, Reference, Sampling
+from cat_lib.tasks.answers import boxes
+
+if TYPE_CHECKING:
+    from cat_lib.models.local import LocalModel
+
+# `_b` and `_c` are other wordings, for the ablation of the prompt
+KINDS = (
+    *("reasoning", "reasoning_b", "reasoning_c", "freeform"),
+    *("few_shot", "few_shot_b", "few_shot_c", "few_shot_freeform"),
+)
+_CUT = " [...] "
+Extract = Callable[[Completion, str], str | None]
+
+
+def synthesis(
+    anchor: LocalModel, extract: Extract, kind: str, max_new_tokens: int, include_question: bool = False
+) -> Estimator:
+    """An estimator that asks `anchor` once a group, greedily, all groups in one batch.
+
+    A synthesis may quote what attempts have boxed, so that its answer is in the last of its boxes. A group whose
+    synthesis has no answer that `extract` finds gets a Reference with `answer=None`.
+    Raises ValueError for a kind that is not in KINDS.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"synthesis prompt {kind!r}: allowed are {', '.join(KINDS)}")
+    sampling = Sampling(max_new_tokens, temperature=0, stop=("\n",) if kind.startswith("few_shot") else ())
+
+    def estimate(groups: Sequence[Group]) -> list[Reference | None]:
+        prompts = [synthesis_prompt(anchor, group, kind, max_new_tokens, include_question) for group in groups]
+        completions = [c for (c,) in anchor.generate(prompts, 1, sampling)]
+        return [
+            Reference(completion.text.strip(), extract(_concluded(completion), group.question), "synthesis")
+            for group, completion in zip(groups, completions, strict=True)
+        ]
+
+    return estimate
+
+
+def _concluded(completion: Completion) -> Completion:
+    """The completion with no box but the last."""
+    *quoted, last = boxes(completion.text) or [""]
+    return replace(completion, text=rf"\boxed{{{last}}}") if quoted else completion
+
+
+def synthesis_prompt(
+    anchor: LocalModel, group: Group, kind: str, max_new_tokens: int, include_question: bool = False
+) -> Prompt:
+    """What the anchor reads: the rollouts numbered and fenced, cut so that prompt and answer fit its context.
+
+    A chat for `reasoning` and `freeform`; plain text, one line a rollout, for the `few_shot` kinds.
+    """
+    shots = kind.startswith("few_shot")
+
+    def build(texts: Sequence[str]) -> Prompt:
+        block, wrap = ("\n", one_line) if shots else ("\n\n", lambda text: "\n" + fence(text))
+        rollouts = block.join(f"{i}. {wrap(text)}" for i, text in enumerate(texts, 1))
+        question = group.question if include_question else ""
+        text = fill(f"synthesis_{kind}", rollouts=rollouts, count=str(len(texts)), question=question)
+        return text if shots else [{"role": "user", "content": text.strip()}]
+
+    return fitted(anchor, [r.text for r in group.rollouts], build, max_new_tokens)
+
+
+def fitted(model: LocalModel, texts: Sequence[str], build: Callable[[Sequence[str]], Prompt], reserve: int) -> Prompt:
+    """`build(texts)` with the texts cut so that the prompt leaves `reserve` tokens of the model's context."""
+    frame = len(model.encode(build([""] * len(texts))))
+    return build(fit(model, texts, model.context - reserve - frame - 8 * len(texts)))  # joins can re-tokenise
+
+
+def fit(anchor: LocalModel, texts: Sequence[str], room: int) -> list[str]:
+    """The texts cut to `room` tokens together: each gets an equal share, and what the short ones leave unused.
+
+    A longer text keeps the first third and the last two thirds of its share, where its answer stands, with
+    `[...]` between. Raises ValueError if the share is under 16 tokens, since nothing readable would be left.
+    """
+    ids = [anchor.encode(text) if text else [] for text in texts]
+    if sum(map(len, ids)) <= room:
+        return list(texts)
+    left, share = room, 0
+    for rest, length in zip(range(len(ids), 0, -1), sorted(map(len, ids)), strict=True):
+        share = left // rest
+        left -= min(length, share)
+    if share < 16:
+        raise ValueError(
+            f"{len(texts)} rollouts leave {share} tokens each in a context of {anchor.context}; "
+            "lower group_size or take an anchor with a longer context"
+        )
+    cut = [text if len(i) <= share else None for text, i in zip(texts, ids, strict=True)]
+    decode = anchor.tokenizer.decode
+    head, tail = share // 3, share - share // 3 - 4
+    return [
+        text if text is not None else decode(i[:head], skip_special_tokens=True) + _CUT + decode(i[-tail:])
+        for text, i in zip(cut, ids, strict=True)
+    ]

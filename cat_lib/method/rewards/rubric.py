@@ -1,0 +1,249 @@
+"""Rubric rewards, for answers that no program can check (section 3.2.2 of the paper).
+
+`R_i = (1/n) sum_j 1[judge(o_i, r_j) = yes]`: the share of criteria that a rollout meets, by points where the rubric
+has points. The paper's rubric comes from the pseudo-reference; the other sources here are its baselines: the
+question, one rollout, physicians, and the one criterion "means the same" (model-as-judge).
+
+Where rollouts lost some verdicts, the known ones stand for all (`share_met`); a failure is never scored as 0.
+Physicians' criteria reach a reward through `physician` and no other way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+import pandas as pd
+
+from cat_lib.files import append_line, read_lines
+from cat_lib.learning.record import write_step
+from cat_lib.method.rewards.proposals import Proposal, Proposer, rubric_table
+from cat_lib.prompts import one_line
+from cat_lib.schema import Criterion, Example, Group, Judging, Reference, Rubric, Verdict
+
+# a judge of whose last so many verdicts at least this share are alike is reported
+_WINDOW, _CONSTANT = 200, 0.98
+
+
+class JudgeError(RuntimeError):
+    """So many verdicts failed that training on the rest would say little."""
+
+
+Rubrics = Callable[[Sequence[Group], Sequence[Reference | None]], list[Proposal]]
+
+
+def from_reference(proposer: Proposer) -> Rubrics:
+    """The paper's: criteria from the pseudo-reference alone, never from the question."""
+    return lambda groups, references: proposer([r.text if r else None for r in references], "reference")
+
+
+def from_rollout(proposer: Proposer) -> Rubrics:
+    """Control: criteria from the group's first rollout, without synthesis."""
+    return lambda groups, references: proposer([g.rollouts[0].text for g in groups], "reference")
+
+
+def from_question(proposer: Proposer, path: Path | None = None) -> Rubrics:
+    """Control: criteria from the question alone (later version of the paper, A.2).
+
+    A question's rubric is written once, by a draw that hangs on the question's id and not on its place in a batch. It
+    is kept in `path`, where a resume and other processes find it. One that failed stays failed: its draw is the same.
+    """
+    known, offset = dict[str, Proposal](), 0
+
+    def rubrics(groups: Sequence[Group], references: Sequence[Reference | None]) -> list[Proposal]:
+        nonlocal offset
+        for end, line in read_lines(path, offset) if path else ():
+            offset = end
+            criteria = tuple(Criterion(text, points) for text, points in line["criteria"])
+            rubric = Rubric(criteria, "question") if criteria else None
+            known.setdefault(line["example"], Proposal(rubric, line["text"], cause=line["cause"]))
+        fresh = dict[str, Proposal]()
+        for g in groups:
+            if g.id not in known and g.id not in fresh:
+                digest = hashlib.sha256(f"{proposer.sampling.seed} {g.id}".encode("utf-8", "surrogatepass")).digest()
+                drawn = replace(proposer.sampling, seed=int.from_bytes(digest[:4]) >> 1)
+                (p,) = replace(proposer, sampling=drawn)([g.question], "question")
+                fresh[g.id] = p
+                if path:
+                    kept = [[c.text, c.points] for c in p.rubric.criteria] if p.rubric else []
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    append_line(path, {"example": g.id, "text": p.text, "criteria": kept, "cause": p.cause})
+        found = [fresh.get(g.id) or known[g.id] for g in groups]
+        known.update({id: Proposal(p.rubric, p.text, cause=p.cause) for id, p in fresh.items()})  # counted once
+        return found
+
+    return rubrics
+
+
+def physician(examples: Sequence[Example]) -> Rubrics:
+    """Upper bound: the experts' own criteria, points and negatives included. This is gold; its name says so."""
+    known = {e.id: e.rubric for e in examples}
+
+    def rubrics(groups: Sequence[Group], references: Sequence[Reference | None]) -> list[Proposal]:
+        return [Proposal(known[g.id], cause=None if known[g.id] else "no physician rubric") for g in groups]
+
+    return rubrics
+
+
+def equivalence() -> Rubrics:
+    """Model-as-judge: one criterion, that the rollout means the same as the pseudo-reference."""
+
+    def one(reference: Reference | None) -> Proposal:
+        if reference is None or not reference.text.strip():
+            return Proposal(None, cause="no reference")
+        text = f'Says in substance the same as this: "{one_line(reference.text)}"'
+        return Proposal(Rubric((Criterion(text),), "equivalence"), reference.text)
+
+    return lambda groups, references: [one(r) for r in references]
+
+
+ARMS = ("self-proposed", "question-only", "one rollout", "physician", "model-as-judge")
+
+
+def rubrics_of(arm: str, proposer: Proposer, examples: Sequence[Example], folder: Path) -> Rubrics:
+    """The source of rubrics that an experiment names; what is written once goes into the run's `folder`.
+
+    Raises ValueError for a name that is not in ARMS.
+    """
+    if arm not in ARMS:
+        raise ValueError(f"arm {arm!r}: allowed are {', '.join(ARMS)}")
+    if arm == "physician":
+        return physician(examples)
+    if arm == "model-as-judge":
+        return equivalence()
+    if arm == "question-only":
+        return from_question(proposer, folder / "question_rubrics.jsonl")
+    return from_reference(proposer) if arm == "self-proposed" else from_rollout(proposer)
+
+
+def needs_reference(arm: str) -> bool:
+    """Whether an arm's rubrics are written from the pseudo-reference, so that synthesis has to be paid for."""
+    return arm in ("self-proposed", "model-as-judge")
+
+
+@dataclass(frozen=True)
+class LengthPenalty:
+    """The paper's -1 for responses of more than 750 tokens. It does not say whether the -1 is added to the reward
+    or replaces it; `reading` is one of "added", "replacing"."""
+
+    limit: int = 750
+    amount: float = -1.0
+    reading: Literal["added", "replacing"] = "added"
+
+    def __call__(self, reward: float | None, tokens: int) -> float | None:
+        if reward is None or tokens <= self.limit:
+            return reward
+        return reward + self.amount if self.reading == "added" else self.amount
+
+
+def share_met(rubric: Rubric, verdicts: Sequence[Verdict], least: float = 0.5) -> float | None:
+    """Points met over positive points; None if fewer than the share `least` of the verdicts are known.
+
+    Over n criteria of which m have a verdict: `(n / m) * sum of met points / positive points`. If failures strike at
+    random this has the mean of the full score, whatever the points; with all verdicts known it is the full score.
+    """
+    known = [(c, v) for c, v in zip(rubric.criteria, verdicts, strict=True) if v.met is not None]
+    if not known or len(known) < least * len(verdicts):
+        return None
+    return len(verdicts) / len(known) * sum(c.points for c, v in known if v.met) / rubric.possible
+
+
+@dataclass
+class RubricReward:
+    """A reward rule: rubrics from `rubrics`, verdicts from `judge`, one number a rollout.
+
+    A group without a rubric, and a rollout with too few verdicts, are unscorable. Raises JudgeError when more than
+    `max_failed` of a call's verdicts failed. `observe` is for `training.train`: it writes what was judged.
+    """
+
+    judge: Judging
+    rubrics: Rubrics
+    penalty: LengthPenalty | None = None
+    max_failed: float = 0.5
+    rows: list[dict[str, object]] = field(default_factory=list)  # of the last call, one a verdict
+    proposals: dict[str, Proposal] = field(default_factory=dict)  # of the last call, by group id
+    _last: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _warned: bool = False
+
+    def __call__(self, groups: Sequence[Group], references: Sequence[Reference | None]) -> list[list[float | None]]:
+        proposals = self.rubrics(groups, references)
+        self.proposals = {g.id: p for g, p in zip(groups, proposals, strict=True)}
+        jobs = [
+            (group, i, rollout.text, criterion)
+            for group, proposal in zip(groups, proposals, strict=True)
+            for i, rollout in enumerate(group.rollouts)
+            for criterion in (proposal.rubric.criteria if proposal.rubric else ())
+        ]
+        verdicts = self.judge([(text, criterion.text) for _, _, text, criterion in jobs])
+        self.rows = [
+            {"example": g.id, "rollout": i, "criterion": c.text, "points": c.points, "met": v.met}
+            | {"score": v.score, "cause": v.cause, "reason": v.reason}
+            for (g, i, _, c), v in zip(jobs, verdicts, strict=True)
+        ]
+        self._check(verdicts)
+        stream, rewards = iter(verdicts), list[list[float | None]]()
+        for group, proposal in zip(groups, proposals, strict=True):
+            row = list[float | None]()
+            for rollout in group.rollouts:
+                reward = None
+                if proposal.rubric:
+                    reward = share_met(proposal.rubric, [next(stream) for _ in proposal.rubric.criteria])
+                tokens = len(rollout.token_ids)
+                row.append(self.penalty(reward, tokens) if self.penalty else reward)
+            rewards.append(row)
+        return rewards
+
+    def _check(self, verdicts: Sequence[Verdict]) -> None:
+        causes = Counter(v.cause for v in verdicts if v.met is None)
+        if verdicts and causes.total() > self.max_failed * len(verdicts):
+            most = "; ".join(f"{n} x {cause}" for cause, n in causes.most_common(3))
+            raise JudgeError(
+                f"{causes.total()} of {len(verdicts)} verdicts failed, more than max_failed={self.max_failed}: {most}"
+            )
+        self._last.extend(v.met for v in verdicts if v.met is not None)
+        share = fmean(self._last) if self._last else 0.5
+        if len(self._last) == _WINDOW and max(share, 1 - share) >= _CONSTANT and not self._warned:
+            self._warned, says = True, "yes" if share > 0.5 else "no"
+            warnings.warn(
+                f"the judge said {says} to {max(share, 1 - share):.0%} of its last {_WINDOW} pairs", stacklevel=3
+            )
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The last call's verdicts, one row each; empty if no group had a rubric."""
+        columns = ["example", "rollout", "criterion", "points", "met", "score", "cause", "reason"]
+        return pd.DataFrame(self.rows, columns=columns)
+
+    def observe(self, step: int, run_dir: Path) -> dict[str, float]:
+        """Write the last call's rubrics and verdicts into the run's folder; returns the step's metrics."""
+        verdicts = self.table.assign(step=step)
+        write_step(run_dir, "verdicts", step, verdicts)
+        write_step(run_dir, "rubrics", step, rubric_table(self.proposals).assign(step=step))
+        return verdict_signals(verdicts, list(self.proposals.values()))
+
+
+def verdict_signals(verdicts: pd.DataFrame, proposals: Sequence[Proposal]) -> dict[str, float]:
+    """What one step's judging looked like; formulas in docs/metrics.md. A share of nothing is left out."""
+    kept = [p.rubric for p in proposals if p.rubric]
+    numbers = {
+        "rubric_missing": fmean(p.rubric is None for p in proposals) if proposals else 0.0,
+        "rubric_malformed": float(sum(p.malformed for p in proposals)),
+        "rubric_duplicates": float(sum(p.duplicates for p in proposals)),
+        "rubric_unmet": float(sum(p.unmet for p in proposals)),
+    }
+    if kept:
+        numbers["rubric_criteria"] = fmean(len(r.criteria) for r in kept)
+    known = verdicts.dropna(subset=["met"]) if len(verdicts) else verdicts
+    if len(known):
+        shares = known["met"].astype(float).groupby([known["example"], known["criterion"]]).mean()
+        numbers |= {"met_share": float(known["met"].astype(float).mean())}
+        numbers |= {"verdict_agreement": float(shares.map(lambda s: max(s, 1 - s)).mean())}
+    if len(verdicts):
+        numbers["verdict_failed"] = float(verdicts["met"].isna().mean())
+    return numbers

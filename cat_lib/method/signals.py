@@ -1,0 +1,130 @@
+"""How good the training signal is, step by step, and a watch for the way it usually breaks.
+
+`label_accuracy`, `reward_accuracy` and `rollout_accuracy` read the gold answers, for plots alone: they are computed
+here, after the rewards, and nothing reads them back. Names and formulas of the first two are TTRL's
+(arXiv 2504.16084, `ttt_metrics.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
+
+from cat_lib.method.estimators.voting import agreement, majority
+from cat_lib.schema import Group, Reference
+
+Rewards = list[list[float | None]]
+SIGNALS = ("agreement", "disagreement", "unscorable", "zero_variance", "rollout_tokens")
+RUBRIC_SIGNALS = ("met_share", "verdict_agreement", "verdict_failed", "rubric_criteria", "rubric_missing")
+GOLD_SIGNALS = ("label_accuracy", "reward_accuracy", "rollout_accuracy", "pass_at_n")
+
+
+def signals(
+    groups: Sequence[Group], references: Sequence[Reference | None], rewards: Rewards, verifiable: bool = True
+) -> dict[str, float]:
+    """What a run without labels can know of its own signal.
+
+    `agreement`: mean share of the largest answer. `disagreement`: share of groups whose reference departs from the
+    majority, of those that have both. `unscorable`: share of rollouts without a reward. `no_answer`: share of
+    rollouts that give no answer. `answer_lost`: share whose answer could not be read within its limits.
+    `zero_variance`: share of scorable groups whose rewards are all equal (they teach nothing). `answer_dependence`:
+    see the function. `rollout_tokens`: mean length of a rollout. A share of nothing is
+    left out, and of free text, which has no answers, all that needs them.
+    """
+    flat = [r for group in rewards for r in group]
+    scored = [{r for r in group if r is not None} for group in rewards]
+    shares: dict[str, Sequence[float]] = {
+        "unscorable": [r is None for r in flat],
+        "zero_variance": [len(values) == 1 for values in scored if values],
+        "rollout_tokens": [len(r.token_ids) for group in groups for r in group.rollouts],
+    }
+    if not verifiable:
+        return {name: fmean(values) for name, values in shares.items() if values}
+    answers = [(a, i in group.lost) for group in groups for i, a in enumerate(group.answers)]
+    votes = [m.answer if m else None for m in majority(groups)]
+    both = [(v, r.answer) for v, r in zip(votes, references, strict=True) if v and r and r.answer]
+    shares |= {
+        "agreement": [agreement(group.answers) for group in groups],
+        "disagreement": [v != r for v, r in both],
+        "no_answer": [a is None and not gone for a, gone in answers],
+        "answer_lost": [gone for _, gone in answers],
+    }
+    return {name: fmean(values) for name, values in shares.items() if values} | {
+        "answer_dependence": answer_dependence([group.answers for group in groups])
+    }
+
+
+def gold_signals(
+    groups: Sequence[Group],
+    references: Sequence[Reference | None],
+    rewards: Rewards,
+    golds: Sequence[str],
+    correct: Callable[[str | None, str], bool],
+) -> dict[str, float]:
+    """What only the gold answers tell, for plots alone; `correct` is the task's comparison of answer and gold.
+
+    `label_accuracy`: share of references with the right answer (none counts as wrong). `reward_accuracy`: share of
+    scored rollouts whose reward is the one gold would give. `rollout_accuracy`: share of right rollouts (TTRL's
+    ground_truth_ratio). `pass_at_n`: share of groups with a right rollout (TTRL's pass@N).
+    """
+    right = [[correct(a, gold) for a in group.answers] for group, gold in zip(groups, golds, strict=True)]
+    scored = [(r, g) for rs, gs in zip(rewards, right, strict=True) for r, g in zip(rs, gs, strict=True)]
+    shares: dict[str, Sequence[float]] = {
+        "label_accuracy": [correct(r.answer if r else None, g) for r, g in zip(references, golds, strict=True)],
+        "reward_accuracy": [r == float(g) for r, g in scored if r is not None],
+        "rollout_accuracy": [g for _, g in scored],
+        "pass_at_n": [any(group) for group in right],
+    }
+    return {name: fmean(values) for name, values in shares.items() if values}
+
+
+def answer_dependence(answers: Iterable[Sequence[str | None]]) -> float:
+    """Mutual information, in nats, between question and answer over groups of rollouts that gave one.
+
+    `I(Q; A) = H(A) - H(A | Q)`. It rises as rollouts of one question come to agree, and falls to 0 when they agree
+    because every question gets the same answer.
+    """
+    counts = [Counter(a for a in group if a is not None) for group in answers]
+    counts = [c for c in counts if c]
+    if not counts:
+        return 0.0
+    total = sum((c for c in counts), Counter())
+    n = total.total()
+    return max(0.0, _entropy(total) - sum(c.total() / n * _entropy(c) for c in counts))
+
+
+def _entropy(counts: Counter[str]) -> float:
+    n = counts.total()
+    return -sum(c / n * math.log(c / n) for c in counts.values())
+
+
+class CollapseWatch:
+    """Says when agreement is bought by forgetting the question.
+
+    It compares the mean of the last `window` steps with the mean of the first `window`: a rise of agreement by
+    more than `rise` together with a fall of `answer_dependence` by more than the share `fall`. In healthy learning
+    both rise. It cannot see wrong majorities that still depend on the question; `label_accuracy` shows those.
+    """
+
+    def __init__(self, window: int = 3, rise: float = 0.1, fall: float = 0.25) -> None:
+        self.window, self.rise, self.fall = window, rise, fall
+        self.history: list[tuple[float, float]] = []
+
+    def update(self, step_signals: dict[str, float]) -> str | None:
+        """Take one step's signals; returns a warning where the two means have parted, else None."""
+        self.history.append((step_signals["agreement"], step_signals["answer_dependence"]))
+        if len(self.history) < 2 * self.window:
+            return None
+        (a0, d0), (a1, d1) = (
+            [fmean(x) for x in zip(*part, strict=True)]
+            for part in (self.history[: self.window], self.history[-self.window :])
+        )
+        if a1 - a0 <= self.rise or d1 >= d0 * (1 - self.fall):
+            return None
+        return (
+            f"collapse: agreement rose from {a0:.2f} to {a1:.2f} while answer_dependence fell from {d0:.2f} to "
+            f"{d1:.2f} nats: rollouts agree without reading the question. Lower the learning rate, raise beta, or "
+            "make extraction stricter."
+        )

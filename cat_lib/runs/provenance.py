@@ -1,0 +1,59 @@
+"""What a run was made with: versions, commit, machine, and a digest of the code that can change it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cat_lib.masking import masked
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "papermill", "unsloth", "vllm")
+_CODE = (".py", ".txt", ".jsonl", ".yaml")  # of cat_lib, what can change a run
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def code_version(notebook: Path) -> str:
+    """A digest of cat_lib and the notebook's code cells: other prose or another commit is the same code."""
+    digest = hashlib.sha256()
+    package = _PACKAGE
+    for path in sorted(p for p in package.rglob("*") if p.suffix in _CODE):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    if notebook.exists():
+        cells = json.loads(notebook.read_text())["cells"]
+        digest.update(json.dumps(["".join(c["source"]) for c in cells if c["cell_type"] == "code"]).encode())
+    return digest.hexdigest()[:12]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine: what a run needs to be made again."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(_git("status", "--porcelain")),
+        "command": [Path(sys.argv[0]).name, *map(masked, sys.argv[1:])],
+    }
+
+
+def _git(*words: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=_PACKAGE.parent, capture_output=True, text=True, timeout=20, check=False
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

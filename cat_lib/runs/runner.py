@@ -1,0 +1,275 @@
+"""Executes one notebook by papermill as one run: a locked folder, a kernel, and what really became of both.
+
+papermill's metadata calls every cell "completed" after a dead kernel or a timeout, so it is not asked: the status
+comes from what it raised. `run_notebook` is one run by itself, with its copy in MLflow; `execute` is the run alone,
+for the processes of a suite, whose copies the suite makes.
+
+Ctrl-C, SIGTERM and SIGHUP go to the kernel, where training saves a checkpoint; a second one, or GRACE seconds, end it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cat_lib.files import append_line, write_json
+from cat_lib.runs import tracking
+from cat_lib.runs.parameters import resolve
+
+GRACE = 25  # seconds from SIGTERM to the end of the kernel: Slurm kills after 30
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_SYSTEM_EVERY = 10.0  # seconds
+
+
+class RunError(RuntimeError):
+    """A run that did not finish. `status` is FAILED or KILLED, `folder` holds what it left."""
+
+    def __init__(self, message: str, status: str, folder: Path, storage: bool = False) -> None:
+        super().__init__(message)
+        self.status, self.folder, self.storage = status, folder, storage
+
+
+class ConfigurationError(ValueError):
+    """A results folder that belongs to another configuration."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM, or a second Ctrl-C."""
+
+
+def run_notebook(
+    notebook: Path, given: Mapping[str, Any], run_id: str | None = None, typed: bool = True, runs: Path | None = None
+) -> Path:
+    """Execute `notebook` with `given` parameters; returns the run's folder under results/runs/<notebook>/.
+
+    With the `run_id` of an earlier run it continues in that folder, where training resumes from its checkpoint;
+    the parameters must be the same. Raises ParameterError, ConfigurationError, tracking.TrackingError or BusyError
+    before a kernel starts, and RunError if the notebook did not run to its end.
+    """
+    parameters = resolve(notebook, given, typed)
+    folder = (runs or tracking.RUNS) / notebook.stem / (run_id or tracking.new_run_id())
+    require_same(folder, parameters)
+    if os.environ.get("CAT_LIB_TRACKING") == "off":
+        execute(notebook, parameters, folder)
+        return folder
+    from cat_lib.runs.mirror import Mirrors
+
+    mirrors, status, message = Mirrors(), None, ""
+    mirrors.add(folder)
+    try:
+        execute(notebook, parameters, folder)
+    except RunError as error:
+        status, message = error.status, str(error)
+        raise
+    finally:
+        if status or tracking.read_config(folder).get("status") in tracking.ENDED:
+            mirrors.end(folder, status, message)
+        mirrors.close()
+    return folder
+
+
+def require_same(folder: Path, parameters: Mapping[str, Any]) -> None:
+    """Raises ConfigurationError, naming what differs, if this folder holds a run of another configuration."""
+    if differing := differences(folder, parameters):
+        shown = "; ".join(f"{k}: {before!r} there, {now!r} now" for k, (before, now) in differing.items())
+        raise ConfigurationError(f"{folder} holds a run of another configuration ({shown}); choose another run id")
+
+
+def differences(folder: Path, parameters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Which parameters of the run in this folder differ from these: name to (there, now)."""
+    before = tracking.read_config(folder).get("given", parameters)
+    before, now = (json.loads(json.dumps(values)) for values in (before, dict(parameters)))
+    return {k: (before.get(k), now.get(k)) for k in sorted({**before, **now}) if before.get(k) != now.get(k)}
+
+
+def execute(
+    notebook: Path,
+    parameters: dict[str, Any],
+    folder: Path,
+    labels: Mapping[str, str] | None = None,
+    once: bool = False,
+) -> None:
+    """Execute `notebook` in `folder`, and say there how it ended; `once`: not again if it has finished.
+
+    Raises RunError if it did not run to its end, tracking.BusyError or FinishedError before a kernel starts.
+    """
+    run = tracking.open_run(notebook.stem, parameters, folder, labels, once)
+    status, message, storage = "FAILED", "the run did not start", False
+    try:
+        status, message = _papermill(notebook, parameters, run)
+    except OSError as error:
+        storage = error.errno in STORAGE
+        message = f"could not write to {folder}: {error.strerror}" if storage else f"{type(error).__name__}: {error}"
+    finally:
+        try:
+            run.end(status, message)
+        except OSError as error:  # then the exit code says it
+            storage, message = True, f"could not write to {folder}: {error.strerror}"
+        tracking.release(folder)
+    if status != "FINISHED":
+        raise RunError(message, status, folder, storage)
+
+
+def _papermill(notebook: Path, parameters: dict[str, Any], run: tracking.Run) -> tuple[str, str]:
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    print(f"run folder: {run.dir}", flush=True)
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it calls annotated parameters unknown; ours are checked
+    cells, started = nbformat.read(notebook, as_version=4), time.time()
+
+    def begun(cell: Any, cell_index: int) -> None:
+        progress = {"cell": cell_index + 1, "cells": len(cells.cells) + 1, "started": started}  # + 1: the injected one
+        write_json(run.dir / "progress.json", progress)
+
+    stops: list[int] = []
+    try:
+        with _kernel_environment(run), _signals(stops), _system_metrics(run.dir):
+            papermill.execute_notebook(
+                cells,
+                str(run.dir / "executed.ipynb"),
+                parameters=parameters,
+                kernel_name=_kernel(cells),
+                language="python",
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                on_cell_start=begun,
+            )
+        return "FINISHED", ""
+    except PapermillExecutionError as error:
+        status = "KILLED" if error.ename == "KeyboardInterrupt" else "FAILED"
+        return status, f"cell {error.cell_index} raised {error.ename}: {error.evalue}"
+    except DeadKernelError:
+        if stops:
+            return "KILLED", "terminated"
+        return "FAILED", "the kernel died (out of memory, or killed from outside); what it had logged is kept"
+    except RuntimeError as error:  # what a kernel that can't be started raises
+        return ("KILLED", "terminated") if stops else ("FAILED", f"the kernel did not start: {error}")
+    except _Terminated:
+        return "KILLED", "terminated"
+
+
+def _kernel(notebook: Any) -> str:
+    """The kernel that a notebook names, if it is there, else this Python's: the name is of its author's machine."""
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    named = notebook.metadata.get("kernelspec", {}).get("name", "python3")
+    if named in KernelSpecManager().find_kernel_specs():
+        return str(named)
+    print(f"no kernel {named!r} here: executed by this Python", flush=True)
+    return "python3"
+
+
+@contextmanager
+def _kernel_environment(run: tracking.Run) -> Iterator[None]:
+    mine = {
+        "CAT_LIB_RUN_DIR": str(run.dir),
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # bars would flood the log; steps are printed
+    }
+    before = {key: os.environ.get(key) for key in mine}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+@contextmanager
+def _signals(stops: list[int]) -> Iterator[None]:
+    """Take Ctrl-C, SIGTERM and SIGHUP, and note each in `stops`."""
+
+    def stop(number: int, _: object) -> None:
+        stops.append(number)
+        kernels = psutil.Process().children()
+        if len(stops) > 1 or not kernels or number == signal.SIGALRM:
+            raise _Terminated
+        with suppress(OSError):  # the terminal may be what is gone
+            print("interrupting the notebook (again to end it at once)", flush=True)
+        for kernel in kernels:
+            kernel.send_signal(signal.SIGINT)
+        if number != signal.SIGINT:
+            signal.alarm(GRACE)
+
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    # one that is ignored stays so: nohup ignores SIGHUP
+    before = {n: signal.signal(n, stop) for n in caught if signal.getsignal(n) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _system_metrics(folder: Path) -> Iterator[None]:
+    """What this run's processes use, under MLflow's names, every 10 s: other runs' share is not counted."""
+    stop = threading.Event()
+
+    def sample() -> None:
+        known: dict[int, psutil.Process] = {}
+        step = sum(1 for _ in (folder / "system.jsonl").open()) if (folder / "system.jsonl").exists() else 0
+        while not stop.wait(_SYSTEM_EVERY):
+            me = psutil.Process()
+            known = {p.pid: known.get(p.pid, p) for p in (me, *me.children(recursive=True))}
+            cpu = memory = 0.0
+            for process in known.values():
+                try:
+                    cpu += process.cpu_percent()
+                    memory += process.memory_info().rss / 1e6
+                except psutil.Error:  # it has ended since
+                    continue
+            used = {"cpu_utilization_percentage": cpu, "system_memory_usage_megabytes": memory} | _gpu(set(known))
+            entry = {f"system/{k}": round(v, 1) for k, v in used.items()}
+            try:
+                append_line(folder / "system.jsonl", {"time": int(time.time() * 1000), "step": step, "metrics": entry})
+            except OSError:
+                return  # a full disk ends the run elsewhere, with its reason
+            step += 1
+
+    thread = threading.Thread(target=sample, name="system metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _gpu(pids: set[int]) -> dict[str, float]:
+    """GPU memory of these processes and the load of their GPUs; nothing where there is no NVIDIA driver library."""
+    try:
+        import pynvml
+    except ImportError:
+        return {}
+    try:
+        pynvml.nvmlInit()
+        used: dict[str, float] = {}
+        for i in range(pynvml.nvmlDeviceGetCount()):
+            device = pynvml.nvmlDeviceGetHandleByIndex(i)
+            mine = [p for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device) if p.pid in pids]
+            if mine:
+                used[f"gpu_{i}_memory_usage_megabytes"] = sum((p.usedGpuMemory or 0) / 1e6 for p in mine)
+                used[f"gpu_{i}_utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(device).gpu)
+        return used
+    except pynvml.NVMLError:
+        return {}

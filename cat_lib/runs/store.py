@@ -1,0 +1,184 @@
+"""The MLflow store: reaching it, naming things in it, finding a run again, marking what died.
+
+A run is found by its tag `cat_lib.run` ("<notebook>/<folder>"), so a process that was killed anywhere, and an import,
+meet the same MLflow run. A suite's runs share an experiment with their parent; other runs have one by notebook.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cat_lib.files import Lock, write_json
+from cat_lib.masking import masked
+from cat_lib.runs import tracking
+from cat_lib.runs.tracking import TrackingError, read_config, tracking_uri
+
+SUITE = "suite"  # the "notebook" of a parent run
+_REACH = 5  # seconds that a database has for its answer
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_PATIENCE = {"pg8000": "timeout"} | dict.fromkeys(("psycopg2", "psycopg", "pymysql", "mysqldb"), "connect_timeout")
+_TAGGED = ("preset", "model", "task", "estimator", "estimators", "seed", "seeds")
+
+
+def connect() -> Any:
+    """An MLflow client of the tracking URI. Raises TrackingError, naming the URI, if it can't be used."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the mirror has a patience of its own
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow import MlflowClient
+
+    uri = tracking_uri()
+    try:
+        _reach(uri)
+        with _one_at_a_time():  # two processes would both make the tables of a new store
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)
+    except Exception as error:  # every client, driver and network raises its own kinds
+        raise TrackingError(advice(error)) from error
+    return client
+
+
+def _reach(uri: str) -> None:
+    """Raise at once for a database that is away or refuses us: MLflow would ask it ten times, for two minutes."""
+    scheme = uri.partition("://")[0].partition("+")[0]
+    if scheme not in _PORTS:
+        return
+    from sqlalchemy import create_engine, make_url
+    from sqlalchemy.pool import NullPool
+
+    url = make_url(uri)
+    if url.host:
+        socket.create_connection((url.host, url.port or _PORTS[scheme]), timeout=_REACH).close()
+    patience = {_PATIENCE[url.get_driver_name()]: _REACH} if url.get_driver_name() in _PATIENCE else {}
+    create_engine(url, poolclass=NullPool, connect_args=patience).connect().close()
+
+
+def advice(error: Exception) -> str:
+    """What to do about a store that raised this, in one line."""
+    uri, text = masked(tracking_uri()), masked(" ".join(str(error).split()))[:300]
+    if "Can't locate revision" in text or "out-of-date database schema" in text:
+        return (
+            f"the store {uri} was made by another MLflow than the {metadata.version('mlflow')} installed here "
+            f"({text}); open it with that version, or name another store in MLFLOW_TRACKING_URI"
+        )
+    return (
+        f"the tracking server {uri} can't be used ({type(error).__name__}: {text}); start it, set MLFLOW_TRACKING_URI "
+        "to one that runs, or set CAT_LIB_TRACKING=off"
+    )
+
+
+def experiment_of(config: Mapping[str, Any]) -> str:
+    """The MLflow experiment: a suite's runs are together, others by notebook."""
+    suite = config.get("tags", {}).get("suite")
+    return f"suite/{suite}" if suite else str(config["notebook"])
+
+
+def tags_of(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Words to filter by: what ran, on what, in which state of the code, and how it failed."""
+    parameters = config.get("parameters", {})
+    chosen = {k: parameters[k] for k in _TAGGED if parameters.get(k) is not None}
+    chosen |= {
+        k: config[k] for k in ("notebook", "commit", "dirty", "code", "error") if config.get(k) not in (None, "")
+    }
+    chosen |= config.get("tags", {}) | {"run_dir": str(folder)}
+    words = {k: masked(", ".join(map(str, v)) if isinstance(v, list) else v) for k, v in chosen.items()}
+    for one, many in (("estimator", "estimators"), ("seed", "seeds")):  # one name to filter by, whichever it was
+        if many in words:
+            words[one] = words.pop(many)
+    return words
+
+
+def find_or_create(client: Any, folder: Path, config: Mapping[str, Any]) -> str:
+    """The id of this folder's run in the store, made if it is not there; two processes at once make one."""
+    key, suite = run_key(config["notebook"], config.get("run", folder.name)), config.get("tags", {}).get("suite")
+    with _one_at_a_time():
+        experiment = _experiment(client, experiment_of(config))
+        run_id = _find(client, experiment, key)
+        if not run_id:
+            tags = {"cat_lib.run": key} | tags_of(config, folder)
+            if suite and config["notebook"] != SUITE:
+                tags["mlflow.parentRunId"] = _parent(client, experiment, suite, config.get("started"))
+            name = tags.get("entry", folder.name)
+            run_id = client.create_run(experiment, config.get("started"), tags, name).info.run_id
+    with suppress(OSError):  # a full or closed disk must not keep the store from learning of it
+        write_json(folder / "mlflow.json", _known(folder) | {masked(tracking_uri()): run_id})
+    return str(run_id)
+
+
+def run_key(notebook: str, run: str) -> str:
+    """What a run is found by. MLflow's filters know no escape for quotes, so those are written as in addresses."""
+    return re.sub(r"['\"`%\\]", lambda found: f"%{ord(found[0]):02X}", f"{notebook}/{run}")
+
+
+def run_id_of(folder: Path) -> str:
+    """The id that this folder's run has in the store of the tracking URI. Raises KeyError if it was never there."""
+    return str(_known(folder)[masked(tracking_uri())])
+
+
+def statuses(client: Any, experiment: str) -> dict[str, str]:
+    """The status of each run of an experiment, by its key "<notebook>/<folder>"."""
+    found = client.get_experiment_by_name(experiment)
+    known, token = dict[str, str](), None
+    while found and token != "":
+        page = client.search_runs([found.experiment_id], max_results=1000, page_token=token)
+        known |= {run.data.tags["cat_lib.run"]: run.info.status for run in page if "cat_lib.run" in run.data.tags}
+        token = page.token or ""
+    return known
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Among the processes that share this store's file, or this results folder."""
+    uri = tracking_uri()
+    beside = Path(uri.removeprefix("sqlite:///") + ".lock") if uri.startswith("sqlite:///") else None
+    guard = Lock(beside or tracking.ROOT / "results" / "store.lock")
+    guard.path.parent.mkdir(parents=True, exist_ok=True)
+    while not guard.acquire():
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        guard.release()
+
+
+def _experiment(client: Any, name: str) -> str:
+    known = client.get_experiment_by_name(name)
+    if known and known.lifecycle_stage == "deleted":  # the folder would be copied nowhere
+        print(f"the experiment {name!r} was deleted in the store: restored, with the runs that it had", flush=True)
+        client.restore_experiment(known.experiment_id)
+    if known:
+        return str(known.experiment_id)
+    # beside the database, or MLflow would put artifacts under whatever folder this process started in
+    local = (tracking.ROOT / "results" / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
+    return str(client.create_experiment(name, artifact_location=local))
+
+
+def _parent(client: Any, experiment: str, suite: str, started: int | None) -> str:
+    key = run_key(SUITE, suite)
+    if known := _find(client, experiment, key):
+        return known
+    tags = {"cat_lib.run": key, "suite": suite, "notebook": SUITE}
+    started = read_config(tracking.ROOT / "results" / "suites" / suite).get("started", started)  # cannot change later
+    made = client.create_run(experiment, started, tags, suite).info.run_id
+    client.set_terminated(made, "KILLED")  # until the suite's own folder says otherwise
+    return str(made)
+
+
+def _find(client: Any, experiment: str, key: str) -> str:
+    found = client.search_runs([experiment], f"tags.`cat_lib.run` = '{key}'", max_results=1)
+    return str(found[0].info.run_id) if found else ""
+
+
+def _known(folder: Path) -> dict[str, str]:
+    path = folder / "mlflow.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
