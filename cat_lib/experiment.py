@@ -24,10 +24,9 @@ from cat_lib.models.ledger import Cost
 from cat_lib.models.memory import Work, require_memory
 from cat_lib.runs import tracking
 from cat_lib.runs.parameters import with_preset
-from cat_lib.schema import Estimator, Example, Group
-from cat_lib.tasks import check_source, load_task
-from cat_lib.tasks.arithmetic import Arithmetic, LenientArithmetic
-from cat_lib.tasks.math import MathTask
+from cat_lib.schema import Estimator, Example, Group, Task
+from cat_lib.tasks import check_source, load_task, sampling_of
+from cat_lib.tasks.arithmetic import LenientArithmetic
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
@@ -94,7 +93,7 @@ class Experiment:
 
     p: dict[str, Any]
     run: tracking.Run
-    task: Arithmetic | MathTask
+    task: Task
     model: LocalModel
     heldout: list[Example]
 
@@ -107,11 +106,10 @@ class Experiment:
         """
         p = with_preset(PRESETS[notebook], given)
         check(p)
-        new_tokens = (Arithmetic if p["task"] == "arithmetic" else MathTask).sampling.max_new_tokens
-        for name, work in needs(p, new_tokens):
+        for name, work in needs(p, sampling_of(p["task"]).max_new_tokens):
             require_memory(name, work)
         task = load_task(p["task"], p.get("data"), p["split"] == "transductive", p["skip_bad_rows"])
-        if not isinstance(task, Arithmetic | MathTask):
+        if not task.verifiable:
             raise ValueError(f"task={p['task']!r} has no answers that can be checked; take arithmetic or a math task")
         task = draw_as(task, p)
         heldout = task.examples("heldout", p["questions"], 0)
@@ -119,8 +117,7 @@ class Experiment:
             task.examples("train", p["train_questions"], 0)
         run = tracking.start_run(notebook, dict(given))
         run.parameters(p)
-        if isinstance(task, MathTask) and task.skipped:
-            run.update_config(skipped_rows={"skipped": task.skipped, "read": len(task.rows)})
+        run.update_config(skipped_rows=task.skipped)
         run.dataset("heldout", heldout, task.name)
         return cls(p, run, task, load_model(p["model"], thinking=p["thinking"]), heldout)
 

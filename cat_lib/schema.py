@@ -6,9 +6,9 @@ an engine or a task is one file with no base class to inherit from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypedDict
+from typing import Any, ClassVar, Literal, Protocol, TypedDict
 
 
 class Message(TypedDict):
@@ -46,6 +46,13 @@ class Completion:
     @property
     def ended(self) -> bool:
         return self.finish == "stop"
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What an answer is that could not be read within its limits, and why: neither right nor wrong."""
+
+    why: str
 
 
 @dataclass(frozen=True)
@@ -120,13 +127,21 @@ class Verdict:
 class Model(Protocol):
     """An engine: `generate` returns, for each prompt, n completions; both calls are written to the ledger."""
 
+    @property
+    def context(self) -> int: ...
+
+    def encode(self, prompt: Prompt) -> list[int]: ...
+
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]: ...
 
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]: ...
 
 
 class Task(Protocol):
-    """Questions, and the only place that knows what an answer looks like."""
+    """Questions, and the only place that knows what an answer looks like. A task is a dataclass, so that `replace` can
+    change how it is sampled; what it can't do, its attributes say."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def name(self) -> str: ...
@@ -137,7 +152,18 @@ class Task(Protocol):
     @property
     def verifiable(self) -> bool: ...  # whether answers can be extracted and compared
 
-    def extract(self, completion: Completion, question: str) -> str | None: ...
+    @property
+    def synthesis_prompt(self) -> str: ...  # the kind of prompt by which its models can write a reference
+
+    @property
+    def rows(self) -> Sequence[Example]: ...  # all its questions, whatever the split
+
+    @property
+    def skipped(self) -> Mapping[str, Any]: ...  # source, skipped, read: rows left out of its file; empty if none
+
+    def examples(self, split: str, n: int | None, seed: int) -> list[Example]: ...  # n of a split, or all
+
+    def extract(self, completion: Completion, question: str) -> str | Lost | None: ...  # None: it gives no answer
 
     def correct(self, answer: str | None, gold: str) -> bool: ...
 

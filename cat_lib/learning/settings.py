@@ -13,18 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
-from cat_lib.schema import Sampling
+from cat_lib.schema import Sampling, Task
 
-if TYPE_CHECKING:
-    from cat_lib.tasks.arithmetic import Arithmetic
-    from cat_lib.tasks.healthbench import HealthTask
-    from cat_lib.tasks.math import MathTask
-
-AnyTask = TypeVar("AnyTask", bound="Arithmetic | MathTask | HealthTask")
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 # What `preset`, the one dial of a training notebook, stands for. `smoke` was tuned on the embedded model (README).
 PRESETS: dict[str, dict[str, Any]] = {

@@ -21,8 +21,8 @@ from cat_lib.measuring.hostile import ATTACKS
 from cat_lib.measuring.stats import Estimate, bootstrap, paired_difference
 from cat_lib.method.judge import Judge
 from cat_lib.tasks.clinic import AUDIT, clinic
-from cat_lib.tasks.healthbench import read_jsonl, transcript
-from cat_lib.tasks.rows import DataError, conversation, text
+from cat_lib.tasks.healthbench import local_copy, transcript
+from cat_lib.tasks.rows import DataError, conversation, read_rows, text
 
 GOOD, COIN, CONSTANT = 0.8, 0.5, 0.98
 Statistic = Callable[[np.ndarray, np.ndarray], float]  # (truly met, judged met) to a number
@@ -59,7 +59,7 @@ def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
     Rows: `completion`, `rubric`, `binary_labels`, and `prompt_id` or `prompt`. Raises DataError for other rows.
     """
     pairs = []
-    for where, row in read_jsonl(source):
+    for where, row in read_rows(local_copy(source)):
         labels = row.get("binary_labels")
         if not isinstance(labels, list) or not labels or not all(type(x) is bool for x in labels):
             raise DataError(f"{where}: binary_labels is {labels!r:.40}, where a list of true and false is needed")

@@ -23,11 +23,7 @@ def preflight(notebook: Path, parameters: Mapping[str, Any], here: bool) -> floa
         return None
     from cat_lib import experiment  # seconds of imports
     from cat_lib.learning import settings  # seconds of imports
-    from cat_lib.tasks import check_source
-    from cat_lib.tasks.arithmetic import Arithmetic
-    from cat_lib.tasks.clinic import clinic
-    from cat_lib.tasks.healthbench import HealthTask
-    from cat_lib.tasks.math import MathTask
+    from cat_lib.tasks import check_source, sampling_of
 
     presets = {
         "00_quickstart": settings.PRESETS,
@@ -42,9 +38,7 @@ def preflight(notebook: Path, parameters: Mapping[str, Any], here: bool) -> floa
         experiment.check(p)
     elif "steps" in p:
         settings.GRPOSettings.of(p)
-    kinds: dict[str, Any] = {"arithmetic": Arithmetic, "clinic": clinic(), "healthbench": HealthTask}
-    new_tokens = kinds.get(p["task"], MathTask).sampling.max_new_tokens
-    work = experiment.needs(p, new_tokens) if here else []
+    work = experiment.needs(p, sampling_of(p["task"]).max_new_tokens) if here else []
     needed = [require_memory(model, most) for model, most in work]
     return max((need.total for need in needed if need), default=None)
 

@@ -1,17 +1,12 @@
 r"""The process that reads mathematics for `cat_lib.tasks.answers`: `python -m cat_lib.tasks.answer_worker`.
 
-A JSON text a line in, its canonical form out, or null if that is over LONGEST characters. What takes too long or too
-much (time, memory, recursion) ends the process, so that the item is lost however fast the machine is; only what is no
-mathematics to the parser, or no number (1/0), has its source for a form.
+What takes too long or too much (time, memory, recursion) ends the process, so that the item is lost however fast the
+machine is.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import resource
-import signal
 import sys
 from contextlib import suppress
 from fractions import Fraction
@@ -26,9 +21,8 @@ from math_verify.grader import is_relation
 from sympy.simplify.fu import TR1, TR2
 
 from cat_lib.tasks.answer_text import WORDS, WRAPPED, plain, quantity
-from cat_lib.tasks.answers import APPROXIMATE, LIMIT, LONGEST, number, places
-
-MEMORY = 2 << 30  # bytes of address space
+from cat_lib.tasks.answers import APPROXIMATE, LIMIT, LONGEST, MEMORY, number, places
+from cat_lib.tasks.workers import serve
 
 _REPEATING = re.compile(r"(-?)([0-9]*)\.([0-9]*)\\overline ?\{([0-9]+)\}")
 _WRITTEN = re.compile(r"([0-9][0-9A-Fa-f]*)_ ?\{?([0-9]+)\}?|[0-9]{1,2}:[0-5][0-9](?: [ap]m)?|[0-9]{1,2} [ap]m")
@@ -43,26 +37,18 @@ _WHOLE = math_verify.LatexExtractionConfig(False, boxed_match_priority=0, normal
 _PI = Fraction("3.14159265358979323846264338327950288419716939937510582097494459")
 
 
-def main() -> None:
-    """Reply to each line of stdin until it ends."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not pass for a reply
-    with suppress(OSError, ValueError):  # macOS has no such limit
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    sys.set_int_max_str_digits(0)  # a huge number is too long or too slow, and lost either way
-    form(r"(\frac{x}{2} + 1, \sin 1)")  # the first takes longest
-    print('"ready"', file=out, flush=True)
-    for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, LIMIT)  # its signal ends the process
-        text = plain(json.loads(line))
-        try:
-            reply = form(text)
-        except (MemoryError, OverflowError, RecursionError):
-            return
-        except Exception:  # no mathematics, or none that sympy can do: it raises many types
-            reply = " ".join(WRAPPED.sub(r"\1", text).casefold().split())
-        print(json.dumps(reply if len(reply) <= LONGEST else None), file=out, flush=True)
-        signal.setitimer(signal.ITIMER_PROF, 0)
+def reply(text: str) -> str:
+    """The canonical form of an answer; what is no mathematics, or no number (1/0), has its source for one.
+
+    Raises MemoryError, OverflowError or RecursionError for what takes too much: the process ends, and it is lost.
+    """
+    text = plain(text)
+    try:
+        return form(text)
+    except (MemoryError, OverflowError, RecursionError):
+        raise
+    except Exception:  # sympy raises many types for what it can't do
+        return " ".join(WRAPPED.sub(r"\1", text).casefold().split())
 
 
 def quick(text: str) -> Fraction | str | None:
@@ -205,4 +191,5 @@ def _exact(e: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    sys.set_int_max_str_digits(0)  # a huge number is too long or too slow, and lost either way
+    serve(reply, r"(\frac{x}{2} + 1, \sin 1)", LIMIT, MEMORY, LONGEST)

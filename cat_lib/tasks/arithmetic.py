@@ -14,13 +14,13 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Literal
+from typing import Any, ClassVar
 
 from cat_lib.schema import Completion, Example, Sampling
-
-Split = Literal["train", "heldout"]
+from cat_lib.tasks.rows import take
 
 SOLVED = (("4 + 3", "7"), ("6 x 8", "48"))
 _WORKED_PAIRS = {(3, 4), (6, 8), (3, 5), (6, 7), (30, 80)}  # in SOLVED and in prompts/synthesis_few_shot.txt
@@ -44,24 +44,26 @@ class Arithmetic:
     name = "arithmetic"
     verifiable = True
     synthesis_prompt = "few_shot"  # the embedded model follows examples, not instructions
+    skipped: ClassVar[Mapping[str, Any]] = {}
 
-    def examples(self, split: Split, n: int, seed: int) -> list[Example]:
-        """n questions of a split, levels in turn, in an order drawn from `seed`.
+    @property
+    def rows(self) -> list[Example]:
+        """All questions, level by level."""
+        return [_example(level, *q) for level, questions in LEVELS.items() for q in questions]
+
+    def examples(self, split: str, n: int | None, seed: int) -> list[Example]:
+        """n questions of a split, or all, levels in turn, in an order drawn from `seed`.
 
         Raises ValueError if `split` is unknown or has fewer than n questions.
         """
-        if split not in ("train", "heldout"):
-            raise ValueError(f"split={split!r}: allowed are 'train' and 'heldout'")
-        rng = random.Random(seed)
-        levels = []
-        for level, questions in LEVELS.items():
-            side = [(level, *q) for q in questions if _side(q[0], q[2]) == split]
-            rng.shuffle(side)
-            levels.append(side)
-        pool = [q for turn in zip_longest(*levels) for q in turn if q is not None]
-        if not 1 <= n <= len(pool):
-            raise ValueError(f"n={n}: the {split} split has {len(pool)} questions; ask for 1 to {len(pool)}")
-        return [_example(*q) for q in pool[:n]]
+        parts: dict[str, list[Example]] = {}
+        for side in ("train", "heldout"):
+            rng, levels = random.Random(seed), []
+            for level, questions in LEVELS.items():
+                levels.append([_example(level, *q) for q in questions if _side(q[0], q[2]) == side])
+                rng.shuffle(levels[-1])
+            parts[side] = [e for turn in zip_longest(*levels) for e in turn if e is not None]
+        return take(parts, split, n)
 
     def extract(self, completion: Completion, question: str) -> str | None:
         """The answer, or None: the completion ended and its last line is one equation of the asked question."""
@@ -89,7 +91,7 @@ class LenientArithmetic(Arithmetic):
     sampling: Sampling = Sampling(max_new_tokens=12, temperature=0.7, top_k=50, top_p=0.95)  # noqa: RUF009
     name = "arithmetic_lenient"
 
-    def examples(self, split: Split, n: int, seed: int) -> list[Example]:
+    def examples(self, split: str, n: int | None, seed: int) -> list[Example]:
         """As of `Arithmetic`, asked as a chat with no worked example."""
         asked = super().examples(split, n, seed)
         return [replace(e, prompt=[{"role": "user", "content": e.question}]) for e in asked]
@@ -100,7 +102,7 @@ class LenientArithmetic(Arithmetic):
         return str(int(numbers[-1])) if numbers else None
 
 
-def _side(a: int, b: int) -> Split | None:
+def _side(a: int, b: int) -> str | None:
     pair = (min(a, b), max(a, b))
     if pair in _WORKED_PAIRS:
         return None

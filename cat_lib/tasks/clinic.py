@@ -10,25 +10,27 @@ Prompts are plain text with two answered questions: the embedded model follows e
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from cat_lib.schema import Sampling
-from cat_lib.tasks.healthbench import HealthTask, load_rows
+from cat_lib.tasks.healthbench import HealthTask, load_health
 
 ROWS = Path(__file__).with_name("clinic.jsonl")
 AUDIT = Path(__file__).with_name("clinic_audit.jsonl")
+SAMPLING = Sampling(64, temperature=0.8, top_k=50, top_p=0.95, stop=("\n",))
 
 
 def clinic() -> HealthTask:
     """The task, with the prompt kinds that the embedded model can follow."""
-    return HealthTask(
+    return replace(
+        load_health(ROWS),
         name="clinic",
-        rows=load_rows(ROWS),
         heldout=20,
         validation=0,
         synthesis_prompt="few_shot_freeform",
         rubric_prompt="few_shot",
         judge_prompt="likelihood",
-        sampling=Sampling(64, temperature=0.8, top_k=50, top_p=0.95, stop=("\n",)),
+        sampling=SAMPLING,
         few_shot="clinic_few_shot",
     )

@@ -9,26 +9,16 @@ The criteria are gold. They are used to evaluate, and by the reward whose name s
 
 from __future__ import annotations
 
-import hashlib
 import random
-import urllib.request
-from codecs import BOM_UTF8
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from http.client import HTTPException
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import platformdirs
-
-from cat_lib.masking import masked
 from cat_lib.prompts import fill, one_line
-from cat_lib.schema import Completion, Criterion, Example, Message, Prompt, Rubric, Sampling
-from cat_lib.tasks.rows import DataError as DataError
-from cat_lib.tasks.rows import conversation, items, number, parse_json, settle_bad, tags, text
-
-if TYPE_CHECKING:
-    from cat_lib.models.local import LocalModel
+from cat_lib.schema import Completion, Criterion, Example, Message, Model, Prompt, Rubric, Sampling
+from cat_lib.tasks import rows
+from cat_lib.tasks.rows import Bad, DataError, items, number, tags, text
 
 HUB = "openai/healthbench"
 FILES = {
@@ -37,7 +27,6 @@ FILES = {
     "openai/healthbench:consensus": "consensus_2025-05-09-20-00-46.jsonl",
     "openai/healthbench:meta": "2025-05-07-06-14-12_oss_meta_eval.jsonl",
 }
-SPLITS = ("train", "validation", "heldout")
 
 
 @dataclass(frozen=True)
@@ -53,6 +42,7 @@ class HealthTask:
     judge_prompt: Literal["chat", "few_shot", "likelihood", "text"] = "chat"
     sampling: Sampling = Sampling(1024)  # noqa: RUF009  # (paper) 1024 tokens; frozen, so that sharing it is safe
     few_shot: str = ""  # name of a plain-text prompt for models too small for chat
+    skipped: Mapping[str, Any] = field(default_factory=dict)
     verifiable = False
 
     def examples(self, split: str, n: int | None, seed: int) -> list[Example]:
@@ -60,8 +50,6 @@ class HealthTask:
 
         Raises ValueError if the split is unknown, or has fewer than n questions.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r}: allowed are {', '.join(SPLITS)}")
         kept = self.heldout + self.validation
         if len(self.rows) <= kept:
             raise ValueError(
@@ -70,15 +58,10 @@ class HealthTask:
             )
         order = sorted(self.rows, key=lambda e: e.id)
         random.Random(0).shuffle(order)
-        parts = {"heldout": order[: self.heldout], "validation": order[self.heldout : kept], "train": order[kept:]}
-        pool = parts[split]
-        if split == "train":
-            random.Random(seed).shuffle(pool)
-        if not pool:
-            raise ValueError(f"the {split} split of {len(self.rows)} conversations is empty; give more data")
-        if n is not None and not 1 <= n <= len(pool):
-            raise ValueError(f"n={n}: the {split} split has {len(pool)} questions; ask for 1 to {len(pool)}")
-        return [self._asked(e) for e in pool[:n]]
+        train = order[kept:]
+        random.Random(seed).shuffle(train)
+        parts = {"train": train, "validation": order[self.heldout : kept], "heldout": order[: self.heldout]}
+        return [self._asked(e) for e in rows.take(parts, split, n)]
 
     def _asked(self, example: Example) -> Example:
         if not self.few_shot:
@@ -95,60 +78,32 @@ class HealthTask:
         return False
 
 
-def load_rows(source: str | Path, skip_bad_rows: bool = False) -> list[Example]:
-    """The conversations of a hub id (see FILES), a URL, or a local JSONL file; with `skip_bad_rows` those it can read.
+def load_health(source: str | Path = HUB, skip_bad_rows: bool = False) -> HealthTask:
+    """The task of a hub id (see FILES), a URL, or a local file; with `skip_bad_rows` of the rows that can be used.
 
-    Raises DataError naming line and key of rows that cannot be used, or saying why the file cannot be had.
+    A tenth of the conversations is held out, at least two, and a tenth kept for validation, at most 500 each.
+    Raises DataError naming place and key of rows that cannot be used, or saying why the file cannot be had.
     """
-    examples, bad = read_rows(source)
-    settle_bad(source, bad, len(examples), skip_bad_rows)
-    return examples
+    bad: Bad = []
+    found = rows.usable(rows.read_rows(local_copy(source), bad), _example, bad)
+    kept, skipped = rows.settle(source, found, bad, skip_bad_rows)
+    tenth = min(500, len(kept) // 10)  # the paper's 500 of HealthBench's 5,000
+    return HealthTask("healthbench", kept, max(2, tenth), tenth, skipped=skipped)
 
 
-def read_rows(source: str | Path) -> tuple[list[Example], list[DataError]]:
-    """The conversations of a file, and what is wrong with its other rows. Raises DataError if it can't be had."""
-    seen: dict[str, str] = {}
-    examples, bad = list[Example](), list[DataError]()
-    for where, row in read_jsonl(source, bad):
-        try:
-            example = _example(row, where)
-            if example.id in seen:
-                raise DataError(f"{where}: prompt_id {example.id!r} stands on line {seen[example.id]} already")
-        except DataError as error:
-            bad.append(error)
-            continue
-        seen[example.id] = where.rsplit(":", 1)[1]
-        examples.append(example)
-    if not examples and not bad:
-        raise DataError(f"{masked(source)}: no rows; give a file with a conversation on each line")
-    return examples, bad
+def local_copy(source: str | Path) -> Path:
+    """The file of a hub id (see FILES), a URL, or a path. Raises DataError if it can't be had."""
+    if source not in FILES:
+        return rows.local_file(str(source), f"one of {', '.join(FILES)}")
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(HUB, FILES[str(source)], repo_type="dataset"))
+    except Exception as error:  # the hub raises a dozen unrelated types
+        raise DataError(f"{source}: the hub can't be reached ({type(error).__name__}); give a local file") from None
 
 
-def read_jsonl(source: str | Path, bad: list[DataError] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", object) of each line that is not empty; a BOM at its beginning is none of it.
-
-    Raises DataError for a line that is no JSON object (see `parse_json`), or puts it into `bad`, where that is given.
-    """
-    path = _local(str(source))
-    for place, line in enumerate(path.read_bytes().split(b"\n"), 1):  # a text may hold other kinds of line end
-        if not line.removeprefix(BOM_UTF8).strip():
-            continue
-        where = f"{path}:{place}"
-        try:
-            row = parse_json(line, where)
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: a {type(row).__name__}, where an object is needed")
-        except DataError as error:
-            if bad is None:
-                raise
-            bad.append(error)
-            continue
-        yield where, row
-
-
-def fitting(
-    examples: Sequence[Example], model: LocalModel, max_new_tokens: int
-) -> tuple[list[Example], dict[str, int]]:
+def fitting(examples: Sequence[Example], model: Model, max_new_tokens: int) -> tuple[list[Example], dict[str, int]]:
     """The examples with conversations cut to the model's context, and how many turns each cut one lost.
 
     The oldest turns go first, and with them what no longer answers anything; a system message and the last user turn
@@ -188,7 +143,7 @@ def _example(row: dict[str, Any], where: str) -> Example:
         raise DataError(
             f"{where}: no {', '.join(missing)}; a row needs prompt, prompt_id and rubrics, and this has {there[:200]}"
         )
-    prompt, id = conversation(row["prompt"], "prompt", where), text(row["prompt_id"], "prompt_id", where)
+    prompt, id = rows.conversation(row["prompt"], "prompt", where), text(row["prompt_id"], "prompt_id", where)
     criteria = tuple(
         Criterion(
             text(c.get("criterion"), f"rubrics[{i}].criterion", where),
@@ -207,30 +162,3 @@ def _example(row: dict[str, Any], where: str) -> Example:
 
 def _question(prompt: list[Message]) -> str:
     return prompt[0]["content"] if len(prompt) == 1 else transcript(prompt)
-
-
-def _local(source: str) -> Path:
-    """The file that `source` names, fetched once into the cache folder where it is not local."""
-    if source in FILES:
-        from huggingface_hub import hf_hub_download
-
-        try:
-            return Path(hf_hub_download(HUB, FILES[source], repo_type="dataset"))
-        except Exception as error:  # the hub raises a dozen unrelated types
-            raise DataError(f"{source}: the hub can't be reached ({type(error).__name__}); give a local file") from None
-    if source.startswith(("http://", "https://")):
-        name = f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.jsonl"
-        path = Path(platformdirs.user_cache_dir("cat_lib")) / "data" / name
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            try:
-                with urllib.request.urlopen(source, timeout=60) as reply:
-                    partial.write_bytes(reply.read())
-            except (OSError, HTTPException) as error:
-                raise DataError(f"{masked(source)} can't be fetched ({masked(error)}); give a local file") from None
-            partial.replace(path)
-        return path
-    if not Path(source).is_file():
-        raise DataError(f"no file {source}; give a local JSONL file, a URL, or one of {', '.join(FILES)}")
-    return Path(source)

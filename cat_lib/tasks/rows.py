@@ -1,23 +1,35 @@
 """Rows of other people's files, read strictly: nothing is guessed, and nothing is turned into text in silence.
 
-A row that can't be used is refused with its line, the key and the reason; `skip_bad_rows` of a loader leaves such rows
-out and says how many.
+A file is read in three steps: `read_rows`, `usable` makes something of each row, `settle` decides. A row that can't be
+used is refused with its place, the key and the reason; `skip_bad_rows` of a loader leaves such rows out and says how
+many.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+import urllib.request
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
+from cat_lib.files import cache_folder
 from cat_lib.masking import masked
-from cat_lib.runs import tracking
-from cat_lib.schema import Message
+from cat_lib.schema import Example, Message
 
 ROLES = ("system", "user", "assistant")
 _SHOWN = 5  # bad rows that one message names
 _LARGEST = 1e9  # points of a criterion
+
+Row = tuple[str, dict[str, Any]]  # where it stands ("file:line" or "id, row n"), and the row
+Bad = list["DataError"]
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 
 class DataError(ValueError):
@@ -32,45 +44,145 @@ class BadRowsError(DataError):
         self.bad, self.good = bad, good
 
 
-def parse_json(raw: bytes, where: str) -> Any:
-    """JSON as the standard has it, with or without a BOM. Raises DataError beginning with `where`.
+def local_file(source: str, others: str = "a hub id") -> Path:
+    """The file of a path, or of an address, fetched once into the cache folder.
 
-    Refused beside what is no JSON: NaN and infinite numbers, a key that stands twice, halves of surrogate pairs.
+    Raises DataError if it can't be had; `others` are what could be given beside a file and an address.
     """
+    if source.startswith(("http://", "https://")):
+        name = hashlib.sha256(source.encode()).hexdigest()[:16]
+        path = cache_folder() / "data" / f"{name}.json{'' if urlsplit(source).path.endswith('.json') else 'l'}"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            try:
+                with urllib.request.urlopen(source, timeout=60) as reply:
+                    partial.write_bytes(reply.read())
+            except (OSError, HTTPException) as error:
+                raise DataError(f"{masked(source)} can't be fetched ({masked(error)}); give a local file") from None
+            partial.replace(path)
+        return path
+    if not Path(source).is_file():
+        raise DataError(f"no file {masked(source)}; give a local .jsonl or .json file, a URL, or {others}")
+    return Path(source)
+
+
+def read_rows(path: Path, bad: Bad | None = None) -> list[Row]:
+    """The rows of JSON Lines, or of a .json file with a list of them; a BOM at the beginning of a line is none of it.
+
+    Raises DataError for a row that is no object or holds what JSON's standard has not (NaN and infinite numbers, a key
+    twice, half a surrogate pair), or puts it into `bad`, where that is given; and for a .json file without one list.
+    """
+    raw, found = path.read_bytes(), list[tuple[str, Any]]()
+    if path.suffix == ".json":
+        content = _json(raw if raw.removeprefix(BOM_UTF8).strip() else b"[]", str(path))
+        lists = [v for v in content.values() if isinstance(v, list)] if isinstance(content, dict) else []
+        lists = [content] if isinstance(content, list) else lists
+        if len(lists) != 1:
+            raise DataError(
+                f"{path}: {len(lists)} lists of rows, where one is needed: a list, or an object with one list"
+            )
+        found = [(f"{path}, row {number}", row) for number, row in enumerate(lists[0], 1)]
+    else:  # a text may hold other kinds of line end
+        lines = enumerate(raw.split(b"\n"), 1)
+        found = [(f"{path}:{number}", line) for number, line in lines if line.removeprefix(BOM_UTF8).strip()]
+    return usable(found, _object, bad)
+
+
+def usable(
+    found: Iterable[tuple[str, _Given]], make: Callable[[_Given, str], _Made], bad: Bad | None
+) -> list[tuple[str, _Made]]:
+    """What `make` makes of each row and its place, with the place; what it refuses goes to `bad`, or is raised."""
+    made = []
+    for where, given in found:
+        try:
+            made.append((where, make(given, where)))
+        except DataError as error:
+            if bad is None:
+                raise
+            bad.append(error)
+    return made
+
+
+def settle(
+    source: object, found: Sequence[tuple[str, Example]], bad: Bad, skip: bool
+) -> tuple[list[Example], dict[str, Any]]:
+    """The examples of a file, each with an id of its own, and what was skipped (see `Task.skipped`).
+
+    With `skip`, rows that can't be used are printed and left out. Raises BadRowsError naming the first of them and how
+    many there are, with `skip` if no other is left; DataError for a file without rows.
+    """
+    kept: dict[str, tuple[str, Example]] = {}
+    for where, example in found:
+        if example.id in kept:
+            first = kept[example.id][0]
+            bad.append(DataError(f"{where}: id {example.id!r} stands at {first} already; each question needs its own"))
+        else:
+            kept[example.id] = where, example
+    examples, source = [example for _, example in kept.values()], masked(source)
+    if not bad:
+        if not examples:
+            raise DataError(f"{source}: no rows; give a file with a question in each row")
+        return examples, {}
+    more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    rows = f"{len(bad)} of {len(examples) + len(bad)} rows"
+    which = f"{rows} can't be used: {'; '.join(map(str, bad[:_SHOWN]))}{more}"
+    if not (skip and examples):
+        advice = " (skip_bad_rows=True leaves them out)" if examples and not skip else ""
+        raise BadRowsError(which + advice, bad, len(examples))
+    print(f"skipped: {which}", flush=True)
+    return examples, {"source": source, "skipped": len(bad), "read": len(examples)}
+
+
+def take(
+    parts: Mapping[str, Sequence[Example]], split: str, n: int | None, advice: str = "give more data"
+) -> list[Example]:
+    """The first n questions of a split, or all. Raises ValueError if there is no such split, or it has fewer."""
+    if split not in parts:
+        raise ValueError(f"split={split!r}: allowed are {', '.join(parts)}")
+    if not (pool := parts[split]):
+        raise ValueError(f"the {split} split of {sum(map(len, parts.values()))} questions is empty; {advice}")
+    if n is not None and not 1 <= n <= len(pool):
+        raise ValueError(f"n={n}: the {split} split has {len(pool)} questions; ask for 1 to {len(pool)}")
+    return list(pool[:n])
+
+
+def _json(raw: bytes, where: str) -> Any:
+    """JSON as the standard has it, with or without a BOM. Raises DataError beginning with `where`."""
     try:
-        content = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=once)
-        bad = next(_unusable(content, ""), None)
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_once)
     except RecursionError:
         raise DataError(f"{where}: no JSON (lists in lists, too deep to read)") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: no JSON, as it is no UTF-8 ({error}); save the file as UTF-8") from None
     except ValueError as error:
         raise DataError(f"{where}: no JSON ({error})") from None
-    if bad:
-        raise DataError(f"{where}: {bad}")
-    return content
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, for `object_pairs_hook`. Raises ValueError for a key that stands twice."""
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
     return found
 
 
-def _unusable(value: Any, key: str) -> Iterator[str]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _unusable(name, key)
-            yield from _unusable(inner, f"{key}.{name}" if key else name)
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from _unusable(inner, f"{key}[{i}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield f"{key or 'it'} is {value}, where a finite number is needed"
-    elif isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        yield f"{key or 'a key'} holds half of a surrogate pair, which is no text"
+def _object(given: Any, where: str) -> dict[str, Any]:
+    """A row, of its line or as it was read. Raises DataError if it is no object, or what is in it can't be used."""
+    row = _json(given, where) if isinstance(given, bytes) else given
+    left = [("", row)]
+    for key, value in left:  # which grows
+        if isinstance(value, dict):
+            left += [(key, name) for name in value]
+            left += [(f"{key}.{name}" if key else name, inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{key}[{i}]", inner) for i, inner in enumerate(value)]
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise DataError(f"{where}: {key or 'it'} is {value}, where a finite number is needed")
+        elif isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise DataError(f"{where}: {key or 'a key'} holds half of a surrogate pair, which is no text")
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a {type(row).__name__}, where an object is needed")
+    return row
 
 
 def text(value: Any, key: str, where: str) -> str:
@@ -141,21 +253,3 @@ def _named(value: Any) -> str:
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     shown = json.dumps(value)
     return f"{kinds.get(type(value), type(value).__name__)} ({shown if len(shown) <= 40 else shown[:40] + '...'})"
-
-
-def settle_bad(source: object, bad: Sequence[DataError], good: int, skip: bool) -> None:
-    """Raise for the bad rows of a file, or with `skip` print them and note them in the open run.
-
-    Raises BadRowsError naming the first of them and how many there are; with `skip` if none is good.
-    """
-    if not bad:
-        return
-    more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-    which = f"{len(bad)} of {good + len(bad)} rows can't be used: {'; '.join(map(str, bad[:_SHOWN]))}{more}"
-    if skip and good:
-        print(f"skipped: {which}", flush=True)
-        if run := tracking.current():
-            run.update_config(skipped_rows={"source": masked(source), "skipped": len(bad), "read": good})
-        return
-    message = which if skip or not good else f"{which} (skip_bad_rows=True leaves them out)"
-    raise BadRowsError(message, bad, good)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 from codecs import BOM_UTF8
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from cat_lib.measuring.audit import meta_evaluation_pairs
-from cat_lib.runs import tracking
 from cat_lib.schema import Example
 from cat_lib.tasks import group_of, load_task
 from cat_lib.tasks.clinic import clinic
-from cat_lib.tasks.healthbench import DataError, HealthTask, fitting, load_rows, transcript
+from cat_lib.tasks.healthbench import HealthTask, fitting, load_health, transcript
+from cat_lib.tasks.rows import DataError
 
+ROOT = Path(__file__).parents[2]
 RUBRIC = {"criterion": "Says to rest.", "points": 5, "tags": ["axis:accuracy"]}
 ROW = {"prompt_id": "p1", "prompt": [{"role": "user", "content": "I have a cold."}], "rubrics": [RUBRIC]}
 PART = {"type": "text", "text": "I have a cold."}
@@ -27,12 +32,16 @@ def write(folder: Path, *rows: object) -> Path:
     return path
 
 
+def load_rows(source: object, **options: bool):
+    return load_health(source, **options).rows
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ((ROW, "{not json"), r"rows\.jsonl:2: no JSON"),
         ((ROW, "[1]"), r"rows\.jsonl:2: a list, where an object"),
-        ((ROW, "", ROW), r"rows\.jsonl:3: prompt_id 'p1' stands on line 1 already"),
+        ((ROW, "", ROW), r"rows\.jsonl:3: id 'p1' stands at .*rows\.jsonl:1 already"),
         (({"prompt_id": "p1"},), r"rows\.jsonl:1: no prompt, rubrics"),
         ((ROW | {"rubrics": [RUBRIC | {"points": -5}]},), "no criterion of 'p1' has positive points"),
         ((ROW | {"rubrics": []},), "positive points"),
@@ -116,22 +125,28 @@ def test_content_in_text_parts_is_that_text(tmp_path):
     assert example.question == example.prompt[0]["content"] == "I have a cold.\nWhat helps?"
 
 
-def test_bad_rows_are_all_counted_and_left_out_only_where_that_is_asked_for(tmp_path, capsys, monkeypatch):
+def test_bad_rows_are_all_counted_and_left_out_only_where_that_is_asked_for(tmp_path, capsys):
     rows = [ROW | {"prompt_id": f"p{i}"} | ({"example_tags": "x"} if i % 2 else {}) for i in range(20)]
     path = write(tmp_path, *rows, "{", ROW | {"prompt_id": "p0"})
     with pytest.raises(DataError, match=r"12 of 22 rows can't be used: .*jsonl:2: .*; and 7 more .skip_bad_rows=True"):
         load_rows(path)
-    run = tracking.open_run("small", {}, tmp_path / "run")
-    monkeypatch.setenv("CAT_LIB_RUN_DIR", str(run.dir))
     task = load_task("healthbench", str(path), skip_bad_rows=True)
     assert [e.id for e in task.rows] == [f"p{i}" for i in range(0, 20, 2)]
     assert "skipped: 12 of 22 rows can't be used" in capsys.readouterr().out
-    skipped = tracking.read_config(run.dir)["skipped_rows"]
-    assert skipped == {"source": str(path), "skipped": 12, "read": 10}
+    assert task.skipped == {"source": str(path), "skipped": 12, "read": 10}
+    assert load_health(write(tmp_path, ROW)).skipped == {}
     with pytest.raises(DataError, match="1 of 1 rows can't be used"):  # nothing is left
         load_rows(write(tmp_path, "{"), skip_bad_rows=True)
     with pytest.raises(DataError, match="no rows"):
         load_rows(write(tmp_path, ""))
+
+
+def test_a_run_that_leaves_rows_out_notes_them():
+    runs = [*ROOT.glob("notebooks/*.ipynb"), ROOT / "cat_lib" / "experiment.py"]
+    sources = {path.name: path.read_text(encoding="utf-8") for path in runs if path.exists()}
+    skipping = [n for n, s in sources.items() if re.search(r"load_task\([^\n]*skip_bad_rows", s.replace("\\n", "\n"))]
+    assert skipping
+    assert [n for n in skipping if "run.update_config(skipped_rows=" not in sources[n]] == []
 
 
 @pytest.mark.parametrize(
@@ -159,6 +174,32 @@ def test_a_file_that_cannot_be_had_says_what_to_give_instead(source):
     with pytest.raises(DataError, match="a local") as caught:
         load_rows(source)
     assert "secret" not in str(caught.value)
+
+
+def test_what_an_address_holds_is_kept_in_the_cache_folder(tmp_path, monkeypatch):
+    (tmp_path / "served").mkdir()
+    write(tmp_path / "served", ROW)
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    monkeypatch.setenv("CAT_LIB_CACHE", str(tmp_path / "cache"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = f"http://127.0.0.1:{server.server_port}/rows.jsonl"
+        first = load_rows(source)
+        server.shutdown()
+    assert [e.id for e in first] == ["p1"]
+    assert len(list((tmp_path / "cache" / "data").iterdir())) == 1
+    assert load_rows(source) == first  # nobody answers any more
+    monkeypatch.setenv("CAT_LIB_CACHE", str(tmp_path / "other"))
+    with pytest.raises(DataError, match="can't be fetched"):
+        load_rows(source)
+
+
+def test_a_list_of_rows_is_read_as_lines_are(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"version": 1, "rows": [ROW, 5]}))
+    with pytest.raises(DataError, match=r"1 of 2 rows can't be used: .*rows\.json, row 2: a int, where an object"):
+        load_rows(path)
+    assert load_rows(path, skip_bad_rows=True) == load_rows(write(tmp_path, ROW))
 
 
 def test_a_row_is_read_whole(tmp_path):
@@ -248,7 +289,7 @@ def test_a_small_file_is_split_into_what_can_be_compared_and_what_is_trained_on(
     with pytest.raises(ValueError, match=f"n=50: the heldout split has {heldout} questions; ask for 1 to {heldout}"):
         task.examples("heldout", 50, 0)
     if not validation:
-        with pytest.raises(ValueError, match=f"the validation split of {n} conversations is empty; give more data"):
+        with pytest.raises(ValueError, match=f"the validation split of {n} questions is empty; give more data"):
             task.examples("validation", 1, 0)
 
 

@@ -34,7 +34,7 @@ from cat_lib.models.endpoint import EndpointError, EndpointModel
 from cat_lib.models.ledger import Ledger
 from cat_lib.prompts import fence, plain
 from cat_lib.schema import Completion, Sampling, Verdict
-from cat_lib.tasks.healthbench import DataError
+from cat_lib.tasks.rows import DataError
 
 PAIRS = [
     (r, c) for r in ("Rest and drink plenty.", "See a doctor today, please.") for c in ("Says to rest.", "Is rude.")

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cat_lib.prompts import fence, fill, one_line
-from cat_lib.schema import Completion, Estimator, Group, Prompt, Reference, Sampling
+from cat_lib.schema import Completion, Estimator, Group, Lost, Prompt, Reference, Sampling
 from cat_lib.tasks.answers import boxes
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ KINDS = (
     *("few_shot", "few_shot_b", "few_shot_c", "few_shot_freeform"),
 )
 _CUT = " [...] "
-Extract = Callable[[Completion, str], str | None]
+Extract = Callable[[Completion, str], str | Lost | None]
 
 
 def synthesis(
@@ -43,9 +43,10 @@ def synthesis(
     def estimate(groups: Sequence[Group]) -> list[Reference | None]:
         prompts = [synthesis_prompt(anchor, group, kind, max_new_tokens, include_question) for group in groups]
         completions = [c for (c,) in anchor.generate(prompts, 1, sampling)]
+        answers = [extract(_concluded(c), group.question) for group, c in zip(groups, completions, strict=True)]
         return [
-            Reference(completion.text.strip(), extract(_concluded(completion), group.question), "synthesis")
-            for group, completion in zip(groups, completions, strict=True)
+            Reference(completion.text.strip(), None if isinstance(answer, Lost) else answer, "synthesis")
+            for completion, answer in zip(completions, answers, strict=True)
         ]
 
     return estimate
