@@ -8,24 +8,26 @@ import json
 import statistics
 import sys
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cat_lib.masking import masked
+from cat_lib.shown import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cat_lib.schema import Prompt
+    from cat_lib.schema import Task
+    from cat_lib.tasks.rows import DataError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check answers, data or a judge before a run.")
+_MOST = 20  # bad rows that are named
 
 
 @app.command()
 def data(
-    file: Annotated[str, typer.Argument(help="A file of rows; as `data` of a notebook, a hub id too.")],
+    file: Annotated[str, typer.Argument(help="A file of rows; as `data` of a notebook, a hub id or a URL too.")],
     task: Annotated[str, typer.Option(help="Whose rows they are: healthbench, math500, aime24, ...")],
     model: Annotated[str, typer.Option(help="Also measure prompts against this model's context.")] = "",
 ) -> None:
@@ -34,15 +36,14 @@ def data(
     Exit code 0 if all rows are read, 1 if some are refused, 2 if the file can't be used.
     """
     from cat_lib.models import ModelError
-    from cat_lib.shown import visible
     from cat_lib.tasks import load_task
-    from cat_lib.tasks.arithmetic import Arithmetic
     from cat_lib.tasks.rows import BadRowsError, DataError
 
     bad: Sequence[DataError] = ()
     try:
         try:
             loaded = load_task(task, file)
+            print(f"rows read: {len(loaded.rows)}, refused: 0")
         except BadRowsError as error:
             bad = error.bad
             advice = "; skip_bad_rows=True leaves those out" if error.good else ""
@@ -54,47 +55,28 @@ def data(
                 raise DataError(f"{file}: no row can be used") from None
             with contextlib.redirect_stdout(io.StringIO()):  # it says once more what is skipped
                 loaded = load_task(task, file, skip_bad_rows=True)
-        if isinstance(loaded, Arithmetic):
-            raise DataError(f"task={task!r} reads no data")
-        if not bad:
-            print(f"rows read: {len(loaded.rows)}, refused: 0")
         try:
             loaded.examples("heldout", None, 0)
         except ValueError as error:
             print(f"not enough to split: {error}")
         if model:
-            print(_lengths(model, [e.prompt for e in loaded.rows], loaded.sampling.max_new_tokens))
+            print(_lengths(model, loaded))
     except (ValueError, ModelError) as error:
         print(masked(visible(error)), file=sys.stderr)
         raise typer.Exit(2) from None
     raise typer.Exit(1 if bad else 0)
 
 
-_MOST = 20  # rows that are named
+def _lengths(name: str, task: Task) -> str:
+    """How long a task's prompts are for a model, of which no weights are loaded."""
+    from cat_lib.models import without_weights
 
-
-def _lengths(name: str, prompts: Sequence[Prompt], new_tokens: int) -> str:
-    """How long the prompts are for a model, of which no weights are loaded."""
-    from types import SimpleNamespace
-
-    from transformers import AutoConfig, AutoTokenizer
-
-    from cat_lib.models import ModelError
-    from cat_lib.models.embedded import checkpoint
-    from cat_lib.models.local import LocalModel
-
-    path = str(checkpoint()) if name == "embedded" else name
-    try:
-        config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # the hub raises a dozen unrelated types
-        said = " ".join(str(error).split())[:200]
-        raise ModelError(f"model={name!r}: no tokenizer to be had ({type(error).__name__}: {said})") from None
-    model = LocalModel(SimpleNamespace(config=config.get_text_config()), tokenizer, name)
-    lengths = [len(model.encode(prompt)) for prompt in prompts]
-    over = sum(n + new_tokens > model.context for n in lengths)
+    model, new = without_weights(name), task.sampling.max_new_tokens
+    lengths = [len(model.encode(e.prompt)) for e in task.rows]
+    over = sum(n + new > model.context for n in lengths)
     return (
         f"prompts of {min(lengths)} to {max(lengths)} tokens, median {statistics.median(lengths):g}; {name} has "
-        f"{model.context}, of which an answer gets {new_tokens}: "
+        f"{model.context}, of which an answer gets {new}: "
         + (f"{over} of {len(lengths)} do not fit" if over else f"all {len(lengths)} fit")
     )
 
@@ -137,7 +119,7 @@ def judge(
 
 @app.command()
 def answers(
-    file: Annotated[Path, typer.Argument(help="A .jsonl or .json file of rows with gold and answer.")],
+    file: Annotated[str, typer.Argument(help="A .jsonl or .json file of rows with gold and answer.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list of objects instead of a table.")] = False,
 ) -> None:
     r"""Show the canonical form of each gold and answer, and whether they are equal, as rewards and evaluation see it.
@@ -151,61 +133,44 @@ def answers(
     from rich.table import Table
     from rich.text import Text
 
-    from cat_lib.tasks.answers import Lost, read
-    from cat_lib.tasks.math import local_rows
-    from cat_lib.tasks.rows import DataError
+    from cat_lib.schema import Lost
+    from cat_lib.tasks.answers import read, same
+    from cat_lib.tasks.rows import Bad, DataError, local_file, read_rows, usable
 
-    bad, rows = list[DataError](), list[dict[str, object]]()
+    bad: Bad = []
     try:
-        if not file.is_file():
-            raise DataError(f"{file}: no such file")
-        for where, row in local_rows(file, bad):
-            try:
-                rows.append(_pair(row, where))
-            except DataError as error:
-                bad.append(error)
+        rows = [row for _, row in usable(read_rows(local_file(file), bad), _pair, bad)]
         if not rows and not bad:
             raise DataError(f"{file}: no rows")
     except DataError as error:
         bad = [error]
-    for wrong in bad[:_SHOWN]:
-        print(f"{wrong}; {_NEEDED}", file=sys.stderr)
     if bad:
-        if len(bad) > _SHOWN:
-            print(f"{file}: and {len(bad) - _SHOWN} more rows that can't be used", file=sys.stderr)
+        more = [f"{file}: and {len(bad) - _MOST} more rows that can't be used"] if len(bad) > _MOST else []
+        needed = 'a row is an object like {"gold": "1/2", "answer": "0.5"}'
+        print(*(f"{wrong}; {needed}" for wrong in bad[:_MOST]), *more, sep="\n", file=sys.stderr)
         raise typer.Exit(2)
     forms = read([str(row[key]) for row in rows for key in ("gold", "answer")])
-    found = []
-    for row, gold, answer in zip(rows, forms[::2], forms[1::2], strict=True):
-        lost = isinstance(gold, Lost) or isinstance(answer, Lost)
-        found.append((row, gold, answer, None if lost else gold is not None and gold == answer))
+    read_so = list(zip(rows, forms[::2], forms[1::2], strict=True))
     if as_json:
-        written = [
-            {
-                "gold": row.pop("gold"),
-                "answer": row.pop("answer"),
-                "gold_form": gold if isinstance(gold, str) else None,
-                "answer_form": answer if isinstance(answer, str) else None,
-                "equal": equal,
-            }
-            | row
-            for row, gold, answer, equal in found
-        ]
+        written = []
+        for row, *both in read_so:
+            known = [None if isinstance(form, Lost) else form for form in both]
+            pair = {"gold": row["gold"], "answer": row["answer"]}
+            written.append(pair | dict(zip(_WRITTEN, (*known, same(*both)), strict=True)) | row)
         print(json.dumps(written, ensure_ascii=False, indent=1))
         return
     table = Table("gold", "answer", "gold's form", "answer's form", "equal")
-    for row, *both, equal in found:
+    for row, *both in read_so:
         shown = [f"lost: {form.why}" if isinstance(form, Lost) else form or "none" for form in both]
-        words = {True: "equal", False: "not equal", None: "lost"}
-        table.add_row(*(Text(str(cell)) for cell in (row["gold"], row["answer"], *shown, words[equal])))
+        word = {True: "equal", False: "not equal", None: "lost"}[same(*both)]
+        table.add_row(*(Text(str(cell)) for cell in (row["gold"], row["answer"], *shown, word)))
     Console().print(table)
 
 
-_NEEDED = 'a row is an object like {"gold": "1/2", "answer": "0.5"}'
-_SHOWN = 20  # bad rows that are printed
+_WRITTEN = ("gold_form", "answer_form", "equal")
 
 
-def _pair(row: dict[str, object], where: str) -> dict[str, object]:
+def _pair(row: dict[str, Any], where: str) -> dict[str, Any]:
     """The row, if its gold and answer are text or numbers. Raises DataError naming row and key."""
     from cat_lib.tasks.rows import DataError
 
@@ -214,7 +179,7 @@ def _pair(row: dict[str, object], where: str) -> dict[str, object]:
             raise DataError(f"{where}: no {key} (the row has {', '.join(row)[:200] or 'nothing'})")
         if isinstance(row[key], bool) or not isinstance(row[key], str | int | float):
             raise DataError(f"{where}: {key} is a {type(row[key]).__name__}, where text or a number is needed")
-    for key in ("gold_form", "answer_form", "equal"):
+    for key in _WRITTEN:
         if key in row:
             raise DataError(f"{where}: the key {key} is what this command writes; rename it")
     return row

@@ -54,6 +54,24 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False) 
     return replace(loaded, batch_tokens=max(loaded.batch_tokens, _batch_tokens(model)))
 
 
+def without_weights(name: str) -> LocalModel:
+    """The model `name` as far as it encodes prompts and knows its context. Raises ModelError if it can't be had."""
+    from types import SimpleNamespace
+
+    from transformers import AutoConfig, AutoTokenizer
+
+    from cat_lib.models.embedded import checkpoint
+    from cat_lib.models.local import LocalModel
+
+    path = str(checkpoint()) if name == "embedded" else name
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # the hub raises a dozen unrelated types
+        said = " ".join(str(error).split())[:200]
+        raise ModelError(f"model={name!r}: no tokenizer to be had ({type(error).__name__}: {said})") from None
+    return LocalModel(SimpleNamespace(config=config.get_text_config()), tokenizer, name)
+
+
 _ADVICE = 'model="embedded" works offline, and a local folder is given by its path, e.g. model="./my-model"'
 
 

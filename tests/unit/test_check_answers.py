@@ -83,7 +83,7 @@ def test_a_bad_row_is_one_line_with_what_is_needed(tmp_path, row, message):
 
 def test_a_file_without_rows_and_many_bad_rows_are_refused_briefly(tmp_path):
     assert "no rows" in check(write(tmp_path, "")).stderr
-    assert "no such file" in check(tmp_path / "none.jsonl").stderr
+    assert "no file" in check(tmp_path / "none.jsonl").stderr
     found = check(write(tmp_path, *[{"gold": 1}] * 50))
     assert found.exit_code == 2
     assert len(found.stderr.splitlines()) == 21
