@@ -16,13 +16,9 @@ from cat_lib.masking import masked
 from cat_lib.shown import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cat_lib.schema import Task
-    from cat_lib.tasks.rows import DataError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check answers, data or a judge before a run.")
-_MOST = 20  # bad rows that are named
 
 
 @app.command()
@@ -37,24 +33,17 @@ def data(
     """
     from cat_lib.models import ModelError
     from cat_lib.tasks import load_task
-    from cat_lib.tasks.rows import BadRowsError, DataError
 
-    bad: Sequence[DataError] = ()
     try:
-        try:
-            loaded = load_task(task, file)
-            print(f"rows read: {len(loaded.rows)}, refused: 0")
-        except BadRowsError as error:
-            bad = error.bad
-            advice = "; skip_bad_rows=True leaves those out" if error.good else ""
-            print(f"rows read: {error.good}, refused: {len(bad)}{advice}")
-            print(*(f"  {masked(visible(row))}" for row in bad[:_MOST]), sep="\n")
-            if len(bad) > _MOST:
-                print(f"  and {len(bad) - _MOST} more")
-            if not error.good:
-                raise DataError(f"{file}: no row can be used") from None
-            with contextlib.redirect_stdout(io.StringIO()):  # it says once more what is skipped
-                loaded = load_task(task, file, skip_bad_rows=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # it says too what it skips
+            loaded = load_task(task, file, skip_bad_rows=True)
+        refused, why = loaded.skipped.get("skipped", 0), loaded.skipped.get("why", [])
+        advice = "; skip_bad_rows=True leaves those out" if refused else ""
+        print(f"rows read: {len(loaded.rows)}, refused: {refused}{advice}")
+        for row in why:
+            print(f"  {visible(row)}")
+        if refused > len(why):
+            print(f"  and {refused - len(why)} more")
         try:
             loaded.examples("heldout", None, 0)
         except ValueError as error:
@@ -64,7 +53,7 @@ def data(
     except (ValueError, ModelError) as error:
         print(masked(visible(error)), file=sys.stderr)
         raise typer.Exit(2) from None
-    raise typer.Exit(1 if bad else 0)
+    raise typer.Exit(1 if refused else 0)
 
 
 def _lengths(name: str, task: Task) -> str:
@@ -135,19 +124,19 @@ def answers(
 
     from cat_lib.schema import Lost
     from cat_lib.tasks.answers import read, same
-    from cat_lib.tasks.rows import Bad, DataError, local_file, read_rows, usable
+    from cat_lib.tasks.rows import NAMED, Bad, DataError, local_file, read_rows
 
     bad: Bad = []
     try:
-        rows = [row for _, row in usable(read_rows(local_file(file), bad), _pair, bad)]
+        rows = [row for _, row in read_rows(local_file(file), _pair, bad)]
         if not rows and not bad:
             raise DataError(f"{file}: no rows")
     except DataError as error:
         bad = [error]
     if bad:
-        more = [f"{file}: and {len(bad) - _MOST} more rows that can't be used"] if len(bad) > _MOST else []
+        more = [f"{file}: and {len(bad) - NAMED} more rows that can't be used"] if len(bad) > NAMED else []
         needed = 'a row is an object like {"gold": "1/2", "answer": "0.5"}'
-        print(*(f"{wrong}; {needed}" for wrong in bad[:_MOST]), *more, sep="\n", file=sys.stderr)
+        print(*(f"{wrong}; {needed}" for wrong in bad[:NAMED]), *more, sep="\n", file=sys.stderr)
         raise typer.Exit(2)
     forms = read([str(row[key]) for row in rows for key in ("gold", "answer")])
     read_so = list(zip(rows, forms[::2], forms[1::2], strict=True))

@@ -159,7 +159,7 @@ class Task(Protocol):
     def rows(self) -> Sequence[Example]: ...  # all its questions, whatever the split
 
     @property
-    def skipped(self) -> Mapping[str, Any]: ...  # source, skipped, read: rows left out of its file; empty if none
+    def skipped(self) -> Mapping[str, Any]: ...  # rows left out: source, skipped, read, why; empty: none
 
     def examples(self, split: str, n: int | None, seed: int) -> list[Example]: ...  # n of a split, or all
 

@@ -59,7 +59,7 @@ def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
     Rows: `completion`, `rubric`, `binary_labels`, and `prompt_id` or `prompt`. Raises DataError for other rows.
     """
     pairs = []
-    for where, row in read_rows(local_copy(source)):
+    for where, row in read_rows(local_copy(source), lambda row, _: row):
         labels = row.get("binary_labels")
         if not isinstance(labels, list) or not labels or not all(type(x) is bool for x in labels):
             raise DataError(f"{where}: binary_labels is {labels!r:.40}, where a list of true and false is needed")

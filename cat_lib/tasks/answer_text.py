@@ -42,6 +42,9 @@ _RAISED, _LOWERED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+"),
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 
 _Sub = tuple[re.Pattern[str], "str | Callable[[re.Match[str]], str]"]
+_WHOLE, _FRACTION = r"(?:[1-9][0-9]{0,2}(?:[ ,][0-9]{3})+|[0-9]+)", r"\\frac\{([0-9]+)\}\{([0-9]+)\}"
+
+_TIME = rf"^([0-9]{{1,2}}(?::[0-5][0-9])?) ?(?:{_FONT}\{{)? ?([apAP])\.? ?[mM]\.?\}}?$"
 
 
 def _improper(match: re.Match[str]) -> str:
@@ -50,43 +53,38 @@ def _improper(match: re.Match[str]) -> str:
     return rf"\frac{{{whole * under + over}}}{{{under}}}" if over < under else match[0]
 
 
-_SUBS: list[_Sub] = [
-    (re.compile(r"(?<=[0-9])(?:, ?\\!|\{,\}) ?(?=[0-9]{3}(?![0-9]))"), ""),  # no list has these
-    (re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|(?<!\\)\\[()]|\s*(?<!\\)\\!\s*|\\?[$%]"), ""),
-    (re.compile(r"^[+-]?[1-9][0-9]{0,2}(?:,\\[,:;] ?[0-9]{3})+(?![0-9,])"), lambda m: re.sub(r"[^0-9+-]", "", m[0])),
-    (re.compile(r"(?:(?<!\\)\\[,;: ]|\\q?quad(?![a-zA-Z])|~|\s)+"), " "),
-    (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
-    (re.compile(r"\\frac ?([0-9]) ?([0-9])"), r"\\frac{\1}{\2}"),
-    (re.compile(r"\\sqrt(\[[0-9a-z]+\])? ?([0-9]+|[a-zA-Z])"), r"\\sqrt\1{\2}"),
-    (
-        re.compile(
-            r"(?<![0-9.,/^_}a-zA-Z\\])((?:[1-9][0-9]{0,2}(?:[ ,][0-9]{3})+|[0-9]+))"
-            r"(?: ?\\frac\{([0-9]+)\}\{([0-9]+)\}| ([0-9]+)/([0-9]+)(?![0-9.]))"
-        ),
-        _improper,
-    ),
-    (re.compile(r"(?<![0-9.])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9])"), lambda m: m[0].replace(" ", "")),
-    (re.compile(r"^\( ?\\?[a-zA-Z]+(?: ?, ?\\?[a-zA-Z]+)+ ?\) ?= ?(?=\()"), ""),  # (x, y) = (1, 2)
-    (re.compile(r"(?<=[0-9])[eE]([+-]?[0-9]{1,3})$"), r" \\times 10^{\1}"),
-    (re.compile(r" ?\^ ?(?:\\circ(?![a-zA-Z])|\{ ?\\circ ?\})"), ""),
-    (
-        re.compile(rf"^([0-9]{{1,2}}(?::[0-5][0-9])?) ?(?:{_FONT}\{{)? ?([apAP])\.? ?[mM]\.?\}}?$"),
-        lambda m: f"{m[1]} {m[2].lower()}m",
-    ),
-]
-_SOURCE: list[_Sub] = [  # as a program or a keyboard has it
-    (re.compile(r"(?<![\\a-zA-Z])pi(?![a-zA-Z])"), r"\\pi"),
-    (re.compile(r"\*\*"), "^"),
-    (re.compile(rf"(?<![\\a-zA-Z])(?:{_GREEK})(?![a-zA-Z])", re.IGNORECASE), lambda m: f"\\{m[0].lower()}"),
-    (re.compile(r"(?<![\\a-zA-Z0-9])(?:infinity|inf|oo)(?![a-zA-Z])"), r"\\infty"),
-    (re.compile(r"(?<![\\a-zA-Z])a(sin|cos|tan)(?= ?\()"), r"\\arc\1"),
-    (re.compile(rf"(?<![\\a-zA-Z])({_FUNCTIONS})(?= ?[(^_{{]| (?:[a-zA-Z0-9](?![a-zA-Z])|\\))"), r"\\\1"),
-    (re.compile(r"(?<!\{) (and|or) (?=[^a-zA-Z}]|[a-zA-Z](?![a-zA-Z]))"), r" \\text{ \1 } "),
-]
-_UNITS: list[_Sub] = [
-    (re.compile(rf"(?<=[^ ,_^=(]) *{_FONT}\{{(?! ?{_NUMERAL}\b)[^{{}}0-9]*\}}{_POWER}$"), ""),  # in a font or bare
-    (re.compile(rf"(?<=[0-9}}]) {_UNIT}(?: {_UNIT})*{_POWER}$"), ""),
-]
+def _subs(*pairs: tuple[str, str | Callable[[re.Match[str]], str]]) -> list[_Sub]:
+    return [(re.compile(pattern), replacement) for pattern, replacement in pairs]
+
+
+_SUBS = _subs(
+    (r"(?<=[0-9])(?:, ?\\!|\{,\}) ?(?=[0-9]{3}(?![0-9]))", ""),  # no list has these
+    (r"\\(?:left|right|displaystyle)(?![a-zA-Z])|(?<!\\)\\[()]|\s*(?<!\\)\\!\s*|\\?[$%]", ""),
+    (r"^[+-]?[1-9][0-9]{0,2}(?:,\\[,:;] ?[0-9]{3})+(?![0-9,])", lambda m: re.sub(r"[^0-9+-]", "", m[0])),
+    (r"(?:(?<!\\)\\[,;: ]|\\q?quad(?![a-zA-Z])|~|\s)+", " "),
+    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+    (r"\\frac ?([0-9]) ?([0-9])", r"\\frac{\1}{\2}"),
+    (r"\\sqrt(\[[0-9a-z]+\])? ?([0-9]+|[a-zA-Z])", r"\\sqrt\1{\2}"),
+    (rf"(?<![0-9.,/^_}}a-zA-Z\\])({_WHOLE})(?: ?{_FRACTION}| ([0-9]+)/([0-9]+)(?![0-9.]))", _improper),
+    (r"(?<![0-9.])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9])", lambda m: m[0].replace(" ", "")),
+    (r"^\( ?\\?[a-zA-Z]+(?: ?, ?\\?[a-zA-Z]+)+ ?\) ?= ?(?=\()", ""),  # (x, y) = (1, 2)
+    (r"(?<=[0-9])[eE]([+-]?[0-9]{1,3})$", r" \\times 10^{\1}"),
+    (r" ?\^ ?(?:\\circ(?![a-zA-Z])|\{ ?\\circ ?\})", ""),
+    (_TIME, lambda m: f"{m[1]} {m[2].lower()}m"),
+)
+_SOURCE = _subs(  # as a program or a keyboard has it
+    (r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi"),
+    (r"\*\*", "^"),
+    (rf"(?i:(?<![\\a-zA-Z])(?:{_GREEK})(?![a-zA-Z]))", lambda m: f"\\{m[0].lower()}"),
+    (r"(?<![\\a-zA-Z0-9])(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty"),
+    (r"(?<![\\a-zA-Z])a(sin|cos|tan)(?= ?\()", r"\\arc\1"),
+    (rf"(?<![\\a-zA-Z])({_FUNCTIONS})(?= ?[(^_{{]| (?:[a-zA-Z0-9](?![a-zA-Z])|\\))", r"\\\1"),
+    (r"(?<!\{) (and|or) (?=[^a-zA-Z}]|[a-zA-Z](?![a-zA-Z]))", r" \\text{ \1 } "),
+)
+_UNITS = _subs(
+    (rf"(?<=[^ ,_^=(]) *{_FONT}\{{(?! ?{_NUMERAL}\b)[^{{}}0-9]*\}}{_POWER}$", ""),  # in a font or bare
+    (rf"(?<=[0-9}}]) {_UNIT}(?: {_UNIT})*{_POWER}$", ""),
+)
 _ROOT = re.compile(r"(?<![a-zA-Z])\\?sqrt(\[[0-9]+\])? ?\(")
 
 _ARGUMENT = r" ?\([^()]*\)"

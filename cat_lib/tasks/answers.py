@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
+from math import gcd
 
 from cat_lib.schema import Lost
 from cat_lib.tasks.workers import Pool
@@ -106,10 +107,9 @@ def number(text: str) -> Fraction | None:
 
 def places(value: Fraction) -> int:
     """Decimal places that write the number exactly; 0 if none do."""
-    if value.denominator == 1:
-        return 0
-    rest, count = value.denominator, dict.fromkeys((2, 5), 0)
-    for prime in count:
-        while rest % prime == 0:
-            rest, count[prime] = rest // prime, count[prime] + 1
-    return max(count.values()) if rest == 1 else 0
+    rest, count = value.denominator, 0
+    while rest > 1:
+        if (common := gcd(rest, 10)) == 1:
+            return 0
+        rest, count = rest // common, count + 1
+    return count

@@ -85,8 +85,7 @@ def load_health(source: str | Path = HUB, skip_bad_rows: bool = False) -> Health
     Raises DataError naming place and key of rows that cannot be used, or saying why the file cannot be had.
     """
     bad: Bad = []
-    found = rows.usable(rows.read_rows(local_copy(source), bad), _example, bad)
-    kept, skipped = rows.settle(source, found, bad, skip_bad_rows)
+    kept, skipped = rows.settle(source, rows.read_rows(local_copy(source), _example, bad), bad, skip_bad_rows)
     tenth = min(500, len(kept) // 10)  # the paper's 500 of HealthBench's 5,000
     return HealthTask("healthbench", kept, max(2, tenth), tenth, skipped=skipped)
 

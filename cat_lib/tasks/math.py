@@ -15,12 +15,13 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cat_lib.schema import Completion, Example, Lost, Message, Sampling
 from cat_lib.tasks.answers import boxes, read
-from cat_lib.tasks.rows import Bad, DataError, Row, content_text, items, local_file, read_rows, settle, take, usable
+from cat_lib.tasks.rows import Bad, DataError, Placed, content_text, items, local_file, read_rows, settle, take, usable
 
 HUB: dict[str, tuple[str, str | None, str]] = {  # id, configuration, split
     "math500": ("HuggingFaceH4/MATH-500", None, "test"),
@@ -85,11 +86,11 @@ def load_math(name: str, data: str | None = None, transductive: bool = True, ski
     if name not in HUB:
         raise ValueError(f"task={name!r}: allowed is {', '.join(HUB)}")
     bad: Bad = []
+    make = partial(_example, name)
     if data and ("://" in data or Path(data).suffix in (".json", ".jsonl")):
-        rows = read_rows(local_file(data), bad)
+        asked = read_rows(local_file(data), make, bad)
     else:
-        rows = _hub(name, data)
-    asked = usable(rows, lambda row, where: _example(name, row, where), bad)
+        asked = usable(_hub(name, data), make, bad)
     found = []
     for (where, example), form in zip(asked, read([e.gold for _, e in asked]), strict=True):
         if isinstance(form, str):
@@ -101,7 +102,7 @@ def load_math(name: str, data: str | None = None, transductive: bool = True, ski
     return MathTask(name, examples, transductive, skipped)
 
 
-def _hub(name: str, data: str | None) -> list[Row]:
+def _hub(name: str, data: str | None) -> Placed[dict[str, Any]]:
     """The rows of a hub id's test split, or of its only one. Raises DataError if they can't be had."""
     source, config, split = HUB[name] if data is None else (data, None, "test")
     try:

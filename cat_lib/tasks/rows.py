@@ -1,8 +1,7 @@
 """Rows of other people's files, read strictly: nothing is guessed, and nothing is turned into text in silence.
 
-A file is read in three steps: `read_rows`, `usable` makes something of each row, `settle` decides. A row that can't be
-used is refused with its place, the key and the reason; `skip_bad_rows` of a loader leaves such rows out and says how
-many.
+`read_rows` makes something of each row of a file, and `settle` decides what becomes of it. A row that can't be used is
+refused with its place, the key and the reason; `skip_bad_rows` of a loader leaves such rows out and says how many.
 """
 
 from __future__ import annotations
@@ -23,25 +22,17 @@ from cat_lib.masking import masked
 from cat_lib.schema import Example, Message
 
 ROLES = ("system", "user", "assistant")
-_SHOWN = 5  # bad rows that one message names
+NAMED, _SHOWN = 20, 5  # bad rows that a list names, and that one message does
 _LARGEST = 1e9  # points of a criterion
 
-Row = tuple[str, dict[str, Any]]  # where it stands ("file:line" or "id, row n"), and the row
-Bad = list["DataError"]
-_Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
+Make = Callable[[Any, str], _Made]  # of a row, an object with keys, and its place; raises DataError
+Placed = list[tuple[str, _Made]]  # the place is "file:line" or "id, row n"
+Bad = list["DataError"]
 
 
 class DataError(ValueError):
     """A data file that cannot be had, or a row that cannot be used."""
-
-
-class BadRowsError(DataError):
-    """Rows that can't be used, of a file with others that could be: `bad` says why, `good` how many can."""
-
-    def __init__(self, message: str, bad: Sequence[DataError], good: int) -> None:
-        super().__init__(message)
-        self.bad, self.good = bad, good
 
 
 def local_file(source: str, others: str = "a hub id") -> Path:
@@ -67,17 +58,18 @@ def local_file(source: str, others: str = "a hub id") -> Path:
     return Path(source)
 
 
-def read_rows(path: Path, bad: Bad | None = None) -> list[Row]:
-    """The rows of JSON Lines, or of a .json file with a list of them; a BOM at the beginning of a line is none of it.
+def read_rows(path: Path, make: Make[_Made], bad: Bad | None = None) -> Placed[_Made]:
+    """What `make` makes of each row and its place, of JSON Lines or a .json file with a list; and the places.
 
-    Raises DataError for a row that is no object or holds what JSON's standard has not (NaN and infinite numbers, a key
-    twice, half a surrogate pair), or puts it into `bad`, where that is given; and for a .json file without one list.
+    A BOM at the beginning of a line is none of it. Refused, like what `make` refuses, is a row that is no object or
+    holds what JSON's standard has not (NaN and infinite numbers, a key twice, half a surrogate pair): into `bad`, or
+    by a DataError where that is not given. Raises DataError for a .json file without one list, too.
     """
     raw, found = path.read_bytes(), list[tuple[str, Any]]()
     if path.suffix == ".json":
         content = _json(raw if raw.removeprefix(BOM_UTF8).strip() else b"[]", str(path))
-        lists = [v for v in content.values() if isinstance(v, list)] if isinstance(content, dict) else []
-        lists = [content] if isinstance(content, list) else lists
+        values = content.values() if isinstance(content, dict) else [content]
+        lists = [value for value in values if isinstance(value, list)]
         if len(lists) != 1:
             raise DataError(
                 f"{path}: {len(lists)} lists of rows, where one is needed: a list, or an object with one list"
@@ -86,13 +78,11 @@ def read_rows(path: Path, bad: Bad | None = None) -> list[Row]:
     else:  # a text may hold other kinds of line end
         lines = enumerate(raw.split(b"\n"), 1)
         found = [(f"{path}:{number}", line) for number, line in lines if line.removeprefix(BOM_UTF8).strip()]
-    return usable(found, _object, bad)
+    return usable(found, lambda given, where: make(_object(given, where), where), bad)
 
 
-def usable(
-    found: Iterable[tuple[str, _Given]], make: Callable[[_Given, str], _Made], bad: Bad | None
-) -> list[tuple[str, _Made]]:
-    """What `make` makes of each row and its place, with the place; what it refuses goes to `bad`, or is raised."""
+def usable(found: Iterable[tuple[str, Any]], make: Make[_Made], bad: Bad | None) -> Placed[_Made]:
+    """As `read_rows`, of rows that came another way."""
     made = []
     for where, given in found:
         try:
@@ -104,13 +94,11 @@ def usable(
     return made
 
 
-def settle(
-    source: object, found: Sequence[tuple[str, Example]], bad: Bad, skip: bool
-) -> tuple[list[Example], dict[str, Any]]:
+def settle(source: object, found: Placed[Example], bad: Bad, skip: bool) -> tuple[list[Example], dict[str, Any]]:
     """The examples of a file, each with an id of its own, and what was skipped (see `Task.skipped`).
 
-    With `skip`, rows that can't be used are printed and left out. Raises BadRowsError naming the first of them and how
-    many there are, with `skip` if no other is left; DataError for a file without rows.
+    With `skip`, rows that can't be used are printed and left out. Raises DataError naming the first of them and how
+    many there are, with `skip` if no other is left; and for a file without rows.
     """
     kept: dict[str, tuple[str, Example]] = {}
     for where, example in found:
@@ -119,19 +107,17 @@ def settle(
             bad.append(DataError(f"{where}: id {example.id!r} stands at {first} already; each question needs its own"))
         else:
             kept[example.id] = where, example
-    examples, source = [example for _, example in kept.values()], masked(source)
+    examples, why = [example for _, example in kept.values()], [masked(error) for error in bad]
+    if not examples and not bad:
+        raise DataError(f"{masked(source)}: no rows; give a file with a question in each row")
     if not bad:
-        if not examples:
-            raise DataError(f"{source}: no rows; give a file with a question in each row")
         return examples, {}
     more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-    rows = f"{len(bad)} of {len(examples) + len(bad)} rows"
-    which = f"{rows} can't be used: {'; '.join(map(str, bad[:_SHOWN]))}{more}"
+    which = f"{len(bad)} of {len(examples) + len(bad)} rows can't be used: {'; '.join(why[:_SHOWN])}{more}"
     if not (skip and examples):
-        advice = " (skip_bad_rows=True leaves them out)" if examples and not skip else ""
-        raise BadRowsError(which + advice, bad, len(examples))
+        raise DataError(which + (" (skip_bad_rows=True leaves them out)" if examples else ""))
     print(f"skipped: {which}", flush=True)
-    return examples, {"source": source, "skipped": len(bad), "read": len(examples)}
+    return examples, {"source": masked(source), "skipped": len(bad), "read": len(examples), "why": why[:NAMED]}
 
 
 def take(

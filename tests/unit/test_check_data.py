@@ -52,7 +52,7 @@ def test_each_refused_row_is_named_once_and_the_list_is_bounded(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "task", "message"),
     [
-        (("{", "["), "healthbench", "no row can be used"),
+        (("{", "["), "healthbench", "2 of 2 rows can't be used: "),
         ((), "healthbench", "no rows"),
         ((row(1),), "arithmetic", "arithmetic reads no data"),
         ((row(1),), "poetry", "task='poetry': allowed is"),

@@ -133,7 +133,10 @@ def test_bad_rows_are_all_counted_and_left_out_only_where_that_is_asked_for(tmp_
     task = load_task("healthbench", str(path), skip_bad_rows=True)
     assert [e.id for e in task.rows] == [f"p{i}" for i in range(0, 20, 2)]
     assert "skipped: 12 of 22 rows can't be used" in capsys.readouterr().out
+    why = task.skipped.pop("why")
     assert task.skipped == {"source": str(path), "skipped": 12, "read": 10}
+    assert len(why) == 12
+    assert "jsonl:2: example_tags is text" in why[0]
     assert load_health(write(tmp_path, ROW)).skipped == {}
     with pytest.raises(DataError, match="1 of 1 rows can't be used"):  # nothing is left
         load_rows(write(tmp_path, "{"), skip_bad_rows=True)
