@@ -29,9 +29,8 @@ _WRITTEN = re.compile(r"([0-9][0-9A-Fa-f]*)_ ?\{?([0-9]+)\}?|[0-9]{1,2}:[0-5][0-
 _RATIO = re.compile(r"[0-9]+(?: ?: ?[0-9]+){2,}")
 _FLAT = re.compile(r"\(([^()[\]|]+,[^()[\]|]+)\)")  # (a, b, ...)
 _LIST = re.compile(r"[+-]?[0-9.]+(?: ?, ?[+-]?[0-9.]+)+")
-_PROSE = re.compile(
-    r"(?<![_^0-9.])[0-9.]+ [0-9]|(?<![\\a-zA-Z{])[a-zA-Z]{4,}(?![a-zA-Z}])"
-)  # the parser would multiply it
+# the parser would multiply it
+_PROSE = re.compile(r"(?<![_^0-9.])[0-9.]+ [0-9]|(?<![\\a-zA-Z{])[a-zA-Z]{4,}(?![a-zA-Z}])")
 _RULES = NormalizationConfig(units=False, malformed_operators=True, nits=True)  # its units include the letter t
 _WHOLE = math_verify.LatexExtractionConfig(False, boxed_match_priority=0, normalization_config=_RULES)
 _PI = Fraction("3.14159265358979323846264338327950288419716939937510582097494459")
@@ -77,9 +76,7 @@ def _parse(text: str) -> Any:
     if isinstance(known := quick(text), Fraction):
         return sp.Rational(known.numerator, known.denominator)
     parts = _FLAT.fullmatch(text)
-    if (
-        parts and r"\{" not in text and (parts[1][0] == "0" or number(parts[1]) is None)
-    ):  # ten times as fast as the parser
+    if parts and r"\{" not in text and (parts[1][0] == "0" or number(parts[1]) is None):  # 10 times the parser's speed
         return sp.Tuple(*(_parse(p.strip()) for p in parts[1].split(",")))
     if _LIST.fullmatch(text):  # 0,11 is no 11
         return sp.FiniteSet(*(_parse(p.strip()) for p in text.split(",")))
@@ -101,11 +98,8 @@ def _meant(value: sp.Rational) -> Any:
     if not APPROXIMATE <= count <= 50 or abs(exact) * 10**count < 10**4:
         return value
     half = Fraction(1, 2 * 10**count)
-    for kind, seen, slope in (
-        ("", exact, Fraction(1)),
-        ("root", exact**2, 2 * abs(exact)),
-        ("pi", exact / _PI, 1 / _PI),
-    ):
+    rounded = (("", exact, Fraction(1)), ("root", exact**2, 2 * abs(exact)), ("pi", exact / _PI, 1 / _PI))
+    for kind, seen, slope in rounded:
         simple = seen.limit_denominator(isqrt(int(10 ** (count - 3) / max(slope, 1))) or 1)
         if simple and abs(simple - seen) <= half * slope:
             found = sp.Rational(simple.numerator, simple.denominator)

@@ -83,10 +83,11 @@ def _said(worker: subprocess.Popen[bytes]) -> bytes:
     """The next line of a worker. If it has ended or says nothing, it is ended, and the line is empty."""
     assert worker.stdout is not None
     line = worker.stdout.readline() if wait([worker.stdout.fileno()], PATIENCE) else b""  # a line is one write
-    if not line:
-        with worker:
-            worker.kill()
-    return line
+    if line.endswith(b"\n"):
+        return line
+    with worker:
+        worker.kill()
+    return b""
 
 
 def serve(reply: Callable[[str], str], first: str, seconds: float, memory: int, longest: int) -> None:
