@@ -8,17 +8,23 @@ import json
 import statistics
 import sys
 import warnings
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from cat_lib.masking import masked
+from cat_lib.models import ModelError, without_weights
+from cat_lib.schema import Lost, Task
 from cat_lib.shown import visible
-
-if TYPE_CHECKING:
-    from cat_lib.schema import Task
+from cat_lib.tasks import load_task
+from cat_lib.tasks.answers import read, same
+from cat_lib.tasks.rows import NAMED, Bad, DataError, local_file, read_rows
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check answers, data or a judge before a run.")
+_WRITTEN = ("gold_form", "answer_form", "equal")  # what `check answers` adds to a row
 
 
 @app.command()
@@ -31,9 +37,6 @@ def data(
 
     Exit code 0 if all rows are read, 1 if some are refused, 2 if the file can't be used.
     """
-    from cat_lib.models import ModelError
-    from cat_lib.tasks import load_task
-
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it says too what it skips
             loaded = load_task(task, file, skip_bad_rows=True)
@@ -51,15 +54,12 @@ def data(
         if model:
             print(_lengths(model, loaded))
     except (ValueError, ModelError) as error:
-        print(masked(visible(error)), file=sys.stderr)
-        raise typer.Exit(2) from None
+        _fail(error)
     raise typer.Exit(1 if refused else 0)
 
 
 def _lengths(name: str, task: Task) -> str:
     """How long a task's prompts are for a model, of which no weights are loaded."""
-    from cat_lib.models import without_weights
-
     model, new = without_weights(name), task.sampling.max_new_tokens
     lengths = [len(model.encode(e.prompt)) for e in task.rows]
     over = sum(n + new > model.context for n in lengths)
@@ -85,8 +85,7 @@ def judge(
     try:
         model = EndpointModel.parse(name, attempts=1, heard=lambda fields, body: told.append((dict(fields), body)))
     except ValueError as error:
-        print(masked(error), file=sys.stderr)
-        raise typer.Exit(2) from None
+        _fail(error)
     model.prices = {model.model: price} if price else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is refused or not counted is shown below
@@ -101,8 +100,7 @@ def judge(
     spent = f"${cost.usd:.6f}" if price else "no price given"
     print(f"took     {cost.seconds:.2f} s, {cost.prompt_tokens} + {cost.completion_tokens} tokens, {spent}")
     if verdict.met is None:
-        print(f"no verdict: {verdict.cause}", file=sys.stderr)
-        raise typer.Exit(2)
+        _fail(f"no verdict: {verdict.cause}")
     print(f"read     {'yes' if verdict.met else 'no, where yes is right'}; reason {verdict.reason!r}")
 
 
@@ -118,14 +116,6 @@ def answers(
     is not looked for. Equal is null, and the form too, where an answer can't be read within its limits.
     Exit code 2 if a row can't be used, with one line for each that says why.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from cat_lib.schema import Lost
-    from cat_lib.tasks.answers import read, same
-    from cat_lib.tasks.rows import NAMED, Bad, DataError, local_file, read_rows
-
     bad: Bad = []
     try:
         rows = [row for _, row in read_rows(local_file(file), _pair, bad)]
@@ -136,33 +126,24 @@ def answers(
     if bad:
         more = [f"{file}: and {len(bad) - NAMED} more rows that can't be used"] if len(bad) > NAMED else []
         needed = 'a row is an object like {"gold": "1/2", "answer": "0.5"}'
-        print(*(f"{wrong}; {needed}" for wrong in bad[:NAMED]), *more, sep="\n", file=sys.stderr)
-        raise typer.Exit(2)
+        _fail(*(f"{wrong}; {needed}" for wrong in bad[:NAMED]), *more)
     forms = read([str(row[key]) for row in rows for key in ("gold", "answer")])
-    read_so = list(zip(rows, forms[::2], forms[1::2], strict=True))
-    if as_json:
-        written = []
-        for row, *both in read_so:
-            known = [None if isinstance(form, Lost) else form for form in both]
-            pair = {"gold": row["gold"], "answer": row["answer"]}
-            written.append(pair | dict(zip(_WRITTEN, (*known, same(*both)), strict=True)) | row)
-        print(json.dumps(written, ensure_ascii=False, indent=1))
-        return
-    table = Table("gold", "answer", "gold's form", "answer's form", "equal")
-    for row, *both in read_so:
+    written, table = [], Table("gold", "answer", "gold's form", "answer's form", "equal")
+    for row, *both in zip(rows, forms[::2], forms[1::2], strict=True):
+        pair, equal = {"gold": row["gold"], "answer": row["answer"]}, same(*both)
+        known = [None if isinstance(form, Lost) else form for form in both]
+        written.append(pair | dict(zip(_WRITTEN, (*known, equal), strict=True)) | row)
         shown = [f"lost: {form.why}" if isinstance(form, Lost) else form or "none" for form in both]
-        word = {True: "equal", False: "not equal", None: "lost"}[same(*both)]
-        table.add_row(*(Text(str(cell)) for cell in (row["gold"], row["answer"], *shown, word)))
-    Console().print(table)
-
-
-_WRITTEN = ("gold_form", "answer_form", "equal")
+        shown.append({True: "equal", False: "not equal", None: "lost"}[equal])
+        table.add_row(*(Text(str(cell)) for cell in (*pair.values(), *shown)))
+    if as_json:
+        print(json.dumps(written, ensure_ascii=False, indent=1))
+    else:
+        Console().print(table)
 
 
 def _pair(row: dict[str, Any], where: str) -> dict[str, Any]:
     """The row, if its gold and answer are text or numbers. Raises DataError naming row and key."""
-    from cat_lib.tasks.rows import DataError
-
     for key in ("gold", "answer"):
         if key not in row:
             raise DataError(f"{where}: no {key} (the row has {', '.join(row)[:200] or 'nothing'})")
@@ -172,3 +153,8 @@ def _pair(row: dict[str, Any], where: str) -> dict[str, Any]:
         if key in row:
             raise DataError(f"{where}: the key {key} is what this command writes; rename it")
     return row
+
+
+def _fail(*lines: object) -> NoReturn:
+    print(*(masked(visible(line)) for line in lines), sep="\n", file=sys.stderr)
+    raise typer.Exit(2) from None
