@@ -24,6 +24,7 @@ from cat_lib.schema import Example, Message
 ROLES = ("system", "user", "assistant")
 NAMED, _SHOWN = 20, 5  # bad rows that a list names, and that one message does
 _LARGEST = 1e9  # points of a criterion
+_DEEPEST, _TOO_DEEP = 500, "no JSON (lists in lists, too deep to read)"
 
 _Made = TypeVar("_Made")
 Make = Callable[[Any, str], _Made]  # of a row, an object with keys, and its place; raises DataError
@@ -138,7 +139,7 @@ def _json(raw: bytes, where: str) -> Any:
     try:
         return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_once)
     except RecursionError:
-        raise DataError(f"{where}: no JSON (lists in lists, too deep to read)") from None
+        raise DataError(f"{where}: {_TOO_DEEP}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: no JSON, as it is no UTF-8 ({error}); save the file as UTF-8") from None
     except ValueError as error:
@@ -155,13 +156,15 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _object(given: Any, where: str) -> dict[str, Any]:
     """A row, of its line or as it was read. Raises DataError if it is no object, or what is in it can't be used."""
     row = _json(given, where) if isinstance(given, bytes) else given
-    left = [("", row)]
-    for key, value in left:  # which grows
+    left = [("", row, 0)]
+    for key, value, depth in left:  # which grows
+        if depth > _DEEPEST:
+            raise DataError(f"{where}: {_TOO_DEEP}")
         if isinstance(value, dict):
-            left += [(key, name) for name in value]
-            left += [(f"{key}.{name}" if key else name, inner) for name, inner in value.items()]
+            left += [(key, name, depth) for name in value]
+            left += [(f"{key}.{name}" if key else name, inner, depth + 1) for name, inner in value.items()]
         elif isinstance(value, list):
-            left += [(f"{key}[{i}]", inner) for i, inner in enumerate(value)]
+            left += [(f"{key}[{i}]", inner, depth + 1) for i, inner in enumerate(value)]
         elif isinstance(value, float) and not math.isfinite(value):
             raise DataError(f"{where}: {key or 'it'} is {value}, where a finite number is needed")
         elif isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):

@@ -100,6 +100,8 @@ def test_a_bad_row_is_refused_with_file_and_line(tmp_path, rows, message):
         ),
         ('{"prompt_id": "a", "prompt_id": "b"}', r"jsonl:2: no JSON \(the key 'prompt_id' stands twice"),
         ("[" * 100_000, r"jsonl:2: no JSON \(lists in lists"),
+        ('{"prompt_id": ' + "[" * 700 + "]" * 700 + "}", r"jsonl:2: no JSON \(lists in lists"),
+        ('{"": ' * 700 + "0" + "}" * 700, r"jsonl:2: no JSON \(lists in lists"),
         ("9" * 5000, r"jsonl:2: no JSON"),
     ],
 )
