@@ -138,10 +138,9 @@ class Model(Protocol):
 
 
 class Task(Protocol):
-    """Questions, and the only place that knows what an answer looks like. A task is a dataclass, so that `replace` can
-    change how it is sampled; what it can't do, its attributes say."""
+    """Questions, and the only place that knows what an answer looks like. What it can't do, its attributes say."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # a dataclass: `replace` changes how it is sampled
 
     @property
     def name(self) -> str: ...
