@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    from cat_lib.models.ledger import Ledger
 
 
 class Message(TypedDict):
@@ -119,6 +122,9 @@ class Verdict:
 
 class Model(Protocol):
     """An engine: `generate` returns, for each prompt, n completions; both calls are written to the ledger."""
+
+    @property
+    def ledger(self) -> Ledger: ...
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]: ...
 
