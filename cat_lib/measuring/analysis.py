@@ -167,7 +167,8 @@ def scaling(
             name: np.hstack([graded(task, examples, estimator(part)) for part in parts])
             for name, estimator in estimators.items()
         }
-        frames.append(outcomes(scores | {"pass@k": pass_at_k(right, k)}, ids, k=k, subsamples=len(parts)))
+        frames.append(outcomes(scores, ids, k=k, subsamples=len(parts)))
+        frames.append(outcomes({"pass@k": pass_at_k(right, k)}, ids, k=k, subsamples=1))
     return pd.concat(frames, ignore_index=True)
 
 
