@@ -149,6 +149,7 @@ def scaling(
     estimators: Mapping[str, Estimator],
     sizes: Sequence[int],
     most: int,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Outcomes by group size `k`, averaged over at most `most` disjoint subsamples of the same rollouts.
 
@@ -167,8 +168,8 @@ def scaling(
             name: np.hstack([graded(task, examples, estimator(part)) for part in parts])
             for name, estimator in estimators.items()
         }
-        frames.append(outcomes(scores, ids, k=k, subsamples=len(parts)))
-        frames.append(outcomes({"pass@k": pass_at_k(right, k)}, ids, k=k, subsamples=1))
+        frames.append(outcomes(scores, ids, seed, k=k, subsamples=len(parts)))
+        frames.append(outcomes({"pass@k": pass_at_k(right, k)}, ids, seed, k=k, subsamples=1))
     return pd.concat(frames, ignore_index=True)
 
 
