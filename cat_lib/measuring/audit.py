@@ -50,13 +50,13 @@ class Labelled:
 def clinic_pairs() -> tuple[list[Labelled], list[Labelled]]:
     """Our own set: pairs to calibrate on (of clinic's training conversations) and pairs to audit on (held out)."""
     heldout = {e.id for e in clinic().examples("heldout", None, 0)}
-    pairs = []
+    sides: tuple[list[Labelled], list[Labelled]] = ([], [])
     for row in map(json.loads, AUDIT.read_text(encoding="utf-8").splitlines()):
         for pair in row["pairs"]:
             axis, sign = pair["tags"][0].removeprefix("axis:"), "negative" if pair["points"] < 0 else "positive"
-            known = (pair["criterion"], pair["met"], pair["form"], axis, sign)
-            pairs.append(Labelled(row["prompt_id"], row["response"], *known))
-    return [p for p in pairs if p.id not in heldout], [p for p in pairs if p.id in heldout]
+            about = (pair["criterion"], pair["met"], pair["form"], axis, sign)
+            sides[row["prompt_id"] in heldout].append(Labelled(row["prompt_id"], row["response"], *about))
+    return sides
 
 
 def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
@@ -97,18 +97,20 @@ def calibrate(judge: Judge, pairs: Sequence[Labelled]) -> Judge:
     """
     if judge.prompt == "text":
         return judge
-    scores = np.array(
-        [v.score if v.score is not None else math.nan for v in judge([(p.response, p.criterion) for p in pairs])]
-    )
-    met, known = np.array([p.met for p in pairs]), np.isfinite(scores)
-    if len(set(met[known])) < 2:
+    verdicts = judge([(p.response, p.criterion) for p in pairs])
+    known = [
+        (pair.id, v.score, pair.met)
+        for pair, v in zip(pairs, verdicts, strict=True)
+        if v.score is not None and math.isfinite(v.score)
+    ]
+    if len({met for _, _, met in known}) < 2:
         raise ValueError("calibration needs met and unmet pairs with scores")
-    ids = np.array([p.id for p in pairs])[known]
+    ids, scores, met = map(np.array, zip(*known, strict=True))
     best, rng, units = list[float](), np.random.default_rng(0), np.unique(ids)
     for _ in range(200):
         drawn = np.concatenate([np.flatnonzero(ids == unit) for unit in rng.choice(units, len(units))])
-        if len(set(met[known][drawn])) == 2:
-            best.append(_best_threshold(scores[known][drawn], met[known][drawn]))
+        if len(set(met[drawn])) == 2:
+            best.append(_best_threshold(scores[drawn], met[drawn]))
     return replace(judge, threshold=float(np.median(best)))
 
 
@@ -253,11 +255,6 @@ def attack(judge: Judge, pairs: Sequence[Labelled], each: int = 3) -> pd.DataFra
         {"kind": kind, "id": base.id, "before": a.met, "after": b.met}
         for (kind, _), base, a, b in zip(jobs, bases, plain, hit, strict=True)
     )
-
-
-def unfenced(judge: Judge) -> Judge:
-    """The same judge with responses put into its prompt as they are."""
-    return replace(judge, fenced=False)
 
 
 def attack_table(attacked: pd.DataFrame) -> pd.DataFrame:

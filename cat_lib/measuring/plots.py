@@ -22,30 +22,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from cat_lib.shown import plain
 
-COLOURS = {
-    "single": "#0072B2",
-    "greedy": "#56B4E9",
-    "majority": "#E69F00",
-    "synthesis": "#009E73",
-    "synthesis_1": "#8BD3BB",
-    "self_bon": "#CC79A7",
-    "min_ppl": "#D55E00",
-    "mutual_predictability": "#A6761D",
-    "gold": "#000000",
-    "pass@k": "#777777",
-    "before": "#777777",
-    "after": "#0072B2",
-    "policy": "#0072B2",
-    "untrained": "#777777",
-    "anchor": "#009E73",
-    "update": "#CC79A7",
-    "judge": "#D55E00",
-    "self-proposed": "#009E73",
-    "one rollout": "#56B4E9",
-    "question-only": "#E69F00",
-    "physician": "#0072B2",
-    "model-as-judge": "#D55E00",
+_USED = {  # by methods, phases, roles and arms that never stand in one figure
+    "#0072B2": ["single", "after", "policy", "physician"],
+    "#56B4E9": ["greedy", "one rollout"],
+    "#E69F00": ["majority", "question-only"],
+    "#009E73": ["synthesis", "anchor", "self-proposed"],
+    "#8BD3BB": ["synthesis_1"],
+    "#CC79A7": ["self_bon", "update"],
+    "#D55E00": ["min_ppl", "judge", "model-as-judge"],
+    "#A6761D": ["mutual_predictability"],
+    "#000000": ["gold"],
+    "#777777": ["pass@k", "before", "untrained"],
 }
+COLOURS = {name: colour for colour, names in _USED.items() for name in names}
 _LABELS = {"single": "one sample", "greedy": "one greedy answer"}
 GREY, BLUE = "#777777", "#0072B2"
 
@@ -53,7 +42,7 @@ GREY, BLUE = "#777777", "#0072B2"
 def accuracy(scores: pd.DataFrame, group_size: int) -> Figure:
     """Accuracy by method, before and after. scores: the convention's columns and phase ("before", "after")."""
     figure, axis = _one(3.6)
-    methods = list(dict.fromkeys(scores["method"]))
+    methods = scores["method"].unique()
     for offset, (phase, face) in enumerate((("before", "white"), ("after", None))):
         part = scores[scores["phase"] == phase].set_index("method", drop=False).loc[methods]
         for i, (_, row) in enumerate(part.iterrows()):
@@ -129,9 +118,8 @@ def verdict_matrix(verdicts: pd.DataFrame, title: str) -> Figure:
         title = f"{title}: no rubric, so no verdicts"
         verdicts = pd.DataFrame([["none", 0, 1.0, None]], columns=["criterion", "rollout", "points", "met"])
     table = verdicts.assign(value=verdicts["met"].map({True: 1.0, False: 0.0}).fillna(0.5))
-    grid = table.pivot(index="criterion", columns="rollout", values="value")
-    grid = grid.loc[list(dict.fromkeys(table["criterion"]))]
     points = table.drop_duplicates("criterion").set_index("criterion")["points"]
+    grid = table.pivot(index="criterion", columns="rollout", values="value").loc[points.index]
     labels = [c if (points == 1).all() else f"[{points[c]:+g}] {c}" for c in grid.index]
     names = [plain(textwrap.fill(c, 46, max_lines=2, placeholder=" ...")) for c in labels]
     colours = ListedColormap(["#EEEEEE", "#E69F00", "#009E73"])
@@ -214,7 +202,7 @@ def curves(
 
 def levels(table: pd.DataFrame, title: str) -> Figure:
     """Accuracy of each method within each value of the column `level`."""
-    names, methods = list(dict.fromkeys(table["level"])), list(dict.fromkeys(table["method"]))
+    names, methods = table["level"].unique(), table["method"].unique()
     figure, axis = _one(3.6)
     for j, method in enumerate(methods):
         part = table[table["method"] == method].set_index("level").loc[names]

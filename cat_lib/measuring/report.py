@@ -133,7 +133,10 @@ def compare(kept: pd.DataFrame) -> pd.DataFrame:
     over; over seeds: Student's over two or more; over questions: the run's own), runs, replaced (older runs of a seed),
     codes (versions of the code), tokens, flops, seconds (all roles, mean of a run; missing where not logged).
     """
-    tables = []
+    tables, costs = [], {}
+    for unit in _UNITS:
+        roles = kept.reindex(columns=[f"metric.{role}_{unit}" for role in _ROLES])
+        costs[unit] = roles.sum(axis=1, min_count=1)
     for group, every in kept.groupby("group"):
         part = every[~every["superseded"]]
         values, seeds = part["value"].tolist(), sorted(part["seed"], key=lambda s: (len(s), s))
@@ -147,9 +150,7 @@ def compare(kept: pd.DataFrame) -> pd.DataFrame:
             low, high, over = np.nan, np.nan, "none"
         about = {"interval": over, "runs": len(part), "replaced": len(every) - len(part)}
         about["codes"] = part["code"].nunique() if "code" in part else 0
-        for unit in _UNITS:
-            cost = part.reindex(columns=[f"metric.{role}_{unit}" for role in _ROLES])
-            about[unit] = cost.sum(axis=1, min_count=1).mean()
+        about |= {unit: cost[part.index].mean() for unit, cost in costs.items()}
         mean = Estimate(float(np.mean(values)), low, high, part["questions"].min())
         tables.append(table({str(group): mean}, ", ".join(seeds), **about))
     return pd.concat(tables, ignore_index=True)

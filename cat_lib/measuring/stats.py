@@ -133,11 +133,10 @@ def paired_difference(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Est
     differences = b - a
     if not differences.any():
         return _no_difference(len(a))
-    estimate = _student(differences)
     test = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(seed)
     )
-    return replace(estimate, p=float(test.pvalue))
+    return replace(_student(differences), p=float(test.pvalue))
 
 
 def _no_difference(n: int) -> Estimate:
