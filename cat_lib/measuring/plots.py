@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from cat_lib.shown import plain
+from cat_lib.shown import plain, visible
 
 _USED = {  # by methods, phases, roles and arms that never stand in one figure
     "#0072B2": ["single", "after", "policy", "physician"],
@@ -81,10 +81,8 @@ def answer_distribution(
     question: str, gold: str, before: Sequence[str | None], after: Sequence[str | None], most: int = 8
 ) -> Figure:
     """How one group's rollouts answer one question, before and after; the right answer is marked."""
-    shown = [a for a, _ in (Counter(before) + Counter(after)).most_common(most)]
-    if gold not in shown:
-        shown.append(gold)
-    shown.sort(key=lambda a: (a is None, len(a or ""), a or ""))
+    frequent = {a for a, _ in (Counter(before) + Counter(after)).most_common(most)}
+    shown = sorted(frequent | {gold}, key=lambda a: (a is None, len(a or ""), a or ""))
     figure, axis = _one(3.2)
     for side, (name, answers, colour) in enumerate((("before", before, "#BBBBBB"), ("after", after, BLUE))):
         heights = [sum(a == s for a in answers) / len(answers) for s in shown]
@@ -152,7 +150,8 @@ def intervals(
 
     `paper`: published values by method, drawn beside ours as a diamond, or as a bar where a range is published.
     """
-    figure, axis = _one(1.1 + 0.36 * len(table))
+    names = [_named(method) for method in table["method"]]
+    figure, axis = _one(1.1 + 0.36 * len(table) + 0.14 * "".join(names).count("\n"))
     for i, (_, row) in enumerate(table.iterrows()):
         colour = COLOURS.get(str(row.method), BLUE)
         limits = [[row.value - row.low], [row.high - row.value]]
@@ -162,8 +161,8 @@ def intervals(
             axis.plot(published, [i + 0.28] * 2, color="black", linewidth=2, marker="|")
         elif published is not None:
             axis.plot(published, i + 0.28, "D", color="black", markerfacecolor="white", markersize=6)
-    names = [f"{plain(m)} (n = {n})" for m, n in zip(table["method"], table["n"], strict=True)]
-    axis.set_yticks(range(len(table)), names)
+    n = ["unknown" if n != n else f"{n:.0f}" for n in table["n"]]
+    axis.set_yticks(range(len(table)), [f"{name} (n = {count})" for name, count in zip(names, n, strict=True)])
     axis.set_ylim(len(table) - 0.5, -0.5)
     if line is not None or "outcome" in table:
         axis.axvline(line or 0.0, color=GREY, linestyle="--", linewidth=1)
@@ -244,6 +243,12 @@ def break_even(fixed: float, each: Mapping[str, float], ylabel: str, title: str)
     axis.set(xscale="log", yscale="log", xlabel="questions answered", ylabel=ylabel)
     axis.legend(frameon=False)
     return _done(figure, title)
+
+
+def _named(method: object) -> str:
+    """A name in lines of 44 characters; of a long one the middle is left out, for both ends tell."""
+    name = visible(method)
+    return plain(textwrap.fill(name if len(name) <= 88 else f"{name[:40]} ... {name[-40:]}", 44))
 
 
 def _one(height: float) -> tuple[Figure, Axes]:

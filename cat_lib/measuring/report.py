@@ -13,7 +13,6 @@ import io
 import json
 import re
 import tempfile
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from cat_lib.runs.store import SUITE, connect
 from cat_lib.runs.tracking import tracking_uri
 from cat_lib.shown import escaped, visible
 
-_NOTEBOOK, _PAGE, _TEXT, _LABEL = "10_compare", 500, 1500, 44  # runs at once; characters of a text, of a label's line
+_NOTEBOOK, _PAGE, _TEXT = "10_compare", 500, 1500  # runs at once; characters of a text
 _ROLES, _UNITS = ("policy", "anchor", "update", "judge"), ("tokens", "flops", "seconds")
 _OWN = re.compile(  # of one execution or its outcome, not of what was executed
     r"(metric|dataset)\..*|run_id|name|status|experiment|started|(param\.)?seeds?|entry|suite|run_dir|host|commit|dirty"
@@ -189,17 +188,6 @@ def findings(differences: pd.DataFrame, metric: str, baseline: str) -> str:
         seeds = f"{r.n} shared seeds" + "; fewer than six decide nothing" * (r.n < 6)
         words.append(f"- {escaped(r.method)}: **{r.outcome}** ({numbers}, {seeds})")
     return "\n".join(words) if len(differences) else f"{words[0]}\n- there is no other group to compare with"
-
-
-def drawable(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of `compare` or `paired` for `plots.intervals`: names in lines, the middle of long ones left out."""
-
-    def short(name: str) -> str:  # both ends tell
-        ends = name if len(name) <= 2 * _LABEL else f"{name[: _LABEL - 4]} ... {name[-_LABEL + 4 :]}"
-        return "\n".join(textwrap.wrap(ends, _LABEL))
-
-    n = [f"{n:.0f}" if np.isfinite(n) else "unknown" for n in table["n"]]
-    return table.assign(method=table["method"].map(visible).map(short), n=n)
 
 
 def examples(runs: pd.DataFrame, n: int, uri: str | None = None) -> pd.DataFrame:

@@ -210,7 +210,7 @@ def test_hostile_text_from_runs_is_shown_and_does_nothing(store, tmp_path):
     make_run(store, "good", {"p": "plain", "seed": 0}, {"score": 0.6})
     kept = report.grouped(report.read_runs("", []), "score")
     table, read = report.compare(kept), report.examples(kept, 3)
-    figure = plots.intervals(report.drawable(table), "score", "t")
+    figure = plots.intervals(table, "score", "t")
     path = tmp_path / "report.html"
     text = "\n".join(["## Said", "", f"- {shown.escaped(HOSTILE)} **ours**"])
     report.export(path, HOSTILE, [text, table, figure, read, pd.DataFrame({HOSTILE: [HOSTILE]})])
