@@ -8,7 +8,7 @@ over that tag's examples. A response that lost a verdict has no score: it is cou
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,12 +30,10 @@ def score(criteria: Sequence[Criterion], verdicts: Sequence[Verdict]) -> float |
 def tag_scores(example: Example, verdicts: Sequence[Verdict]) -> dict[str, float]:
     """ "score" and one entry a tag of the example and of its criteria; what has no score is left out."""
     criteria = example.rubric.criteria if example.rubric else ()
-    by_tag: dict[str, list[int]] = defaultdict(list)
-    for i, criterion in enumerate(criteria):
-        for tag in set(criterion.tags):
-            by_tag[tag].append(i)
-    found = {name: score(criteria, verdicts) for name in ("score", *example.tags)}
-    found |= {tag: score([criteria[i] for i in at], [verdicts[i] for i in at]) for tag, at in by_tag.items()}
+    judged = list(zip(criteria, verdicts, strict=True))
+    parts = dict.fromkeys(("score", *example.tags), judged)
+    parts |= {tag: [pair for pair in judged if tag in pair[0].tags] for c in criteria for tag in c.tags}
+    found = {name: score([c for c, _ in part], [v for _, v in part]) for name, part in parts.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
