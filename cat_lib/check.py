@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cat_lib.masking import masked
+from cat_lib.shown import masked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,13 +22,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cat_lib.masking import masked
 from cat_lib.measuring.stats import Estimate, over_seeds, paired_difference
 from cat_lib.measuring.tables import one_family, table
 from cat_lib.runs.parameters import nearest
 from cat_lib.runs.store import SUITE, connect
 from cat_lib.runs.tracking import tracking_uri
-from cat_lib.shown import escaped, visible
+from cat_lib.shown import escaped, masked, visible
 
 _NOTEBOOK, _PAGE, _TEXT = "10_compare", 500, 1500  # runs at once; characters of a text
 _ROLES, _UNITS = ("policy", "anchor", "update", "judge"), ("tokens", "flops", "seconds")

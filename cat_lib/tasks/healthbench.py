@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
 
-from cat_lib.masking import masked
 from cat_lib.prompts import fill, one_line
 from cat_lib.schema import Completion, Criterion, Example, Message, Prompt, Rubric, Sampling
+from cat_lib.shown import masked
 from cat_lib.tasks.rows import DataError as DataError
 from cat_lib.tasks.rows import conversation, items, number, parse_json, settle_bad, tags, text
 

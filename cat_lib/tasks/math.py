@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cat_lib.masking import masked
 from cat_lib.schema import Completion, Example, Message, Sampling
+from cat_lib.shown import masked
 from cat_lib.tasks.answers import boxes, canonical, read
 from cat_lib.tasks.healthbench import read_jsonl
 from cat_lib.tasks.rows import DataError, content_text, items, once, parse_json, settle_bad

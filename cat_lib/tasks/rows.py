@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cat_lib.masking import masked
 from cat_lib.runs import tracking
 from cat_lib.schema import Message
+from cat_lib.shown import masked
 
 ROLES = ("system", "user", "assistant")
 _SHOWN = 5  # bad rows that one message names
