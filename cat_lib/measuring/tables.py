@@ -25,12 +25,14 @@ COLUMNS = ["method", "seed", "value", "low", "high", "n", "p"]
 def table(estimates: Mapping[str, Estimate], seed: object = "", **about: Any) -> pd.DataFrame:
     """One row an estimate by its method, with the columns of `about` after the convention's."""
     rows = [{"method": method, "seed": str(seed), **asdict(e), **about} for method, e in estimates.items()]
-    return pd.DataFrame(rows, columns=[*COLUMNS, *about])
+    shown = pd.DataFrame(rows, columns=[*COLUMNS, *about])
+    return shown.astype(dict.fromkeys(("value", "low", "high", "p"), float))
 
 
 def estimate(row: Mapping[str, Any]) -> Estimate:
     """A row of a table as the Estimate it holds."""
-    return Estimate(*(row[column] for column in ("value", "low", "high", "n", "p")))
+    p = None if pd.isna(row["p"]) else row["p"]
+    return Estimate(row["value"], row["low"], row["high"], row["n"], p)
 
 
 def outcomes(scores: Mapping[str, ArrayLike], examples: Sequence[str], seed: int = 0, **about: Any) -> pd.DataFrame:
@@ -86,8 +88,8 @@ def compare(frame: pd.DataFrame, baseline: object, of: str = "method", within: S
 
 def one_family(*tables: pd.DataFrame) -> pd.DataFrame:
     """Tables of differences as one, with Holm's p over all its rows; a row without a p was not tested, and stays so."""
-    whole = pd.concat(tables, ignore_index=True)
-    alone = whole["p_alone" if "p_alone" in whole else "p"].astype(float)
+    whole = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)  # an empty one has no types
+    alone = whole["p_alone" if "p_alone" in whole else "p"]
     tested = alone.dropna().to_dict()
     p = pd.Series(holm(tested) if tested else {}, dtype=float).reindex(whole.index)
     whole = whole.assign(p=p, p_alone=alone)
