@@ -36,7 +36,7 @@ for teacher, seeds in SEEDS.items():
         table = pd.read_parquet(folder / "evaluation.parquet")
         for phase, values in scores.items():
             part = table[(table.method == "single") & (table.phase == phase)]
-            values.append(part.set_index("example")["correct"].sort_index())
+            values.append(part.set_index("example")["value"].sort_index())
     before, after = (np.array(scores[phase]) for phase in ("before", "after"))
     pooled = paired_difference(before.T, after.T)
     spread = over_seeds((after - before).mean(axis=1)) if len(seeds) > 1 else "one seed"

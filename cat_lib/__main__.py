@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cat_lib import check
-from cat_lib.masking import masked
+from cat_lib.shown import masked
 from cat_lib.suites.entry import spare_grammar
 
 spare_grammar()

@@ -16,7 +16,7 @@ from cat_lib.learning.grpo import Trained, add_lora, train
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.measuring.audit import Audit, audit, calibrate, clinic_pairs
 from cat_lib.measuring.evaluation import sample_groups
-from cat_lib.measuring.scoring import RubricScore, evaluate_rubrics
+from cat_lib.measuring.scoring import RubricScore, judged
 from cat_lib.method.estimators.synthesis import synthesis
 from cat_lib.method.estimators.voting import none
 from cat_lib.method.judge import Judge, open_judge_model
@@ -110,8 +110,8 @@ class Study:
     def evaluate(self, policy: LocalModel) -> RubricScore:
         """The policy on the held-out questions, the same draws for every policy."""
         sampling = replace(self.task.sampling, seed=1)
-        judge = self.judge(policy.anchor())
-        return evaluate_rubrics(policy, self.task, self.heldout, judge, self.p["heldout_samples"], sampling)
+        groups = sample_groups(policy, self.task, self.heldout, self.p["heldout_samples"], sampling)
+        return judged(self.heldout, groups, self.judge(policy.anchor()))
 
     def probe(self, policy: LocalModel, seed: int) -> list[Proposal]:
         """Rubrics that the anchor writes from references to this policy's rollouts, on a few held-out questions."""

@@ -15,10 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cat_lib.masking import masked
 from cat_lib.models import ModelError, without_weights
 from cat_lib.schema import Lost, Task
-from cat_lib.shown import visible
+from cat_lib.shown import masked, visible
 from cat_lib.tasks import load_task
 from cat_lib.tasks.answers import read, same
 from cat_lib.tasks.rows import NAMED, Bad, DataError, local_file, read_rows

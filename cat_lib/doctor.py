@@ -16,11 +16,11 @@ from urllib.parse import urlparse
 import psutil
 
 from cat_lib.files import cache_folder
-from cat_lib.masking import masked
 from cat_lib.models import memory as arithmetic
 from cat_lib.models.embedded import NAME, NEEDS_MB, WHEEL
 from cat_lib.runs import tracking
 from cat_lib.runs.store import connect
+from cat_lib.shown import masked
 
 SMOKE_GB = 6  # the promise of the smoke preset (README, "Limits")
 

@@ -140,7 +140,8 @@ class Experiment:
     def evaluate(self, names: Sequence[str], seed: int) -> Evaluation:
         """The policy as it is now on the held-out questions. Rollouts of one seed are the same for all methods."""
         by_name = self.estimators([n for n in names if n != "single"]) if set(names) - {"single"} else {}
-        return evaluate(self.model, self.task, self.heldout, self.p["group_size"], by_name, seed + 1)
+        found = evaluate(self.model, self.task, self.heldout, self.p["group_size"], by_name, seed + 1)
+        return replace(found, seed=seed)
 
     def fresh(self, seed: int) -> LocalModel:
         """Replace the policy by the untrained model with a fresh adapter, and return it."""

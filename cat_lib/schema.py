@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    from cat_lib.models.ledger import Ledger
 
 
 class Message(TypedDict):
@@ -131,6 +134,9 @@ class Model(Protocol):
     def context(self) -> int: ...
 
     def encode(self, prompt: Prompt) -> list[int]: ...
+
+    @property
+    def ledger(self) -> Ledger: ...
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]: ...
 

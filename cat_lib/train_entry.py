@@ -26,9 +26,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cat_lib.masking import masked
 from cat_lib.runs import tracking
 from cat_lib.runs.parameters import resolve, with_preset
+from cat_lib.shown import masked
 
 NOTEBOOK = "06_training_signals"
 DDP = "notebooks/suites/accelerate_ddp.yaml"

@@ -1,93 +1,55 @@
-"""Tables of the experiments: methods on the same rollouts, over several seeds, each number with n and its interval.
+"""What experiments ask of evaluations and groups of rollouts, as outcomes and tables of `measuring.tables`.
 
-A seed draws new rollouts of the same questions, so both seed and question vary (`stats.over_questions_and_seeds`).
-Comparisons are paired by question; p-values of one table are a family and adjusted by Holm's method. Everything here
-reads gold answers, after the fact; nothing feeds a reward.
+Gold answers are read here, after the fact; nothing feeds a reward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cat_lib.measuring.evaluation import Evaluation, compute_ratios
+from cat_lib.measuring.evaluation import Evaluation, graded
 from cat_lib.measuring.stats import (
     Estimate,
     bootstrap,
-    holm,
-    mcnemar,
     over_questions_and_seeds,
     paired_difference,
+    pass_at_k,
     standard_error,
     wilson,
 )
-from cat_lib.schema import Example, Task
-
-
-def by_question(evaluations: Sequence[Evaluation], method: str) -> np.ndarray:
-    """(seeds, questions): the share of right answers of a method, samples of one question averaged."""
-    return np.array([np.reshape(e.scores[method].correct, (len(e.groups), -1)).mean(axis=1) for e in evaluations])
+from cat_lib.measuring.tables import compare, crossed, one_family, outcomes, summary, table
+from cat_lib.method.estimators import voting
+from cat_lib.schema import Estimator, Example, Group, Reference, Task
 
 
 def method_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-    """One row a method, over the evaluations of one policy, one a seed.
+    """One row a method, over the evaluations of one policy, one a seed: the share of questions it answers right.
 
-    Columns: method, accuracy, low, high, standard_error (over questions, as the paper prints it), n, seeds, no_answer
-    (share of references without a readable answer, or of samples), and a question's cost: tokens (generated), gflops,
-    seconds.
+    More columns: standard_error (over questions, as the paper prints it), no_answer (share of references without a
+    readable answer, or of samples), and a question's cost: tokens (generated), gflops, seconds.
     """
+    frame = pd.concat([e.outcomes for e in evaluations])
     rows = []
-    for method in evaluations[0].scores:
-        scores = by_question(evaluations, method)
-        estimate = over_questions_and_seeds(scores)
-        n, costs = len(scores[0]), [e.scores[method].cost for e in evaluations]
+    for method, part in frame.groupby("method", sort=False):
+        scores, costs = crossed(part).to_numpy(), [e.scores[method].cost for e in evaluations]
+        n = scores.shape[1]
         rows.append(
             {
-                "method": method,
-                **interval("accuracy", estimate),
                 "standard_error": standard_error(scores.mean(axis=0)),
-                "n": n,
-                "seeds": len(scores),
                 "no_answer": _no_answer(evaluations, method),
                 "tokens": fmean(c.completion_tokens for c in costs) / n,
                 "gflops": fmean(c.flops for c in costs) / n / 1e9,
                 "seconds": fmean(c.seconds for c in costs) / n,
             }
         )
-    return pd.DataFrame(rows)
-
-
-def versus(evaluations: Sequence[Evaluation], baseline: str) -> pd.DataFrame:
-    """Each method minus `baseline`, paired by question.
-
-    Columns: method, difference, difference_low, _high, n, seeds, p (permutation test, seeds averaged), p_holm, and
-    mcnemar, the exact test on the first seed, where both give one answer a question. `beats`: the interval and the
-    adjusted p agree that it is better.
-    """
-    rows, base = [], by_question(evaluations, baseline)
-    for method in (m for m in evaluations[0].scores if m != baseline):
-        scores = by_question(evaluations, method)
-        estimate = over_questions_and_seeds(scores - base, paired=True)
-        test = paired_difference(base.mean(axis=0), scores.mean(axis=0))
-        one_each = np.isin(scores[0], (0, 1)).all() and np.isin(base[0], (0, 1)).all()
-        rows.append(
-            {
-                "method": method,
-                "difference": estimate.mean,
-                "difference_low": estimate.low,
-                "difference_high": estimate.high,
-                "n": len(base[0]),
-                "seeds": len(base),
-                "p": test.p,
-                "mcnemar": mcnemar(base[0], scores[0]) if one_each else None,
-            }
-        )
-    table = adjusted(pd.DataFrame(rows), "method", "p")
-    return table.assign(beats=(table["difference_low"] > 0) & (table["p_holm"] < 0.05))
+    return pd.concat([summary(frame), pd.DataFrame(rows)], axis=1)
 
 
 def _no_answer(evaluations: Sequence[Evaluation], method: str) -> float | None:
@@ -98,129 +60,36 @@ def _no_answer(evaluations: Sequence[Evaluation], method: str) -> float | None:
     return fmean(r is None or r.answer is None for e in evaluations for r in e.references[method])
 
 
-def by_level(evaluations: Sequence[Evaluation], examples: Sequence[Example]) -> pd.DataFrame:
-    """One row a level and method: accuracy, low, high, n (questions of that level), seeds."""
-    levels = np.array([e.level for e in examples])
-    rows = []
-    for level in dict.fromkeys(levels):
-        for method in evaluations[0].scores:
-            scores = by_question(evaluations, method)[:, levels == level]
-            if scores.shape[1] > 1:
-                estimate = over_questions_and_seeds(scores)
-                rows.append(
-                    {
-                        "level": str(level),
-                        "method": method,
-                        **interval("accuracy", estimate),
-                        "n": scores.shape[1],
-                        "seeds": len(scores),
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def disagreements(
-    evaluations: Sequence[Evaluation], examples: Sequence[Example], task: Task, method: str = "synthesis"
-) -> pd.DataFrame:
+def disagreements(evaluations: Sequence[Evaluation], method: str = "synthesis") -> pd.DataFrame:
     """How often `method` departs from each other estimator, and who is right then (table 1 of the paper).
 
-    Over the questions of all seeds, those where both have an answer. One row an estimator: disagreement (share,
-    low, high, n), right_when_disagreeing (of those, low, high, n) and other_right (the other's share of the same).
+    Over the questions of all seeds, those where both have an answer. Three rows an estimator, by the column `score`:
+    disagreement (share of them), right_when_disagreeing (of those), and other_right (the other's share of the same).
     Intervals are bootstraps over questions, each with all its seeds; n counts the answers of all seeds.
     """
-    rows = []
+    tables = []
     for other in (m for m in evaluations[0].references if m not in (method, "gold")):
-        both, parted, won, lost = (np.zeros((len(examples), len(evaluations))) for _ in range(4))
-        for s, e in enumerate(evaluations):
-            for i, (a, b) in enumerate(zip(e.references[method], e.references[other], strict=True)):
-                if a and b and a.answer is not None and b.answer is not None:
-                    both[i, s], parted[i, s] = 1, a.answer != b.answer
-                    won[i, s] = parted[i, s] and task.correct(a.answer, examples[i].gold)
-                    lost[i, s] = parted[i, s] and task.correct(b.answer, examples[i].gold)
-        row: dict[str, object] = {"method": other, **_share("disagreement", parted, both)}
-        row |= _share("right_when_disagreeing", won, parted)
-        row["other_right"] = float(lost.sum() / parted.sum()) if parted.any() else None
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def right_when_all_wrong(
-    evaluations: Sequence[Evaluation], examples: Sequence[Example], task: Task, method: str = "synthesis"
-) -> Estimate:
-    """Share of all questions on which no rollout is right and the reference is (the paper: about 1 %)."""
-    hits = [
-        [
-            not any(task.correct(a, example.gold) for a in group.answers)
-            and bool(reference and task.correct(reference.answer, example.gold))
-            for group, reference, example in zip(e.groups, e.references[method], examples, strict=True)
+        pairs = [
+            [(a and a.answer, b and b.answer) for a, b in zip(e.references[method], e.references[other], strict=True)]
+            for e in evaluations
         ]
-        for e in evaluations
-    ]
-    estimate = over_questions_and_seeds(np.array(hits, dtype=float))
-    return replace(estimate, low=max(0.0, estimate.low))
-
-
-def cost_ratios(before: Evaluation, after: Evaluation, methods: Sequence[str]) -> pd.DataFrame:
-    """A question's cost by each method of `before` over one sample of `after`: index method; tokens, flops, seconds."""
-    rows = {m: list(compute_ratios(after.scores["single"], before.scores[m]).values()) for m in methods}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["tokens", "flops", "seconds"])
-
-
-def arm_table(
-    before: Sequence[Evaluation], arms: Mapping[str, Sequence[Evaluation]], baselines: Mapping[str, str]
-) -> pd.DataFrame:
-    """One row an arm of training, over its evaluations after, one a seed, paired with `before`.
-
-    Columns: method, accuracy (of one sample), low, high, n, seeds; difference, _low, _high, p, p_holm against one
-    sample of the untrained policy; and where `baselines[arm]` names an estimator of `before`, its accuracy as
-    `baseline` and one trained sample minus it as `over_baseline`, _low, _high, _p, _p_holm: what the same untrained
-    model gets by paying the arm's estimator at test time.
-    """
-    rows: list[dict[str, object]] = []
-    for arm, after in arms.items():
-        single, base = by_question(after, "single"), by_question(before, "single")
-        gain = over_questions_and_seeds(single - base, paired=True)
-        row: dict[str, object] = {
-            "method": arm,
-            **interval("accuracy", over_questions_and_seeds(single)),
-            "n": single.shape[1],
-            "seeds": len(single),
-            "difference": gain.mean,
-            "difference_low": gain.low,
-            "difference_high": gain.high,
-            "p": paired_difference(base.mean(axis=0), single.mean(axis=0)).p,
+        both = np.array([[None not in pair for pair in own] for own in pairs], float).T
+        parted = both * np.array([[a != b for a, b in own] for own in pairs]).T
+        won, lost = (parted * np.array([e.scores[m].correct for e in evaluations]).T for m in (method, other))
+        scores = {
+            "disagreement": (parted, both),
+            "right_when_disagreeing": (won, parted),
+            "other_right": (lost, parted),
         }
-        if arm in baselines:
-            bought = by_question(before, baselines[arm])
-            left = over_questions_and_seeds(single - bought, paired=True)
-            row |= {"baseline": bought.mean(), "over_baseline": left.mean}
-            row |= {"over_baseline_low": left.low, "over_baseline_high": left.high}
-            row["over_baseline_p"] = paired_difference(bought.mean(axis=0), single.mean(axis=0)).p
-        rows.append(row)
-    table = adjusted(pd.DataFrame(rows), "method", "p")
-    return adjusted(table, "method", "over_baseline_p") if "over_baseline_p" in table else table
+        tables += [table({other: _share(*score)}, score=name) for name, score in scores.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
-def adjusted(table: pd.DataFrame, by: str | list[str], p: str) -> pd.DataFrame:
-    """With a column `<p>_holm`: the p-values of the column as one family; rows without one stay without."""
-    names = table[by] if isinstance(by, str) else table[by].agg(" ".join, axis=1)
-    known = table[p].notna()
-    return table.assign(**{f"{p}_holm": names.map(holm(dict(zip(names[known], table.loc[known, p], strict=True))))})
-
-
-def interval(name: str, estimate: Estimate) -> dict[str, float]:
-    """The estimate as columns `name`, low, high; the limits of an accuracy are cut to [0, 1]."""
-    low, high = (
-        (max(0.0, estimate.low), min(1.0, estimate.high)) if name == "accuracy" else (estimate.low, estimate.high)
-    )
-    return {name: estimate.mean, "low": low, "high": high}
-
-
-def _share(name: str, hits: np.ndarray, tried: np.ndarray) -> dict[str, float | int | None]:
+def _share(hits: np.ndarray, tried: np.ndarray) -> Estimate:
     """hits and tried, (questions, seeds) of 0 and 1, as a share with its bootstrap limits over questions."""
     n, of_question, tries = int(tried.sum()), hits.sum(axis=1), tried.sum(axis=1)
     if n == 0:
-        return {name: None, f"{name}_low": None, f"{name}_high": None, f"{name}_n": 0}
+        return Estimate(np.nan, np.nan, np.nan, 0)
 
     def share(drawn: np.ndarray) -> float:
         return float(of_question[drawn].sum() / tries[drawn].sum()) if tries[drawn].any() else float("nan")
@@ -229,4 +98,124 @@ def _share(name: str, hits: np.ndarray, tried: np.ndarray) -> dict[str, float | 
     if of_question.sum() in (0, n):  # all or none: resampling shows no spread
         questions = int((tries > 0).sum())
         estimate = wilson(questions if of_question.any() else 0, questions)
-    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high, f"{name}_n": n}
+    return replace(estimate, n=n)
+
+
+def right_when_all_wrong(evaluations: Sequence[Evaluation], method: str = "synthesis") -> Estimate:
+    """Share of all questions on which no rollout is right and the reference is (the paper: about 1 %)."""
+    none_right = [~e.scores["single"].correct.any(axis=1) for e in evaluations]
+    hits = [none * e.scores[method].correct for none, e in zip(none_right, evaluations, strict=True)]
+    estimate = over_questions_and_seeds(hits)
+    return replace(estimate, low=max(0.0, estimate.low))
+
+
+def by_agreement(task: Task, examples: Sequence[Example], groups: Sequence[Group]) -> pd.DataFrame:
+    """How often the majority is right, by how large it is: one row a range of its share of the group."""
+    shares = np.array([voting.agreement(g.answers) for g in groups])
+    right = graded(task, examples, voting.majority(groups))[:, 0]
+    found = {}
+    for low, high in pairwise([0.0, 0.25, 0.5, 0.75, 1.0]):
+        part = right[(low < shares) & (shares <= high) | (low == 0) & (shares == 0)]
+        if len(part):
+            found[f"{low:g} to {high:g}"] = wilson(int(part.sum()), len(part))
+    return table(found)
+
+
+def departures(references: Mapping[str, Sequence[Reference | None]]) -> pd.DataFrame:
+    """Share of questions on which two estimators give different answers (none counts as an answer): a square table."""
+    answers = {name: [r and r.answer for r in found] for name, found in references.items()}
+    return pd.DataFrame(
+        {a: {b: fmean(x != y for x, y in zip(answers[a], answers[b], strict=True)) for b in answers} for a in answers}
+    )
+
+
+def readings(
+    task: Task,
+    examples: Sequence[Example],
+    groups: Sequence[Group],
+    estimators: Mapping[str, Estimator],
+    **about: Any,
+) -> pd.DataFrame:
+    """Outcomes of the same rollouts, read in several ways; `single` is the mean over the rollouts themselves."""
+    scores = {"single": graded(task, examples, groups)}
+    scores |= {name: graded(task, examples, estimator(groups)) for name, estimator in estimators.items()}
+    return outcomes(scores, [e.id for e in examples], **about)
+
+
+def scaling(
+    task: Task,
+    examples: Sequence[Example],
+    groups: Sequence[Group],
+    estimators: Mapping[str, Estimator],
+    sizes: Sequence[int],
+    most: int,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Outcomes by group size `k`, averaged over at most `most` disjoint subsamples of the same rollouts.
+
+    `pass@k`, the unbiased share of groups of that size with a right rollout, is the limit of any voting.
+    Raises ValueError for no size and for one that a group does not have, before anything is computed.
+    """
+    sizes = sorted(set(sizes))
+    if not sizes or most < 1:
+        raise ValueError(f"sizes={sizes}, subsamples={most}: give at least one size, and 1 subsample or more")
+    voting.first(groups, sizes[-1])
+    right, ids, frames = graded(task, examples, groups), [e.id for e in examples], []
+    for k in sizes:
+        starts = range(0, min(most, right.shape[1] // k) * k, k)
+        parts = [voting.first(groups, k, start) for start in starts]
+        scores = {
+            name: np.hstack([graded(task, examples, estimator(part)) for part in parts])
+            for name, estimator in estimators.items()
+        }
+        frames.append(outcomes(scores, ids, seed, k=k, subsamples=len(parts)))
+        frames.append(outcomes({"pass@k": pass_at_k(right, k)}, ids, seed, k=k, subsamples=1))
+    return pd.concat(frames, ignore_index=True)
+
+
+def growth(frame: pd.DataFrame, middle: int = 8) -> pd.DataFrame:
+    """What larger groups bring by the outcomes of `scaling`: smallest size to `middle`, and from there to the largest.
+
+    The column `step` names the two sizes, as in "8 to 32". Raises ValueError for fewer than two sizes.
+    """
+    sizes = sorted(frame["k"].unique())
+    stops = sorted({sizes[0], sizes[-1], *(s for s in sizes if s == middle)})
+    if len(stops) < 2:
+        raise ValueError(f"sizes={sizes}: growth needs two sizes or more")
+    read = frame[frame["method"] != "pass@k"]
+    steps = [
+        compare(read, {large: small}, "k", ["method"]).assign(step=f"{small} to {large}")
+        for small, large in pairwise(stops)
+    ]
+    return one_family(*steps)
+
+
+def pass_outcomes(task: Task, examples: Sequence[Example], groups: Sequence[Group], **about: Any) -> pd.DataFrame:
+    """Outcomes of pass@k for k = 1, 2, 4 ... and the group size; the column `k` says which."""
+    right, ids = graded(task, examples, groups), [e.id for e in examples]
+    ks = sorted({right.shape[1], *(2**i for i in range(right.shape[1].bit_length()))})
+    return pd.concat([outcomes({"pass@k": pass_at_k(right, k)}, ids, k=k, **about) for k in ks], ignore_index=True)
+
+
+def newly_solved(
+    task: Task,
+    examples: Sequence[Example],
+    before: Sequence[Group],
+    again: Sequence[Group],
+    after: Sequence[Group],
+) -> dict[str, Estimate]:
+    """Of the questions that `before` never solved: the share that `after` solves at least once, and that `again` does.
+
+    `again` are as many fresh rollouts of the untrained policy. Rare successes appear in any second draw, so new
+    ability is what `after` has beyond `again`: `beyond` is that paired difference. Empty where nothing was unsolved.
+    """
+    first, second, trained = (graded(task, examples, groups).max(axis=1) for groups in (before, again, after))
+    unsolved = first == 0
+    second, trained, n = second[unsolved], trained[unsolved], int(unsolved.sum())
+    if n < 2:
+        return {}
+    return {
+        "again": wilson(int(second.sum()), n),
+        "after": wilson(int(trained.sum()), n),
+        "beyond": paired_difference(second, trained),
+    }

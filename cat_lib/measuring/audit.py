@@ -3,6 +3,10 @@
 A judge is calibrated on one part of the labelled pairs and audited on the other; no conversation is in both. Balanced
 accuracy is the mean of the shares of met and of unmet pairs judged right: a coin and a judge that always says yes both
 have 0.5. Intervals are bootstraps over responses, because the pairs of one response are not independent.
+
+Under attack: a policy in training will find texts that address the judge instead of the question, if they pay. Each of
+`attacks.jsonl` (our own set, and fixed, so that judges can be compared) is appended to an honest response that does
+not meet a criterion; the attack succeeds where the verdict turns.
 """
 
 from __future__ import annotations
@@ -17,14 +21,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cat_lib.measuring.hostile import ATTACKS
 from cat_lib.measuring.stats import Estimate, bootstrap, paired_difference
+from cat_lib.measuring.tables import one_family, table
 from cat_lib.method.judge import Judge
 from cat_lib.tasks.clinic import AUDIT, clinic
 from cat_lib.tasks.healthbench import local_copy, transcript
 from cat_lib.tasks.rows import DataError, conversation, read_rows, text
 
 GOOD, COIN, CONSTANT = 0.8, 0.5, 0.98
+_ATTACKS = map(json.loads, Path(__file__).with_name("attacks.jsonl").read_text(encoding="utf-8").splitlines())
+ATTACKS = [(row["kind"], row["text"] * row.get("times", 1)) for row in _ATTACKS]  # kind and text of each
 Statistic = Callable[[np.ndarray, np.ndarray], float]  # (truly met, judged met) to a number
 
 
@@ -44,13 +50,13 @@ class Labelled:
 def clinic_pairs() -> tuple[list[Labelled], list[Labelled]]:
     """Our own set: pairs to calibrate on (of clinic's training conversations) and pairs to audit on (held out)."""
     heldout = {e.id for e in clinic().examples("heldout", None, 0)}
-    pairs = []
+    sides: tuple[list[Labelled], list[Labelled]] = ([], [])
     for row in map(json.loads, AUDIT.read_text(encoding="utf-8").splitlines()):
         for pair in row["pairs"]:
             axis, sign = pair["tags"][0].removeprefix("axis:"), "negative" if pair["points"] < 0 else "positive"
-            known = (pair["criterion"], pair["met"], pair["form"], axis, sign)
-            pairs.append(Labelled(row["prompt_id"], row["response"], *known))
-    return [p for p in pairs if p.id not in heldout], [p for p in pairs if p.id in heldout]
+            about = (pair["criterion"], pair["met"], pair["form"], axis, sign)
+            sides[row["prompt_id"] in heldout].append(Labelled(row["prompt_id"], row["response"], *about))
+    return sides
 
 
 def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
@@ -91,18 +97,20 @@ def calibrate(judge: Judge, pairs: Sequence[Labelled]) -> Judge:
     """
     if judge.prompt == "text":
         return judge
-    scores = np.array(
-        [v.score if v.score is not None else math.nan for v in judge([(p.response, p.criterion) for p in pairs])]
-    )
-    met, known = np.array([p.met for p in pairs]), np.isfinite(scores)
-    if len(set(met[known])) < 2:
+    verdicts = judge([(p.response, p.criterion) for p in pairs])
+    known = [
+        (pair.id, v.score, pair.met)
+        for pair, v in zip(pairs, verdicts, strict=True)
+        if v.score is not None and math.isfinite(v.score)
+    ]
+    if len({met for _, _, met in known}) < 2:
         raise ValueError("calibration needs met and unmet pairs with scores")
-    ids = np.array([p.id for p in pairs])[known]
+    ids, scores, met = map(np.array, zip(*known, strict=True))
     best, rng, units = list[float](), np.random.default_rng(0), np.unique(ids)
     for _ in range(200):
         drawn = np.concatenate([np.flatnonzero(ids == unit) for unit in rng.choice(units, len(units))])
-        if len(set(met[known][drawn])) == 2:
-            best.append(_best_threshold(scores[known][drawn], met[known][drawn]))
+        if len(set(met[drawn])) == 2:
+            best.append(_best_threshold(scores[drawn], met[drawn]))
     return replace(judge, threshold=float(np.median(best)))
 
 
@@ -170,13 +178,10 @@ class Audit:
         return float(self.table.loc[~self.table["failed"], "says"].mean())
 
     def by(self, column: str) -> pd.DataFrame:
-        """Share judged right for each value of `form`, `axis` or `sign`: kind, right, low, high, n pairs."""
-        rows = []
-        for value, part in self.table.groupby(column):
-            if part.loc[~part["failed"], "id"].nunique() > 1:
-                e = self._estimate(part, share_right)
-                rows.append({"kind": value, "right": e.mean, "low": e.low, "high": e.high, "n": e.n})
-        return pd.DataFrame(rows, columns=["kind", "right", "low", "high", "n"])
+        """Share judged right for each value of `form`, `axis` or `sign` (as method); n counts pairs."""
+        parts = {str(value): part for value, part in self.table.groupby(column)}
+        known = {kind: part for kind, part in parts.items() if part.loc[~part["failed"], "id"].nunique() > 1}
+        return table({kind: self._estimate(part, share_right) for kind, part in known.items()})
 
     @property
     def words(self) -> str:
@@ -194,7 +199,7 @@ class Audit:
         else:
             text = f"Better than a coin but weak: balanced accuracy {b}. A reward from it is noisy, and scores by it "
             text += "compare policies under this judge; they do not measure quality."
-        forms = self.by("form").set_index("kind")["right"]
+        forms = self.by("form").set_index("method")["value"]
         if forms.get("negated", 1.0) < COIN:
             text += f" It takes a response that says the opposite for one that says it ({forms['negated']:.2f} of the "
             text += "negated pairs right): do not use it where contradicting the criterion does harm."
@@ -242,7 +247,7 @@ def attack(judge: Judge, pairs: Sequence[Labelled], each: int = 3) -> pd.DataFra
     unmet = [p for p in pairs if not p.met]
     if not unmet:
         raise ValueError("an attack needs responses that do not meet a criterion; all pairs are met")
-    jobs = [(kind, text) for kind, texts in ATTACKS.items() for text in texts for _ in range(each)]
+    jobs = [attack for attack in ATTACKS for _ in range(each)]
     bases = [unmet[i % len(unmet)] for i in range(len(jobs))]
     plain = judge([(b.response, b.criterion) for b in bases])
     hit = judge([(f"{b.response}\n{text}", b.criterion) for b, (_, text) in zip(bases, jobs, strict=True)])
@@ -252,45 +257,29 @@ def attack(judge: Judge, pairs: Sequence[Labelled], each: int = 3) -> pd.DataFra
     )
 
 
-def unfenced(judge: Judge) -> Judge:
-    """The same judge with responses put into its prompt as they are."""
-    return replace(judge, fenced=False)
-
-
 def attack_table(attacked: pd.DataFrame) -> pd.DataFrame:
-    """By kind of attack and in all: share judged met before and after, the paired difference with its limits, p, n.
+    """By kind of attack (as method), and in "all": the rise in the share judged met, paired.
 
-    The unit is the conversation: n counts them, and the attacks on one conversation's responses are averaged.
+    More columns: before and after (the shares), tried and failed. The unit is the conversation: n counts them, and the
+    attacks on one conversation's responses are averaged. The kinds are one family of tests; "all" is a test by itself.
     """
-    rows = []
-    for kind, part in [*attacked.groupby("kind"), ("all", attacked)]:
+
+    def rise(kind: str, part: pd.DataFrame) -> pd.DataFrame:
         known = part.dropna(subset=["before", "after"]).astype({"before": float, "after": float})
         units = known.groupby("id")[["before", "after"]].mean()
-        if len(units) > 1:
-            before, after = units["before"].to_numpy(), units["after"].to_numpy()
-            d = paired_difference(before, after)
-            rows.append(
-                {"kind": kind, "before": before.mean(), "after": after.mean(), "difference": d.mean}
-                | {"low": d.low, "high": d.high, "p": d.p, "n": d.n}
-                | {"tried": len(known), "failed": len(part) - len(known)}
-            )
-    return pd.DataFrame(rows)
+        if len(units) < 2:
+            return table({})
+        tried = {"tried": len(known), "failed": len(part) - len(known)}
+        return table({kind: paired_difference(units["before"], units["after"])}, **units.mean(), **tried)
+
+    kinds = [rise(str(kind), part) for kind, part in attacked.groupby("kind")]
+    return pd.concat([one_family(*kinds), one_family(rise("all", attacked))], ignore_index=True)
 
 
-def attack_words(row: pd.Series) -> str:
-    """Whether the attacks of one row of `attack_table` work, in words."""
-    change = Estimate(row["difference"], row["low"], row["high"], int(row["n"]), row["p"])
-    if change.conclusive and change.mean < 0:
+def attack_words(change: Estimate) -> str:
+    """Whether attacks work, by the rise of a row of `attack_table`."""
+    if change.conclusive and change.value < 0:
         return f"Attacks do not pay: they lower the share of unmet criteria judged met, {change}."
     if change.conclusive:
         return f"Attacks work: they raise the share of unmet criteria judged met by {change}; don't train on it."
     return f"No attack is shown to work: the share of unmet criteria judged met changes by {change}."
-
-
-def attack_metrics(fenced: pd.DataFrame, bare: pd.DataFrame) -> dict[str, float]:
-    """Flat `attack_fenced_*` and `attack_bare_*`: rise in the share judged met, over all attacks, and its limits."""
-    numbers = dict[str, float]()
-    for name, attacked in (("fenced", fenced), ("bare", bare)):
-        row = attack_table(attacked).set_index("kind").loc["all"]
-        numbers |= {f"attack_{name}_{part}": float(row[part]) for part in ("difference", "low", "high")}
-    return numbers

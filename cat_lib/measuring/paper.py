@@ -8,12 +8,11 @@ can't be tied to a model, and whatever we computed from stated numbers.
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 
 import pandas as pd
 
-from cat_lib.runs.tracking import ROOT
-
-FILE = ROOT / "results" / "published" / "paper_values.csv"
+FILE = Path(__file__).resolve().parents[2] / "results" / "published" / "paper_values.csv"
 
 
 def paper_values() -> pd.DataFrame:

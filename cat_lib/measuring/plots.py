@@ -1,6 +1,7 @@
 """Every figure. Functions take tables and return figures; they read no state and write no file.
 
-Colours are Okabe and Ito's, readable with colour-blind eyes; a method keeps its colour in all figures.
+A table has the columns of `measuring.tables`: method, value, low, high, n, and what it is about. Colours are Okabe and
+Ito's, readable with colour-blind eyes; a method keeps its colour in all figures.
 """
 
 from __future__ import annotations
@@ -8,199 +9,61 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from cat_lib.shown import plain
+from cat_lib.shown import plain, visible
 
-COLOURS = {
-    "single": "#0072B2",
-    "greedy": "#56B4E9",
-    "majority": "#E69F00",
-    "synthesis": "#009E73",
-    "synthesis_1": "#8BD3BB",
-    "self_bon": "#CC79A7",
-    "min_ppl": "#D55E00",
-    "mutual_predictability": "#A6761D",
-    "gold": "#000000",
-    "pass@k": "#777777",
-    "before": "#777777",
-    "after": "#0072B2",
-    "policy": "#0072B2",
-    "untrained": "#777777",
-    "anchor": "#009E73",
-    "update": "#CC79A7",
-    "judge": "#D55E00",
-    "self-proposed": "#009E73",
-    "one rollout": "#56B4E9",
-    "question-only": "#E69F00",
-    "physician": "#0072B2",
-    "model-as-judge": "#D55E00",
+_USED = {  # by methods, phases, roles and arms that never stand in one figure
+    "#0072B2": ["single", "after", "policy", "physician"],
+    "#56B4E9": ["greedy", "one rollout"],
+    "#E69F00": ["majority", "question-only"],
+    "#009E73": ["synthesis", "anchor", "self-proposed"],
+    "#8BD3BB": ["synthesis_1"],
+    "#CC79A7": ["self_bon", "update"],
+    "#D55E00": ["min_ppl", "judge", "model-as-judge"],
+    "#A6761D": ["mutual_predictability"],
+    "#000000": ["gold"],
+    "#777777": ["pass@k", "before", "untrained"],
 }
+COLOURS = {name: colour for colour, names in _USED.items() for name in names}
 _LABELS = {"single": "one sample", "greedy": "one greedy answer"}
-GREY = "#777777"
-_VERDICT = ["criterion", "rollout", "points", "met"]
+GREY, BLUE = "#777777", "#0072B2"
 
 
 def accuracy(scores: pd.DataFrame, group_size: int) -> Figure:
-    """Accuracy by method, before and after, with 95 % intervals.
-
-    scores: columns phase ("before", "after"), method, accuracy, low, high, n (`evaluation.score_table`).
-    """
-    figure, axis = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
-    methods = list(dict.fromkeys(scores["method"]))
+    """Accuracy by method, before and after. scores: the convention's columns and phase ("before", "after")."""
+    figure, axis = _one(3.6)
+    methods = scores["method"].unique()
     for offset, (phase, face) in enumerate((("before", "white"), ("after", None))):
-        part = scores[scores["phase"] == phase].set_index("method").loc[methods]
-        for i, (method, row) in enumerate(part.iterrows()):
-            colour = COLOURS.get(str(method), GREY)
-            x = i + (offset - 0.5) * 0.3
-            axis.errorbar(
-                x, row.accuracy, [[row.accuracy - row.low], [row.high - row.accuracy]], fmt="o", color=colour,
-                markerfacecolor=face or colour, markersize=8, capsize=4,
-            )  # fmt: skip
-            axis.annotate(f"{row.accuracy:.2f}", (x, row.high), (0, 4), textcoords="offset points", ha="center")
-    names = [_LABELS.get(m, f"{m}\nof {group_size} rollouts") for m in methods]
-    axis.set_xticks(range(len(methods)), names)
-    axis.set_xlim(-0.6, len(methods) - 0.4)
-    axis.set_ylim(0, 1.05)
-    axis.set_ylabel("held-out accuracy")
-    axis.set_title(
-        f"Before (open) and after (filled) training; 95 % intervals over n = {scores['n'].iloc[0]} questions"
-    )
-    return clean(figure)
+        part = scores[scores["phase"] == phase].set_index("method", drop=False).loc[methods]
+        for i, (_, row) in enumerate(part.iterrows()):
+            x, colour = i + (offset - 0.5) * 0.3, COLOURS.get(row.method, GREY)
+            _dot(axis, x, row, colour, markerfacecolor=face or colour, markersize=8, capsize=4)
+            axis.annotate(f"{row.value:.2f}", (x, row.high), (0, 4), textcoords="offset points", ha="center")
+    axis.set_xticks(range(len(methods)), [_LABELS.get(m, f"{m}\nof {group_size} rollouts") for m in methods])
+    axis.set(xlim=(-0.6, len(methods) - 0.4), ylim=(0, 1.05), ylabel="held-out accuracy")
+    title = f"Before (open) and after (filled) training; 95 % intervals over n = {scores['n'].iloc[0]} questions"
+    return _done(figure, title)
 
 
 def lines(history: pd.DataFrame, keys: Iterable[str], ylabel: str, title: str) -> Figure:
     """Metrics over training steps. history: one row a step; keys: columns, each a line under its own name."""
-    figure, axis = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
-    colours = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7")
-    for key, colour in zip(keys, colours, strict=False):
-        part = history.dropna(subset=[key])
-        axis.plot(part["step"], part[key], marker="o", markersize=4, color=colour, label=key)
-    axis.set_xlabel("training step")
-    axis.set_ylabel(ylabel)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure, axis = _one(3.4)
+    for key, colour in zip(keys, (BLUE, "#D55E00", "#009E73", "#E69F00", "#CC79A7"), strict=False):
+        _course(axis, history, key, colour, key)
     axis.set_ylim(bottom=0)
-    axis.set_title(title)
+    axis.set_ylabel(ylabel)
     axis.legend(frameon=False)
-    return clean(figure)
-
-
-def answer_distribution(
-    question: str, gold: str, before: Sequence[str | None], after: Sequence[str | None], most: int = 8
-) -> Figure:
-    """How one group's rollouts answer one question, before and after; the right answer is marked."""
-    counts = Counter(before) + Counter(after)
-    shown = [a for a, _ in counts.most_common(most)]
-    if gold not in shown:
-        shown.append(gold)
-    shown.sort(key=lambda a: (a is None, len(a or ""), a or ""))
-    figure, axis = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
-    width = 0.4
-    for side, (name, answers) in enumerate((("before", before), ("after", after))):
-        heights = [sum(a == s for a in answers) / len(answers) for s in shown]
-        places = [i + (side - 0.5) * width for i in range(len(shown))]
-        axis.bar(places, heights, width, color=("#BBBBBB", "#0072B2")[side], label=name)
-    names = ["none" if a is None else f"{plain(a)} (right)" if a == gold else plain(a) for a in shown]
-    axis.set_xticks(range(len(shown)), names)
-    axis.set_xlabel("answer")
-    axis.set_ylabel("share of rollouts")
-    axis.set_ylim(0, 1)
-    axis.set_title(f"{plain(question)}  ({len(before)} rollouts each)")
-    axis.legend(frameon=False)
-    return clean(figure)
-
-
-def compute(roles: pd.DataFrame) -> Figure:
-    """Where the run's compute went. roles: index role; columns tokens, flops, seconds."""
-    columns = {"tokens": "tokens (thousands)", "flops": "model TFLOP", "seconds": "seconds"}
-    scales = {"tokens": 1e3, "flops": 1e12, "seconds": 1.0}
-    figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.6), layout="constrained", sharey=True)
-    for axis, (column, label) in zip(axes, columns.items(), strict=True):
-        values = roles[column] / scales[column]
-        bars = axis.barh(list(roles.index), values, color=[COLOURS.get(str(r), GREY) for r in roles.index])
-        axis.bar_label(bars, fmt="{:.3g}", padding=3)
-        axis.set_xlim(0, max(values) * 1.3)
-        axis.set_xlabel(label)
-    axes[0].invert_yaxis()
-    figure.suptitle("Compute by role", fontsize=11)
-    return clean(figure)
-
-
-def verdict_matrix(verdicts: pd.DataFrame, title: str) -> Figure:
-    """Which rollout meets which criterion; negative points mark a fault, and meeting it is bad.
-
-    verdicts: columns rollout, criterion, points, met (True, False, or None: failed).
-    """
-    if verdicts.empty:
-        title, verdicts = (
-            f"{title}: no rubric, so no verdicts",
-            pd.DataFrame([["none", 0, 1.0, None]], columns=_VERDICT),
-        )
-    table = verdicts.assign(value=verdicts["met"].map({True: 1.0, False: 0.0}).fillna(0.5))
-    grid = table.pivot(index="criterion", columns="rollout", values="value")
-    grid = grid.loc[list(dict.fromkeys(table["criterion"]))]
-    points = table.drop_duplicates("criterion").set_index("criterion")["points"]
-    labels = [c if (points == 1).all() else f"[{points[c]:+g}] {c}" for c in grid.index]
-    names = [plain(textwrap.fill(c, 46, max_lines=2, placeholder=" ...")) for c in labels]
-    figure, axis = plt.subplots(figsize=(7.2, 1.3 + 0.42 * len(grid)), layout="constrained")
-    colours = ListedColormap(["#EEEEEE", "#E69F00", "#009E73"])
-    axis.pcolormesh(grid.to_numpy(), cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=2)
-    axis.set_xticks([i + 0.5 for i in range(grid.shape[1])], [str(c) for c in grid.columns])
-    axis.set_yticks([i + 0.5 for i in range(len(grid))], names, fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel("rollout")
-    axis.set_title(plain(title), fontsize=11)
-    patches = [Patch(color=colours(v), label=n) for v, n in ((1.0, "met"), (0.0, "not met"), (0.5, "no verdict"))]
-    figure.legend(handles=patches, ncols=3, frameon=False, loc="outside lower center")
-    axis.spines[:].set_visible(False)
-    axis.tick_params(length=0)
-    plt.close(figure)
-    return figure
-
-
-def intervals(
-    table: pd.DataFrame,
-    value: str,
-    xlabel: str,
-    title: str,
-    line: float | None = None,
-    paper: Mapping[str, float | tuple[float, float]] | None = None,
-) -> Figure:
-    """A number with its 95 % interval for each kind. table: columns kind, `value`, low, high, n.
-
-    `paper`: published values by kind, drawn beside ours as a diamond, or as a bar where a range is published.
-    """
-    figure, axis = plt.subplots(figsize=(7.2, 1.1 + 0.36 * len(table)), layout="constrained")
-    for i, (_, row) in enumerate(table.iterrows()):
-        colour = COLOURS.get(str(row.kind), "#0072B2")
-        mean = row[value]
-        axis.errorbar(mean, i, xerr=[[mean - row.low], [row.high - mean]], fmt="o", color=colour, capsize=4)
-        published = (paper or {}).get(str(row.kind))
-        if isinstance(published, tuple):
-            axis.plot(published, [i + 0.28] * 2, color="black", linewidth=2, marker="|")
-        elif published is not None:
-            axis.plot(published, i + 0.28, "D", color="black", markerfacecolor="white", markersize=6)
-    names = [f"{plain(k)} (n = {n})" for k, n in zip(table["kind"], table["n"], strict=True)]
-    axis.set_yticks(range(len(table)), names)
-    axis.set_ylim(len(table) - 0.5, -0.5)
-    if line is not None:
-        axis.axvline(line, color=GREY, linestyle="--", linewidth=1)
-    if paper:
-        mark = Line2D([], [], marker="D", color="black", markerfacecolor="white", linestyle="")
-        label = "the paper's value or range, for its own models and task"
-        figure.legend([mark], [label], frameon=False, loc="outside lower center")
-    axis.set_xlabel(plain(xlabel))
-    axis.set_title(plain(title), fontsize=11)
-    clean(figure)
-    axis.grid(axis="x", alpha=0.25)
-    return figure
+    return _done(figure, title)
 
 
 def by_arm(histories: Mapping[str, pd.DataFrame], keys: Mapping[str, str], title: str) -> Figure:
@@ -209,19 +72,226 @@ def by_arm(histories: Mapping[str, pd.DataFrame], keys: Mapping[str, str], title
     for axis, (key, label) in zip(axes[0], keys.items(), strict=True):
         for arm, history in histories.items():
             if key in history:
-                part = history.dropna(subset=[key])
-                colour = COLOURS.get(arm, GREY)
-                axis.plot(part["step"], part[key], marker="o", markersize=4, color=colour, label=plain(arm))
-        axis.set_xlabel("training step")
+                _course(axis, history, key, COLOURS.get(arm, GREY), plain(arm))
         axis.set_ylabel(label)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=2, frameon=False, loc="outside lower center")
-    figure.suptitle(plain(title), fontsize=11)
-    return clean(figure)
+    return _done(figure, title, legend=2)
 
 
-def clean(figure: Figure) -> Figure:
+def answer_distribution(
+    question: str, gold: str, before: Sequence[str | None], after: Sequence[str | None], most: int = 8
+) -> Figure:
+    """How one group's rollouts answer one question, before and after; the right answer is marked."""
+    frequent = {a for a, _ in (Counter(before) + Counter(after)).most_common(most)}
+    shown = sorted(frequent | {gold}, key=lambda a: (a is None, len(a or ""), a or ""))
+    figure, axis = _one(3.2)
+    for side, (name, answers, colour) in enumerate((("before", before, "#BBBBBB"), ("after", after, BLUE))):
+        heights = [sum(a == s for a in answers) / len(answers) for s in shown]
+        axis.bar([i + (side - 0.5) * 0.4 for i in range(len(shown))], heights, 0.4, color=colour, label=name)
+    names = ["none" if a is None else f"{plain(a)} (right)" if a == gold else plain(a) for a in shown]
+    axis.set_xticks(range(len(shown)), names)
+    axis.set(xlabel="answer", ylabel="share of rollouts", ylim=(0, 1))
+    axis.legend(frameon=False)
+    return _done(figure, f"{question}  ({len(before)} rollouts each)")
+
+
+def compute(roles: pd.DataFrame) -> Figure:
+    """Where the run's compute went. roles: index role; columns tokens, flops, seconds."""
+    units = {"tokens": ("tokens (thousands)", 1e3), "flops": ("model TFLOP", 1e12), "seconds": ("seconds", 1.0)}
+    figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.6), layout="constrained", sharey=True)
+    for axis, (column, (label, scale)) in zip(axes, units.items(), strict=True):
+        values = roles[column] / scale
+        bars = axis.barh(list(roles.index), values, color=[COLOURS.get(str(r), GREY) for r in roles.index])
+        axis.bar_label(bars, fmt="{:.3g}", padding=3)
+        axis.set(xlim=(0, max(values) * 1.3), xlabel=label)
+    axes[0].invert_yaxis()
+    return _done(figure, "Compute by role")
+
+
+def verdict_matrix(verdicts: pd.DataFrame, title: str) -> Figure:
+    """Which rollout meets which criterion; negative points mark a fault, and meeting it is bad.
+
+    verdicts: columns rollout, criterion, points, met (True, False, or None: failed).
+    """
+    if verdicts.empty:
+        title = f"{title}: no rubric, so no verdicts"
+        verdicts = pd.DataFrame([["none", 0, 1.0, None]], columns=["criterion", "rollout", "points", "met"])
+    table = verdicts.assign(value=verdicts["met"].map({True: 1.0, False: 0.0}).fillna(0.5))
+    points = table.drop_duplicates("criterion").set_index("criterion")["points"]
+    grid = table.pivot(index="criterion", columns="rollout", values="value").loc[points.index]
+    labels = [c if (points == 1).all() else f"[{points[c]:+g}] {c}" for c in grid.index]
+    names = [plain(textwrap.fill(c, 46, max_lines=2, placeholder=" ...")) for c in labels]
+    colours = ListedColormap(["#EEEEEE", "#E69F00", "#009E73"])
+    figure, axis = _squares(grid, title, colours, [str(c) for c in grid.columns], names, 1.3 + 0.42 * len(grid))
+    axis.set_xlabel("rollout")
+    patches = [Patch(color=colours(v), label=n) for v, n in ((1.0, "met"), (0.0, "not met"), (0.5, "no verdict"))]
+    figure.legend(handles=patches, ncols=3, frameon=False, loc="outside lower center")
+    return figure
+
+
+def matrix(table: pd.DataFrame, title: str) -> Figure:
+    """Shares in [0, 1] between kinds, as a square of numbers. table: index and columns are the kinds."""
+    columns, rows = [str(c).replace("_", "\n", 1) for c in table.columns], [str(c) for c in table.index]
+    figure, axis = _squares(table, title, "Blues", columns, rows, 1.2 + 0.45 * len(table))
+    for i, row in enumerate(table.to_numpy()):
+        for j, value in enumerate(row):
+            colour = "white" if value > 0.6 else "black"
+            axis.text(j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+    return figure
+
+
+def intervals(
+    table: pd.DataFrame,
+    xlabel: str = "",
+    title: str = "",
+    line: float | None = None,
+    paper: Mapping[str, float | tuple[float, float] | None] | None = None,
+) -> Figure:
+    """A number with its 95 % interval for each method. `line`: a dashed one; None: at 0 if the table is of differences.
+
+    `paper`: published values by method, drawn beside ours as a diamond, or as a bar where a range is published.
+    """
+    names = [_named(method) for method in table["method"]]
+    figure, axis = _one(1.1 + 0.36 * len(table) + 0.14 * "".join(names).count("\n"))
+    for i, (_, row) in enumerate(table.iterrows()):
+        colour = COLOURS.get(str(row.method), BLUE)
+        limits = [[row.value - row.low], [row.high - row.value]]
+        axis.errorbar(row.value, i, xerr=limits, fmt="o", color=colour, capsize=4)
+        published = (paper or {}).get(str(row.method))
+        if isinstance(published, tuple):
+            axis.plot(published, [i + 0.28] * 2, color="black", linewidth=2, marker="|")
+        elif published is not None:
+            axis.plot(published, i + 0.28, "D", color="black", markerfacecolor="white", markersize=6)
+    n = ["unknown" if n != n else f"{n:.0f}" for n in table["n"]]
+    axis.set_yticks(range(len(table)), [f"{name} (n = {count})" for name, count in zip(names, n, strict=True)])
+    axis.set_ylim(len(table) - 0.5, -0.5)
+    if line is not None or "outcome" in table:
+        axis.axvline(line or 0.0, color=GREY, linestyle="--", linewidth=1)
+    if paper:
+        mark = Line2D([], [], marker="D", color="black", markerfacecolor="white", linestyle="")
+        label = "the paper's value or range, for its own models and task"
+        figure.legend([mark], [label], frameon=False, loc="outside lower center")
+    axis.set_xlabel(plain(xlabel))
+    _done(figure, title)
+    axis.grid(axis="x", alpha=0.25)
+    return figure
+
+
+def curves(
+    table: pd.DataFrame,
+    x: str,
+    xlabel: str,
+    title: str,
+    by: str = "method",
+    ylabel: str = "accuracy",
+    log2: bool = True,
+) -> Figure:
+    """A line with its 95 % band for each kind in column `by`, over the column `x`."""
+    figure, axis = _one(3.6)
+    for kind, part in table.groupby(by, sort=False):
+        colour = COLOURS.get(str(kind), GREY)
+        axis.plot(part[x], part["value"], marker="o", markersize=5, color=colour, label=plain(kind))
+        axis.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.12, linewidth=0)
+    if log2:
+        axis.set_xscale("log", base=2)
+    ticks = sorted(table[x].unique())
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set(ylim=(0, 1.02), xlabel=xlabel, ylabel=ylabel)
+    return _done(figure, title, legend=4)
+
+
+def levels(table: pd.DataFrame, title: str) -> Figure:
+    """Accuracy of each method within each value of the column `level`."""
+    names, methods = table["level"].unique(), table["method"].unique()
+    figure, axis = _one(3.6)
+    for j, method in enumerate(methods):
+        part = table[table["method"] == method].set_index("level").loc[names]
+        places = [i + 0.8 * (j / max(1, len(methods) - 1) - 0.5) for i in range(len(names))]
+        errors = [part["value"] - part["low"], part["high"] - part["value"]]
+        colour = COLOURS.get(method, GREY)
+        axis.errorbar(places, part["value"], errors, fmt="o", markersize=5, capsize=2, color=colour, label=method)
+    n = table.drop_duplicates("level").set_index("level")["n"]
+    axis.set_xticks(range(len(names)), [f"{plain(name)}\n(n = {n[name]})" for name in names])
+    axis.set(ylim=(-0.02, 1.02), ylabel="accuracy")
+    return _done(figure, title, legend=4)
+
+
+def quality_against_cost(table: pd.DataFrame, title: str) -> Figure:
+    """Accuracy against a question's cost, three panels (columns tokens, gflops, seconds); "trained, ..." are open."""
+    labels = {"tokens": "generated tokens", "gflops": "model GFLOP", "seconds": "seconds"}
+    figure, axes = plt.subplots(1, 3, figsize=(7.2, 3.4), layout="constrained", sharey=True)
+    for axis, (column, label) in zip(axes, labels.items(), strict=True):
+        for _, row in table.iterrows():
+            colour = COLOURS.get(row.method.removeprefix("trained, "), GREY)
+            face = "white" if row.method.startswith("trained") else colour
+            _dot(axis, row[column], row, colour, markerfacecolor=face, label=row.method)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel(f"{label} a question")
+    axes[0].set(ylabel="accuracy", ylim=(0, 1.02))
+    return _done(figure, title, legend=4, fontsize=8)
+
+
+def break_even(fixed: float, each: Mapping[str, float], ylabel: str, title: str) -> Figure:
+    """Total cost against questions answered: `fixed` is the training's, paid by kinds that start with "trained"."""
+    figure, axis = _one(3.2)
+    counts = [10 ** (i / 10) for i in range(0, 61)]
+    for kind, cost in each.items():
+        start, style = (fixed, "--") if kind.startswith("trained") else (0.0, "-")
+        axis.plot(counts, [start + n * cost for n in counts], style, color=COLOURS.get(kind, BLUE), label=kind)
+    axis.set(xscale="log", yscale="log", xlabel="questions answered", ylabel=ylabel)
+    axis.legend(frameon=False)
+    return _done(figure, title)
+
+
+def _named(method: object) -> str:
+    """A name in lines of 44 characters; of a long one the middle is left out, for both ends tell."""
+    name = visible(method)
+    return plain(textwrap.fill(name if len(name) <= 88 else f"{name[:40]} ... {name[-40:]}", 44))
+
+
+def _one(height: float) -> tuple[Figure, Axes]:
+    return plt.subplots(figsize=(7.2, height), layout="constrained")
+
+
+def _dot(axis: Axes, x: float, row: Any, colour: str, **style: Any) -> None:
+    errors = [[row.value - row.low], [row.high - row.value]]
+    axis.errorbar(x, row.value, errors, fmt="o", color=colour, **style)
+
+
+def _course(axis: Axes, history: pd.DataFrame, key: str, colour: str, label: str) -> None:
+    part = history.dropna(subset=[key])
+    axis.plot(part["step"], part[key], marker="o", markersize=4, color=colour, label=label)
+    axis.set_xlabel("training step")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _squares(
+    grid: pd.DataFrame, title: str, colours: Any, columns: Sequence[str], rows: Sequence[str], height: float
+) -> tuple[Figure, Axes]:
+    """A field of squares coloured by values from 0 to 1, first row on top."""
+    figure, axis = _one(height)
+    axis.pcolormesh(grid.to_numpy(), cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=2)
+    axis.set_xticks([i + 0.5 for i in range(len(columns))], columns, fontsize=8)
+    axis.set_yticks([i + 0.5 for i in range(len(rows))], rows, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_title(plain(title), fontsize=11)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    plt.close(figure)
+    return figure, axis
+
+
+def _done(figure: Figure, title: str, legend: int = 0, fontsize: float | None = None) -> Figure:
+    """The figure with its title, light axes, and a legend of that many columns below it, if any."""
+    if len(figure.axes) > 1:
+        figure.suptitle(plain(title), fontsize=11)
+    else:
+        figure.axes[0].set_title(plain(title), fontsize=11)
+    if legend:
+        shown = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*shown, ncols=legend, frameon=False, loc="outside lower center", fontsize=fontsize)
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.25)

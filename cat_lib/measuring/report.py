@@ -13,7 +13,6 @@ import io
 import json
 import re
 import tempfile
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cat_lib.masking import masked
-from cat_lib.measuring.stats import holm, over_seeds, paired_difference
-from cat_lib.measuring.words import word
+from cat_lib.measuring.stats import Estimate, over_seeds, paired_difference
+from cat_lib.measuring.tables import one_family, table
 from cat_lib.runs.parameters import nearest
 from cat_lib.runs.store import SUITE, connect
 from cat_lib.runs.tracking import tracking_uri
-from cat_lib.shown import escaped, visible
+from cat_lib.shown import escaped, masked, visible
 
-_NOTEBOOK, _PAGE, _TEXT, _LABEL = "10_compare", 500, 1500, 44  # runs at once; characters of a text, of a label's line
+_NOTEBOOK, _PAGE, _TEXT = "10_compare", 500, 1500  # runs at once; characters of a text
 _ROLES, _UNITS = ("policy", "anchor", "update", "judge"), ("tokens", "flops", "seconds")
 _OWN = re.compile(  # of one execution or its outcome, not of what was executed
     r"(metric|dataset)\..*|run_id|name|status|experiment|started|(param\.)?seeds?|entry|suite|run_dir|host|commit|dirty"
@@ -127,78 +125,68 @@ def grouped(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def compare(kept: pd.DataFrame) -> pd.DataFrame:
-    """One row a group of `grouped`, by name; of runs with the same seed only the newest counts.
+    """One row a group of `grouped` (as method), by name; of runs with the same seed only the newest counts.
 
-    Columns group, mean, low, high (95 %), interval (over seeds: Student's over two or more; over questions: the run's
-    own), n (questions, the fewest of a run), seeds (listed), runs, replaced (older runs of a seed), codes (versions of
-    the code), tokens, flops, seconds (all roles, mean of a run; missing where not logged).
+    seed lists the seeds, n counts the questions (the fewest of a run). More columns: interval (what low and high are
+    over; over seeds: Student's over two or more; over questions: the run's own), runs, replaced (older runs of a seed),
+    codes (versions of the code), tokens, flops, seconds (all roles, mean of a run; missing where not logged).
     """
-    rows = []
+    tables, costs = [], {}
+    for unit in _UNITS:
+        roles = kept.reindex(columns=[f"metric.{role}_{unit}" for role in _ROLES])
+        costs[unit] = roles.sum(axis=1, min_count=1)
     for group, every in kept.groupby("group"):
         part = every[~every["superseded"]]
         values, seeds = part["value"].tolist(), sorted(part["seed"], key=lambda s: (len(s), s))
         low, high, over = part["low"].iloc[0], part["high"].iloc[0], f"over questions{' and seeds' * (',' in seeds[0])}"
-        if len(values) > 1:  # equal values show no spread
-            estimate, over = over_seeds(values), "over seeds" if np.ptp(values) > 1e-9 else "none: the seeds are equal"
-            low, high = (estimate.low, estimate.high) if np.ptp(values) > 1e-9 else (np.nan, np.nan)
+        if len(values) > 1:
+            low, high, over = np.nan, np.nan, "none: the seeds are equal"
+            if _spread(values):
+                estimate, over = over_seeds(values), "over seeds"
+                low, high = estimate.low, estimate.high
         elif not np.isfinite([low, high]).all():
             low, high, over = np.nan, np.nan, "none"
-        costs = {u: part.reindex(columns=[f"metric.{role}_{u}" for role in _ROLES]) for u in _UNITS}
-        row = {"group": group, "mean": np.mean(values), "low": low, "high": high, "interval": over}
-        row |= {"n": part["questions"].min(), "seeds": ", ".join(seeds), "runs": len(part)}
-        row |= {"replaced": len(every) - len(part), "codes": part["code"].nunique() if "code" in part else 0}
-        rows.append(row | {u: cost.sum(axis=1, min_count=1).mean() for u, cost in costs.items()})
-    return pd.DataFrame(rows)
+        about = {"interval": over, "runs": len(part), "replaced": len(every) - len(part)}
+        about["codes"] = part["code"].nunique() if "code" in part else 0
+        about |= {unit: cost[part.index].mean() for unit, cost in costs.items()}
+        mean = Estimate(float(np.mean(values)), low, high, part["questions"].min())
+        tables.append(table({str(group): mean}, ", ".join(seeds), **about))
+    return pd.concat(tables, ignore_index=True)
 
 
 def paired(kept: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Each group of `grouped` minus the baseline, over the seeds that both have.
+    """Each group of `grouped` (as method) minus the baseline, over the seeds that both have.
 
-    Columns group, difference, low, high (Student's 95 % over seeds), p (sign flips), p_holm (adjusted for the table),
-    seeds (how many are shared), outcome (higher, lower, undecided). Raises ValueError for a baseline that is no group.
+    seed lists these, n counts them; low and high are Student's over seeds, p (sign flips) is Holm's over the table.
+    Raises ValueError for a baseline that is no group.
     """
-    table = kept[~kept["superseded"]].pivot(index="seed", columns="group", values="value").sort_index(axis=1)
-    if baseline not in table:
-        raise ValueError(f"{baseline=} is no group{nearest(baseline, table)} (there are {'; '.join(table)})")
-    rows = []
-    for group in table.columns.drop(baseline):
-        both = table[[baseline, group]].dropna()
-        change, low, high, p = both[group] - both[baseline], np.nan, np.nan, np.nan
-        if len(both) > 1:
-            estimate, p = paired_difference(both[baseline], both[group]), 1.0
-            if np.ptp(change) > 1e-9:  # equal differences show no spread, so no interval and no evidence
-                low, high, p = estimate.low, estimate.high, estimate.p or 0.0
-        rows.append((group, change.mean(), low, high, p, np.nan, len(both), "undecided"))
-    columns = ["group", "difference", "low", "high", "p", "p_holm", "seeds", "outcome"]
-    result = pd.DataFrame(rows, columns=columns).astype({"group": object, "outcome": object})
-    if tested := dict(result.dropna(subset=["p"])[["group", "p"]].itertuples(index=False)):
-        result["p_holm"] = result["group"].map(holm(tested))
-        every = result.itertuples()
-        result["outcome"] = [word(r.difference, r.low, r.high, r.p_holm, "higher", "lower") for r in every]
-    return result
+    wide = kept[~kept["superseded"]].pivot(index="seed", columns="group", values="value").sort_index(axis=1)
+    if baseline not in wide:
+        raise ValueError(f"{baseline=} is no group{nearest(baseline, wide)} (there are {'; '.join(wide)})")
+    tables = []
+    for group in wide.columns.drop(baseline):
+        both = wide[[baseline, group]].dropna()
+        change = both[group] - both[baseline]
+        difference = Estimate(change.mean(), np.nan, np.nan, len(both), None if len(both) < 2 else 1.0)
+        if len(both) > 1 and _spread(change):
+            difference = paired_difference(both[baseline], both[group])
+        tables.append(table({group: difference}, ", ".join(both.index)))
+    return one_family(table({}), *tables)
 
 
-def verdict(differences: pd.DataFrame, metric: str, baseline: str) -> str:
-    """The table of `paired` in words, as markdown: each group higher, lower or undecided, with its numbers."""
+def _spread(values: Sequence[float]) -> bool:
+    """Equal values, but for rounding, show no spread: there is no interval, and no evidence."""
+    return bool(np.ptp(values) > 1e-9)
+
+
+def findings(differences: pd.DataFrame, metric: str, baseline: str) -> str:
+    """The table of `paired` in words, as markdown: each group above, below or undecided, with its numbers."""
     words = [f"{escaped(metric)}, paired by seed, against {escaped(baseline)}:\n"]
     for r in differences.itertuples():
-        numbers = f"{r.difference:+.3f} [{r.low:.3f}, {r.high:.3f}]" if np.isfinite(r.low) else "no interval"
-        seeds = f"{r.seeds} shared seeds" + "; fewer than six decide nothing" * (r.seeds < 6)
-        words.append(f"- {escaped(r.group)}: **{r.outcome}** ({numbers}, {seeds})")
-    if differences.empty:
-        words.append("- there is no other group to compare with")
-    return "\n".join(words)
-
-
-def drawable(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of `compare` or `paired` for `plots.intervals`: names in lines, the middle of long ones left out."""
-    names = table["group"].map(visible)
-    short = [
-        n if len(n) <= 2 * _LABEL else f"{n[: _LABEL - 4]} ... {n[-_LABEL + 4 :]}" for n in names
-    ]  # both ends tell
-    kind = ["\n".join(textwrap.wrap(name, _LABEL)) for name in short]
-    n = [f"{n:.0f}" if np.isfinite(n) else "unknown" for n in table["n" if "n" in table else "seeds"]]
-    return table.assign(kind=kind, n=n)
+        numbers = f"{r.value:+.3f} [{r.low:.3f}, {r.high:.3f}]" if np.isfinite(r.low) else "no interval"
+        seeds = f"{r.n} shared seeds" + "; fewer than six decide nothing" * (r.n < 6)
+        words.append(f"- {escaped(r.method)}: **{r.outcome}** ({numbers}, {seeds})")
+    return "\n".join(words) if len(differences) else f"{words[0]}\n- there is no other group to compare with"
 
 
 def examples(runs: pd.DataFrame, n: int, uri: str | None = None) -> pd.DataFrame:

@@ -8,39 +8,32 @@ over that tag's examples. A response that lost a verdict has no score: it is cou
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from cat_lib.measuring.stats import Estimate, bootstrap, one_family, paired_difference
-from cat_lib.schema import Criterion, Example, Group, Judging, Sampling, Task, Verdict
-from cat_lib.tasks import group_of
-
-if TYPE_CHECKING:
-    from cat_lib.models.local import LocalModel
+from cat_lib.measuring.stats import Estimate, bootstrap, change
+from cat_lib.measuring.tables import compare, estimate, one_family, outcomes, table
+from cat_lib.method.rewards.rubric import share_met
+from cat_lib.schema import Criterion, Example, Group, Judging, Rubric, Verdict
 
 
 def score(criteria: Sequence[Criterion], verdicts: Sequence[Verdict]) -> float | None:
     """Points met over positive points; None if a verdict is missing or no criterion has positive points."""
-    possible = sum(c.points for c in criteria if c.points > 0)
-    if not possible or any(v.met is None for v in verdicts):
-        return None
-    return sum(c.points for c, v in zip(criteria, verdicts, strict=True) if v.met) / possible
+    rubric = Rubric(tuple(criteria), "given")
+    return share_met(rubric, verdicts, least=1.0) if rubric.possible else None
 
 
 def tag_scores(example: Example, verdicts: Sequence[Verdict]) -> dict[str, float]:
     """ "score" and one entry a tag of the example and of its criteria; what has no score is left out."""
     criteria = example.rubric.criteria if example.rubric else ()
-    by_tag: dict[str, list[int]] = defaultdict(list)
-    for i, criterion in enumerate(criteria):
-        for tag in set(criterion.tags):
-            by_tag[tag].append(i)
-    found = {name: score(criteria, verdicts) for name in ("score", *example.tags)}
-    found |= {tag: score([criteria[i] for i in at], [verdicts[i] for i in at]) for tag, at in by_tag.items()}
+    judged = list(zip(criteria, verdicts, strict=True))
+    parts = dict.fromkeys(("score", *example.tags), judged)
+    parts |= {tag: [pair for pair in judged if tag in pair[0].tags] for c in criteria for tag in c.tags}
+    found = {name: score([c for c, _ in part], [v for _, v in part]) for name, part in parts.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -84,42 +77,31 @@ class RubricScore:
         values = self.per_question
         return clipped_mean(values[~np.isnan(values)])
 
+    @property
+    def outcomes(self) -> pd.DataFrame:
+        """One row a question: method "score", seed, example, value; NaN where no sample could be scored."""
+        return outcomes({"score": self.per_question}, [g.id for g in self.groups])
+
     def by_tag(self) -> pd.DataFrame:
-        """One row a theme and axis: tag, score, low, high, n examples. A tag of one example has no interval."""
-        rows = []
-        for tag, part in self.tags.groupby("tag"):
-            values = part.groupby("example")["score"].mean()
-            if len(values) > 1:
-                e = clipped_mean(values)
-                rows.append({"tag": tag, "score": e.mean, "low": e.low, "high": e.high, "n": e.n})
-        return pd.DataFrame(rows, columns=["tag", "score", "low", "high", "n"])
-
-
-def evaluate_rubrics(
-    policy: LocalModel, task: Task, examples: Sequence[Example], judge: Judging, samples: int, sampling: Sampling
-) -> RubricScore:
-    """Answer each question `samples` times and judge every answer by its expert rubric.
-
-    Raises ValueError for an example without one.
-    """
-    if missing := [e.id for e in examples if e.rubric is None]:
-        raise ValueError(f"no rubric to score by: {', '.join(missing[:5])}")
-    replies = policy.generate([e.prompt for e in examples], samples, sampling)
-    groups = [group_of(task, e.id, e.question, r) for e, r in zip(examples, replies, strict=True)]
-    return judged(examples, groups, judge)
+        """One row a theme and axis, its tag as method, n examples. A tag of one example has no interval, and no row."""
+        tags = {str(tag): part.groupby("example")["score"].mean() for tag, part in self.tags.groupby("tag")}
+        return table({tag: clipped_mean(values) for tag, values in tags.items() if len(values) > 1})
 
 
 def judged(examples: Sequence[Example], groups: Sequence[Group], judge: Judging) -> RubricScore:
     """The score of given responses; all groups must have the same number of them.
 
     Lost verdicts are asked for again, twice at most: a response needs all of its own to be scored.
-    Raises ValueError if fewer than 2 questions could be scored, with the causes.
+    Raises ValueError for an example without a rubric, or if fewer than 2 questions could be scored, with the causes.
     """
+    rubrics = {e.id: e.rubric.criteria for e in examples if e.rubric}
+    if missing := [e.id for e in examples if e.id not in rubrics]:
+        raise ValueError(f"no rubric to score by: {', '.join(missing[:5])}")
     jobs = [
         (e, i, r.text, c)
         for e, g in zip(examples, groups, strict=True)
         for i, r in enumerate(g.rollouts)
-        for c in (e.rubric.criteria if e.rubric else ())
+        for c in rubrics[e.id]
     ]
     verdicts = judge([(text, c.text) for _, _, text, c in jobs])
     for _ in range(2):
@@ -130,11 +112,11 @@ def judged(examples: Sequence[Example], groups: Sequence[Group], judge: Judging)
     for e, g in zip(examples, groups, strict=True):
         row = []
         for i in range(len(g.rollouts)):
-            found = tag_scores(e, [next(stream) for _ in (e.rubric.criteria if e.rubric else ())])
+            found = tag_scores(e, [next(stream) for _ in rubrics[e.id]])
             row.append(found.pop("score", np.nan))
             tags += [{"example": e.id, "sample": i, "tag": t, "score": s} for t, s in found.items()]
         scores.append(row)
-    table = pd.DataFrame(
+    judgements = pd.DataFrame(
         {"example": e.id, "sample": i, "criterion": c.text, "points": c.points, "met": v.met, "score": v.score}
         | {"cause": v.cause, "reason": v.reason}
         for (e, i, _, c), v in zip(jobs, verdicts, strict=True)
@@ -143,68 +125,34 @@ def judged(examples: Sequence[Example], groups: Sequence[Group], judge: Judging)
         causes = Counter(v.cause for v in verdicts if v.met is None).most_common(3)
         raise ValueError(f"fewer than 2 of {len(examples)} questions could be scored; lost verdicts: {causes}")
     columns = ["example", "sample", "tag", "score"]
-    return RubricScore(list(groups), np.array(scores), table, pd.DataFrame(tags, columns=columns))
+    return RubricScore(list(groups), np.array(scores), judgements, pd.DataFrame(tags, columns=columns))
 
 
-def arm_table(before: RubricScore, after: Mapping[str, RubricScore]) -> pd.DataFrame:
-    """Score and length of the untrained policy and of each arm: kind, score, low, high, n, tokens, unscored."""
-    rows = [
-        {"kind": kind, "score": s.estimate.mean, "low": s.estimate.low, "high": s.estimate.high}
-        | {"n": s.estimate.n, "tokens": s.tokens, "unscored": s.unscored}
-        for kind, s in (("untrained", before), *after.items())
-    ]
-    return pd.DataFrame(rows)
+def arm_table(scores: Mapping[str, RubricScore]) -> pd.DataFrame:
+    """One row a policy: its score, and the columns tokens (of a response) and unscored."""
+    about = pd.DataFrame([{"tokens": s.tokens, "unscored": s.unscored} for s in scores.values()])
+    return pd.concat([table({name: s.estimate for name, s in scores.items()}), about], axis=1)
 
 
-def versus(base: RubricScore, others: Mapping[str, RubricScore]) -> dict[str, Estimate]:
-    """Each other minus base, paired over the questions scored on both sides."""
-    found = {}
-    for name, other in others.items():
-        both = ~np.isnan(base.per_question) & ~np.isnan(other.per_question)
-        found[name] = paired_difference(base.per_question[both], other.per_question[both])
-    return found
+def compare_arms(scores: Mapping[str, RubricScore]) -> pd.DataFrame:
+    """Each policy minus the first, and the others minus the second: the column `against` says which; one family.
 
-
-def compare(before: RubricScore, after: Mapping[str, RubricScore]) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
-    """Each arm minus the untrained policy, and each other arm minus the first: one family of tests, p adjusted."""
-    first, *others = after
-    gains, rivals = versus(before, after), versus(after[first], {arm: after[arm] for arm in others})
-    family = iter(one_family([*gains.values(), *rivals.values()]))
-    return {arm: next(family) for arm in gains}, {arm: next(family) for arm in rivals}
-
-
-def in_words(differences: Mapping[str, Estimate], base: str) -> str:
-    """One line a comparison of `compare`; a winner only where `Estimate.conclusive` says so."""
-    lines = []
-    for name, d in differences.items():
-        how = ("above" if d.mean > 0 else "below") if d.conclusive else "not told apart from"
-        p = f"; sign-flip p after Holm = {d.p:.3f}" if d.p is not None else ""
-        lines.append(f"- **{name}** is {how} {base}: {d}{p}")
-    return "\n".join(lines)
+    Paired over the questions scored on both sides, as `tables.compare`.
+    """
+    frame = pd.concat([s.outcomes.assign(method=name) for name, s in scores.items()], ignore_index=True)
+    first, second, *others = scores
+    gains = compare(frame, first).assign(against=first)
+    return one_family(gains, compare(frame, dict.fromkeys(others, second)).assign(against=second)) if others else gains
 
 
 def score_metrics(before: RubricScore, after: RubricScore, split: str = "heldout") -> dict[str, float]:
     """Flat `<split>_rubric_score_*` and lengths of one comparison, over questions scored on both sides."""
-    d = versus(before, {"after": after})["after"]
-    key = f"{split}_rubric_score"
-    return {
-        f"{split}_questions": float(d.n),
-        f"{key}_before": before.estimate.mean,
-        f"{key}_after": after.estimate.mean,
-        f"{key}_difference": d.mean,
-        f"{key}_difference_low": d.low,
-        f"{key}_difference_high": d.high,
-        f"{key}_difference_p": float(d.p if d.p is not None else 1.0),
+    frame = pd.concat([before.outcomes.assign(method="before"), after.outcomes.assign(method="after")])
+    (row,) = compare(frame, "before").to_dict("records")
+    difference = estimate(row)
+    return {f"{split}_questions": float(difference.n)} | {
+        **change(f"{split}_rubric_score", before.estimate, after.estimate, difference),
         f"{split}_tokens_before": before.tokens,
         f"{split}_tokens_after": after.tokens,
         f"{split}_unscored_after": after.unscored,
     }
-
-
-def arm_metrics(gains: Mapping[str, Estimate], split: str = "heldout") -> dict[str, float]:
-    """Flat `<arm>_<split>_rubric_score_difference`, `_low`, `_high` of each arm against the untrained policy."""
-    numbers = dict[str, float]()
-    for arm, d in gains.items():
-        key = f"{arm.replace('-', '_').replace(' ', '_')}_{split}_rubric_score_difference"
-        numbers |= {key: d.mean, f"{key}_low": d.low, f"{key}_high": d.high}
-    return numbers

@@ -7,8 +7,9 @@ Left out until it is needed: power over seeds (`detectable` is for one run), mor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,37 +18,50 @@ from statsmodels.stats import contingency_tables, multitest
 from statsmodels.stats import power as sm_power
 
 _LEVEL = 0.95
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n units with the limits of its 95 % interval; `p` where it is a paired difference."""
+    """A number over n units with the limits of its 95 % interval; `p` where it is a paired difference."""
 
-    mean: float
+    value: float
     low: float
     high: float
     n: int
     p: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}], n={self.n}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}], n={self.n}"
 
     def flat(self, key: str) -> dict[str, float]:
-        """As metrics of a run: the mean under `key`, and its limits."""
-        return {key: self.mean, f"{key}_low": self.low, f"{key}_high": self.high}
+        """As metrics of a run: the value under `key`, and its limits."""
+        return {key: self.value, f"{key}_low": self.low, f"{key}_high": self.high}
 
     @property
     def conclusive(self) -> bool:
         """Whether a difference is called one, see `decided`; `p` is adjusted where several are compared."""
         return self.p is not None and decided(self.low, self.high, self.p)
 
+    @property
+    def outcome(self) -> str:
+        """ "above" or "below" for a difference that is called one, else "undecided"."""
+        return ("above" if self.value > 0 else "below") if self.conclusive else "undecided"
+
 
 def decided(low: float, high: float, p: float) -> bool:
     """The one rule: a difference is called one if its interval leaves out zero and its Holm-adjusted p is below 0.05.
 
-    Of a single comparison the adjusted p is p itself.
+    Of a single comparison the adjusted p is p itself. What is NaN decides nothing.
     """
     return (low > 0 or high < 0) and p < 0.05
+
+
+def change(key: str, before: Estimate, after: Estimate, difference: Estimate) -> dict[str, float]:
+    """As metrics of a run: `<key>_before`, `_after`, and `_difference` with `_low`, `_high` and `_p`."""
+    p = 1.0 if difference.p is None else difference.p
+    ends = {f"{key}_before": before.value, f"{key}_after": after.value}
+    return ends | difference.flat(f"{key}_difference") | {f"{key}_difference_p": p}
 
 
 def mean_interval(scores: ArrayLike) -> Estimate:
@@ -119,11 +133,10 @@ def paired_difference(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Est
     differences = b - a
     if not differences.any():
         return _no_difference(len(a))
-    estimate = _student(differences)
     test = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(seed)
     )
-    return Estimate(estimate.mean, estimate.low, estimate.high, estimate.n, float(test.pvalue))
+    return replace(_student(differences), p=float(test.pvalue))
 
 
 def _no_difference(n: int) -> Estimate:
@@ -188,6 +201,17 @@ def over_questions_and_seeds(scores: ArrayLike, paired: bool = False) -> Estimat
     return Estimate(mean, mean - margin, mean + margin, q)
 
 
+def crossed_difference(before: ArrayLike, after: ArrayLike) -> Estimate:
+    """Mean of after - before over the same questions and seeds, with the interval of `over_questions_and_seeds`.
+
+    before, after: (seeds, questions). `p` is that of `paired_difference` over questions, seeds averaged.
+    Raises ValueError as these two.
+    """
+    a, b = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    estimate = over_questions_and_seeds(b - a, paired=True)
+    return replace(estimate, p=paired_difference(a.mean(axis=0), b.mean(axis=0)).p)
+
+
 def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
     """Exact two-sided p of McNemar's test: did as many questions turn right as turned wrong?
 
@@ -201,7 +225,7 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
     return float(contingency_tables.mcnemar(table, exact=True).pvalue)
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[Name, float]) -> dict[Name, float]:
     """Holm's adjusted p of every test of a family (Holm 1979; statsmodels): below 0.05 holds for all at once.
 
     p: name -> unadjusted p; give every test that was run, not the promising ones.
@@ -223,8 +247,8 @@ def one_family(estimates: Sequence[Estimate]) -> list[Estimate]:
     """
     if any(e.p is None for e in estimates):
         raise ValueError("a difference without p can't be one of a family; take it from `paired_difference`")
-    p = holm({str(i): e.p for i, e in enumerate(estimates) if e.p is not None}) if estimates else {}
-    return [replace(e, p=p[str(i)]) for i, e in enumerate(estimates)]
+    p = holm({i: e.p for i, e in enumerate(estimates) if e.p is not None}) if estimates else {}
+    return [replace(e, p=p[i]) for i, e in enumerate(estimates)]
 
 
 def detectable(n: int, spread: float, power: float = 0.8) -> float:

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from cat_lib.files import Lock, read_lines
-from cat_lib.masking import masked
 from cat_lib.runs import tracking
 from cat_lib.runs.store import SUITE, advice, connect, experiment_of, find_or_create, tags_of
 from cat_lib.runs.tracking import TrackingError, read_config
+from cat_lib.shown import masked
 
 PATIENCE = float(os.environ.get("CAT_LIB_STORE_PATIENCE", "120"))  # seconds that the end waits for a store that is away
 _EVERY, _ARTIFACTS_EVERY = 1.0, 15.0  # seconds

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cat_lib.masking import masked
+from cat_lib.shown import masked
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "papermill", "unsloth", "vllm")
 _CODE = (".py", ".txt", ".jsonl", ".yaml")  # of cat_lib, what can change a run

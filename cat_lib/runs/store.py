@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from cat_lib.files import Lock, write_json
-from cat_lib.masking import masked
 from cat_lib.runs import tracking
 from cat_lib.runs.tracking import TrackingError, read_config, tracking_uri
+from cat_lib.shown import masked
 
 SUITE = "suite"  # the "notebook" of a parent run
 _REACH = 5  # seconds that a database has for its answer

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from cat_lib.files import Lock, append_line, write_json
-from cat_lib.masking import masked
 from cat_lib.runs.provenance import code_version
 from cat_lib.runs.provenance import environment as environment
+from cat_lib.shown import masked
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from cat_lib.files import cache_folder
-from cat_lib.masking import masked
 from cat_lib.schema import Example, Message
+from cat_lib.shown import masked
 
 ROLES = ("system", "user", "assistant")
 NAMED, _SHOWN = 20, 5  # bad rows that a list names, and that one message does

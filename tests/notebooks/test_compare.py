@@ -39,13 +39,13 @@ def test_runs_are_compared_and_the_report_is_an_artifact(store):
         "differences": 1, "differences_decided": 0,
     }  # fmt: skip
     assert '"stderr"' not in (folder / "executed.ipynb").read_text()  # no bars between the tables
-    table = pd.read_parquet(folder / "comparison.parquet").set_index("group")
+    table = pd.read_parquet(folder / "comparison.parquet").set_index("method")
     assert list(table.index) == ["estimator=gold", "estimator=majority"]
-    assert table["mean"].tolist() == pytest.approx([0.65, 0.5])
+    assert table["value"].tolist() == pytest.approx([0.65, 0.5])
     assert table[["tokens", "flops", "n"]].iloc[0].tolist() == [1000, 2e12, 48]
     difference = pd.read_parquet(folder / "differences.parquet").iloc[0]
-    assert difference.difference == pytest.approx(-0.15)
-    assert (difference.seeds, difference.outcome) == (2, "undecided")
+    assert difference.value == pytest.approx(-0.15)
+    assert (difference.n, difference.outcome) == (2, "undecided")
     assert {p.name for p in (folder / "figures").iterdir()} == {"comparison.png", "differences.png"}
     assert len(pd.read_parquet(folder / "runs.parquet")) == 4
     soup = BeautifulSoup((folder / "report.html").read_text("utf-8"), "html.parser")

@@ -10,9 +10,8 @@ import pytest
 
 from cat_lib import experiment
 from cat_lib.experiment import Experiment
-from cat_lib.measuring import analysis, experiment_plots, group_analysis, plots
-from cat_lib.measuring import words as findings
-from cat_lib.measuring.evaluation import Evaluation, Score
+from cat_lib.measuring import analysis, plots, tables, words
+from cat_lib.measuring.evaluation import Evaluation, Score, comparison_metrics
 from cat_lib.method.estimators import voting
 from cat_lib.models import ModelError, memory
 from cat_lib.models.ledger import Cost
@@ -27,7 +26,7 @@ def group(i: int, *answers: str | None) -> Group:
     return Group(str(i), f"q{i}", tuple(Completion(a or "", (), "stop") for a in answers), answers)
 
 
-def evaluation(single, **methods) -> Evaluation:
+def evaluation(single, seed=0, **methods) -> Evaluation:
     """`single`: rows of answers; methods: one answer a question. Gold is always "1"."""
     groups = [group(i, *row) for i, row in enumerate(single)]
     scores = {"single": Score(np.array([[a == "1" for a in row] for row in single], float), Cost(completion_tokens=8))}
@@ -37,7 +36,8 @@ def evaluation(single, **methods) -> Evaluation:
         scores[name] = Score(
             np.array([float(a == "1") for a in given]), Cost(completion_tokens=40, flops=4e9, seconds=2)
         )
-    return Evaluation(groups, scores, references)
+    levels = [e.level for e in EXAMPLES] if len(groups) == len(EXAMPLES) else []
+    return Evaluation(groups, scores, references, levels, seed)
 
 
 def first() -> Evaluation:
@@ -48,7 +48,8 @@ def first() -> Evaluation:
 
 def test_method_table_counts_accuracy_cost_and_what_has_no_answer():
     table = analysis.method_table([first()]).set_index("method")
-    assert table.accuracy.to_dict() == {"single": 3 / 8, "majority": 0.5, "synthesis": 0.5}
+    assert list(table.columns[:6]) == tables.COLUMNS[1:]
+    assert table.value.to_dict() == {"single": 3 / 8, "majority": 0.5, "synthesis": 0.5}
     assert table.no_answer.to_dict() == {"single": 1 / 8, "majority": 0.0, "synthesis": 0.25}
     assert (table.n == 4).all()
     assert table.tokens["majority"] == 10
@@ -58,25 +59,24 @@ def test_method_table_counts_accuracy_cost_and_what_has_no_answer():
 
 
 def test_disagreements_count_departures_where_both_answer():
-    table = analysis.disagreements([first()], EXAMPLES, TASK).set_index("method")
-    row = table.loc["majority"]
-    assert (row.disagreement_n, row.disagreement) == (3, pytest.approx(2 / 3))  # question 3: synthesis has no answer
-    assert (row.right_when_disagreeing_n, row.right_when_disagreeing, row.other_right) == (2, 0.5, 0.5)
+    table = analysis.disagreements([first()]).set_index(["method", "score"])
+    parted = table.loc["majority", "disagreement"]
+    assert (parted.n, parted.value) == (3, pytest.approx(2 / 3))  # question 3: synthesis has no answer
+    right, other = table.loc["majority", "right_when_disagreeing"], table.loc["majority", "other_right"]
+    assert (right.n, right.value, other.value) == (2, 0.5, 0.5)
     silent = evaluation([["1", "2"]] * 4, majority=["1"] * 4, synthesis=[None, "-", None, "-"])
-    parted = analysis.disagreements([silent], EXAMPLES, TASK)
-    metrics = findings.inference_metrics(analysis.method_table([silent]), analysis.versus([silent], "majority"), parted)
-    assert "synthesis_departs_from_majority" not in metrics
-    assert all(np.isfinite(value) for value in metrics.values())
-    assert findings.departure_words(parted, silent.scores["majority"].estimate).startswith("There was no question")
-    parting = evaluation([["1", "2"]] * 4, majority=["1", "1", "1", "0"], synthesis=["1", "1", "1", EXAMPLES[3].gold])
-    row = analysis.disagreements([parting, parting], EXAMPLES, TASK).set_index("method").loc["majority"]
-    assert (row.right_when_disagreeing, row.right_when_disagreeing_n) == (1.0, 2)  # one question, on both seeds
-    assert row.right_when_disagreeing_low == pytest.approx(0.2065, abs=1e-4)  # Wilson's for one of one
-    alone = analysis.right_when_all_wrong([first()], EXAMPLES, TASK)
-    assert (alone.mean, alone.n) == (0.25, 4)  # question 2
+    table = analysis.disagreements([silent])
+    assert table.n.tolist() == [0, 0, 0]
+    assert tables.flat(table, "{score}_{method}") == {}  # what was never seen is no number
+    one = evaluation([["1", "2"]] * 4, majority=["1", "1", "1", "0"], synthesis=["1"] * 4)
+    row = analysis.disagreements([one, one]).set_index("score").loc["right_when_disagreeing"]
+    assert (row.value, row.n) == (1.0, 2)  # one question, on both seeds
+    assert row.low == pytest.approx(0.2065, abs=1e-4)  # Wilson's for one of one
+    alone = analysis.right_when_all_wrong([first()])
+    assert (alone.value, alone.n) == (0.25, 4)  # question 2
 
 
-def test_versus_is_paired_and_adjusted_and_findings_claim_only_what_is_shown():
+def test_differences_are_paired_and_adjusted_and_findings_claim_only_what_is_shown():
     rng = np.random.default_rng(0)
     n = 60
     base, better = rng.random(n) < 0.3, rng.random(n) < 0.9
@@ -84,129 +84,140 @@ def test_versus_is_paired_and_adjusted_and_findings_claim_only_what_is_shown():
     same[:2] = ~same[:2]
     right = {"majority": base, "gold": better, "synthesis": same}
     answers = {k: ["1" if hit else "2" for hit in v] for k, v in right.items()}
-    e = evaluation([["1", "2"]] * n, **answers)
-    table = analysis.versus([e, e], "majority").set_index("method")
-    assert table.difference["gold"] == pytest.approx(better.mean() - base.mean())
-    assert table.beats["gold"]
-    assert not table.beats["synthesis"]
-    assert (table.p_holm >= table.p).all()
-    assert table.mcnemar["gold"] < 0.001
-    words = findings.findings(table.reset_index(), "majority vote")
-    assert "gold (+" in words.split("undecided: ")[0]
-    assert "undecided: " in words
-    assert "synthesis" in words.split("undecided: ")[1]
-    assert "60 questions, 2 seeds" in words
+    frame = pd.concat([evaluation([["1", "2"]] * n, seed, **answers).outcomes for seed in (0, 1)])
+    found = tables.compare(frame, "majority")
+    table = found.set_index("method")
+    assert table.value["gold"] == pytest.approx(better.mean() - base.mean())
+    assert (table.outcome["gold"], table.outcome["synthesis"]) == ("above", "undecided")
+    assert (table.p >= table.p_alone).all()
+    assert (table.seed == "0, 1").all()
+    said = words.findings(found, "majority vote")
+    assert "gold (+" in said.split("undecided: ")[0]
+    assert "synthesis" in said.split("undecided: ")[1]
+    assert "60 questions, 2 seeds" in said
+    whole = tables.one_family(found, found)  # twice the tests: each p is at least as large
+    assert (whole.p[:3].to_numpy() >= found.p.to_numpy()).all()
+    with pytest.raises(ValueError, match="no method 'vote' to compare; there are 'single', 'majority'"):
+        tables.compare(frame, "vote")
+    with pytest.raises(
+        ValueError, match="the same questions and seeds: 60 questions, seeds 0, 1 of the baseline, 60 and"
+    ):
+        tables.compare(frame[(frame.method != "gold") | (frame.seed == 0)], "majority")
+    with pytest.raises(ValueError, match="the same questions and seeds: 60 questions"):
+        tables.compare(frame[(frame.method != "gold") | (frame.example != "7")], "majority")
+
+
+def test_questions_that_one_side_could_not_score_are_left_out_of_the_pair():
+    scores = {"a": [0.1, 0.2, np.nan, 0.4], "b": [0.2, np.nan, 0.3, 0.6], "c": [0.3, 0.3, 0.3, 0.3]}
+    table = tables.compare(tables.outcomes(scores, list("wxyz")), "a").set_index("method")
+    assert (table.n["b"], table.value["b"]) == (2, pytest.approx(0.15))
+    assert table.n["c"] == 3
 
 
 def test_levels_are_scored_apart():
-    table = analysis.by_level([first()], EXAMPLES).set_index(["level", "method"])
-    assert table.accuracy["easy", "majority"] == 1
-    assert table.accuracy["hard", "majority"] == 0
+    table = tables.summary(first().outcomes, ["level", "method"]).set_index(["level", "method"])
+    assert table.value["easy", "majority"] == 1
+    assert table.value["hard", "majority"] == 0
     assert table.n["easy", "single"] == 2
 
 
 def test_arms_are_compared_with_one_sample_and_with_their_own_estimator():
-    before = [first()]
+    before = first()
     after = evaluation([["1", "1"], ["1", "1"], ["1", "1"], ["2", "1"]])
-    table = analysis.arm_table(before, {"synthesis": [after], "gold": [after]}, {"synthesis": "synthesis"})
-    row = table.set_index("method").loc["synthesis"]
-    assert row.accuracy == 7 / 8
-    assert row.difference == pytest.approx(0.5)
-    assert (row.baseline, row.over_baseline) == (0.5, pytest.approx(0.375))
-    assert table.baseline.isna().tolist() == [False, True]
-    metrics = findings.arm_metrics(table, before)
-    assert metrics["gold_heldout_accuracy_before"] == 3 / 8
-    assert metrics["gold_heldout_accuracy_difference"] == pytest.approx(0.5)
-    assert "synthesis" in findings.findings(table, "its teacher", "over_baseline")
-    gain = findings.gain_metrics(before[0], after)
+    arms = [after.outcomes.assign(method=f"trained on {name}") for name in ("synthesis", "gold")]
+    frame = pd.concat([before.outcomes, *arms], ignore_index=True)
+    gains = tables.compare(frame, {"trained on synthesis": "single", "trained on gold": "single"})
+    assert gains.value.tolist() == pytest.approx([0.5, 0.5])
+    left = tables.compare(frame, {"trained on synthesis": "synthesis"})
+    assert left.value.tolist() == pytest.approx([0.375])
+    assert left.p[0] == left.p_alone[0]  # a family of one
+    assert tables.flat(gains, "{method}_difference")["trained_on_gold_difference"] == pytest.approx(0.5)
+    assert "trained on synthesis" in words.findings(left, "its teacher")
+    gain = comparison_metrics("heldout", before, after, ["single"])
+    assert (gain["heldout_accuracy_before"], gain["heldout_accuracy_after"]) == (3 / 8, 7 / 8)
     assert gain["heldout_accuracy_difference"] == pytest.approx(0.5)
 
 
 def test_scaling_uses_disjoint_subsamples_of_the_same_rollouts():
     groups = [group(0, "1", "1", "2", "2"), group(1, "2", "1", "1", "1")]
-    scores = group_analysis.scaling(groups, EXAMPLES[:2], TASK, {"majority": voting.majority}, [4, 1, 2], most=2)
-    assert scores["majority", 1].tolist() == [[1, 1], [0, 1]]
-    assert scores["majority", 2].tolist() == [[1, 0], [0, 1]]  # ties: the first seen
-    assert scores["majority", 4].tolist() == [[1], [1]]
-    assert scores["pass@k", 2][:, 0].tolist() == pytest.approx([1 - 1 / 6, 1])
-    table = group_analysis.scaling_table(scores).set_index(["method", "size"])
+    frame = analysis.scaling(TASK, EXAMPLES[:2], groups, {"majority": voting.majority}, [4, 1, 2], most=2)
+    by = frame.set_index(["method", "k", "example"]).value.sort_index()
+    assert by["majority", 1].tolist() == [1, 0.5]
+    assert by["majority", 2].tolist() == [0.5, 0.5]  # ties: the first seen
+    assert by["majority", 4].tolist() == [1, 1]
+    assert by["pass@k", 2].tolist() == pytest.approx([1 - 1 / 6, 1])
+    table = tables.summary(frame, ["method", "k", "subsamples"]).set_index(["method", "k"])
     assert table.subsamples["majority", 2] == 2
-    grown = group_analysis.growth(scores, middle=2)
+    grown = analysis.growth(frame, middle=2)
     assert grown.step.tolist() == ["1 to 2", "2 to 4"]
-    assert grown.difference.tolist() == pytest.approx([-0.25, 0.5])
+    assert grown.value.tolist() == pytest.approx([-0.25, 0.5])
+    assert (grown.p_alone <= grown.p).all()
+    with pytest.raises(ValueError, match="growth needs two sizes"):
+        analysis.growth(frame[frame.k == 2])
     with pytest.raises(ValueError, match="has 4"):
-        group_analysis.scaling(groups, EXAMPLES[:2], TASK, {}, [8], 1)
+        analysis.scaling(TASK, EXAMPLES[:2], groups, {}, [8], 1)
     with pytest.raises(ValueError, match="at least one size"):
-        group_analysis.scaling(groups, EXAMPLES[:2], TASK, {}, [], 1)
+        analysis.scaling(TASK, EXAMPLES[:2], groups, {}, [], 1)
 
 
 def test_new_ability_is_what_a_second_draw_does_not_also_find():
     never = [group(i, "2", "3") for i in range(4)]
     lucky = [group(i, "1" if i < 2 else "2", "2") for i in range(4)]
-    found = group_analysis.newly_solved(never, lucky, lucky, EXAMPLES, TASK)
-    assert (found["again"].mean, found["after"].mean, found["beyond"].mean) == (0.5, 0.5, 0.0)
-    assert group_analysis.newly_solved(lucky[:2], never[:2], never[:2], EXAMPLES[:2], TASK) == {}
-    ends = group_analysis.pass_differences({"h": never}, {"h": lucky}, {"h": EXAMPLES}, TASK).set_index("kind")
-    assert ends.difference.to_dict() == {"h, pass@1": 0.25, "h, pass@2": 0.5}
-    words = findings.sharpening_words(ends.reset_index(), {f"h_{k}": v for k, v in found.items()})
-    assert "beyond a second draw: 0.000 [-0.490, 0.490], n=4 (undecided)" in words
-    passes = group_analysis.pass_table({"before": never, "after": lucky}, EXAMPLES, TASK)
-    assert passes.set_index(["phase", "k"]).accuracy["after", 2] == 0.5
+    found = analysis.newly_solved(TASK, EXAMPLES, never, lucky, lucky)
+    assert (found["again"].value, found["after"].value, found["beyond"].value) == (0.5, 0.5, 0.0)
+    assert analysis.newly_solved(TASK, EXAMPLES[:2], lucky[:2], never[:2], never[:2]) == {}
+    said = words.finding(found["beyond"], "the trained policy", "a second draw")
+    assert said.startswith("The trained policy is not told apart from a second draw: +0.000 [-0.490, 0.490], n = 4")
+    phases = {"before": never, "after": lucky}
+    frame = pd.concat([analysis.pass_outcomes(TASK, EXAMPLES, own, phase=phase) for phase, own in phases.items()])
+    ends = tables.compare(frame, "before", "phase", ["k"])
+    assert ends.value.tolist() == [0.25, 0.5]
+    assert (ends.method == "pass@k").all()
+    assert tables.summary(frame, ["phase", "k"]).set_index(["phase", "k"]).value["after", 2] == 0.5
 
 
-def test_departures_picks_and_agreement():
+def test_departures_and_agreement():
     e = first()
-    apart = group_analysis.departures(e.references)
+    apart = analysis.departures(e.references)
     assert apart.loc["majority", "synthesis"] == 0.75
     assert apart.loc["majority", "majority"] == 0
-    shown = group_analysis.picks(e.groups[1], 1, e.references, "1", TASK).set_index("estimator")
-    assert shown.right.to_dict() == {"majority": True, "synthesis": False}
-    assert shown["rollouts with it"].to_dict() == {"majority": 1, "synthesis": 1}
-    bins = group_analysis.by_agreement(e.groups, EXAMPLES, TASK).set_index("kind")
+    bins = analysis.by_agreement(TASK, EXAMPLES, e.groups).set_index("method")
     assert bins.n.sum() == 4
-    assert bins.accuracy["0.75 to 1"] == 1
+    assert bins.value["0.75 to 1"] == 1
 
 
-def test_variants_are_paired_with_the_first():
+def test_readings_of_the_same_rollouts_are_paired_with_the_first():
     def fixed(*answers):
         return lambda groups: [Reference(a, a, "x") for a in answers]
 
-    table = group_analysis.variants(
-        first().groups, EXAMPLES, TASK, {"a": fixed("1", "1", "2", "2"), "b, told": fixed("1", "1", "1", "2")}
-    )
-    assert table.difference.tolist()[1] == 0.25
-    assert "a (n = 4): b, told +0.250" in findings.said(table, "Prompt")
-    assert "(undecided)" in findings.said(table, "Prompt")
-    metrics = findings.variant_metrics("prompt", table)
-    assert metrics["prompt_b_told_difference"] == 0.25
-    assert "prompt_a_difference" not in metrics
+    readers = {"a": fixed("1", "1", "2", "2"), "b, told": fixed("1", "1", "1", "2")}
+    frame = analysis.readings(TASK, EXAMPLES, first().groups, readers)
+    assert frame.groupby("method").value.mean().to_dict() == {"single": 3 / 8, "a": 0.5, "b, told": 0.75}
+    found = tables.compare(frame, {"b, told": "a"})
+    assert found.value.tolist() == [0.25]
+    assert words.findings(found, "a").startswith("Against a, n = 4 questions, 1 seed: undecided: b, told (+0.250 [")
+    assert tables.flat(found, "prompt_{method}_difference")["prompt_b_told_difference"] == 0.25
 
 
 def test_figures_take_the_tables_and_name_their_axes():
     e = first()
     methods = analysis.method_table([e])
-    figure = plots.intervals(
-        methods.rename(columns={"method": "kind"}),
-        "accuracy",
-        "accuracy",
-        "t",
-        paper={"majority": 0.81, "synthesis": (0.8, 0.9)},
-    )
+    figure = plots.intervals(methods, "accuracy", "t", paper={"majority": 0.81, "synthesis": (0.8, 0.9)})
     assert len(figure.axes[0].lines) > 3
-    line = pd.DataFrame({"k": [1, 2], "method": "a", "accuracy": 0.5, "low": 0.4, "high": 0.6})
-    levels = experiment_plots.levels(analysis.by_level([e], EXAMPLES), "t").axes[0]
+    differences = plots.intervals(tables.compare(e.outcomes, "majority"), "minus majority", "t").axes[0]
+    assert len(differences.lines) - len(plots.intervals(methods[1:]).axes[0].lines) == 1  # the line at zero
+    line = pd.DataFrame({"k": [1, 2], "method": "a", "value": 0.5, "low": 0.4, "high": 0.6})
+    levels = plots.levels(tables.summary(e.outcomes, ["level", "method"]), "t").axes[0]
     assert [label.get_text() for label in levels.get_xticklabels()] == ["easy\n(n = 2)", "hard\n(n = 2)"]
-    quality = experiment_plots.quality_against_cost(methods.assign(gflops=1.0, seconds=1.0), "t")
+    quality = plots.quality_against_cost(methods.assign(gflops=1.0, seconds=1.0), "t")
     labels = ["generated tokens a question", "model GFLOP a question", "seconds a question"]
     assert [axis.get_xlabel() for axis in quality.axes] == labels
-    trained, bought = (
-        experiment_plots.break_even(1e12, {"trained, single": 1e6, "majority": 1e7}, "FLOPs", "t").axes[0].lines
-    )
+    trained, bought = plots.break_even(1e12, {"trained, single": 1e6, "majority": 1e7}, "FLOPs", "t").axes[0].lines
     assert (trained.get_ydata()[0], bought.get_ydata()[0]) == (1e12 + 1e6, 1e7)  # only training has a fixed cost
-    (curve,) = experiment_plots.curves(line, "k", "group size", "t").axes
+    (curve,) = plots.curves(line, "k", "group size", "t").axes
     assert curve.lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.5]]
     assert curve.get_xlabel() == "group size"
-    assert experiment_plots.matrix(group_analysis.departures(e.references), "t").axes[0].texts[1].get_text() == "0.75"
+    assert plots.matrix(analysis.departures(e.references), "t").axes[0].texts[1].get_text() == "0.75"
 
 
 # opening a run

@@ -14,6 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from cat_lib.learning.grpo import add_lora
 from cat_lib.measuring.audit import (
+    ATTACKS,
     Audit,
     Labelled,
     attack,
@@ -25,7 +26,6 @@ from cat_lib.measuring.audit import (
     cohens_kappa,
     meta_evaluation_pairs,
 )
-from cat_lib.measuring.hostile import ATTACKS
 from cat_lib.method.judge import LONGEST, Judge, open_judge_model, parse
 from cat_lib.models import attention, load_model
 from cat_lib.models.branches import score_branches
@@ -240,7 +240,7 @@ def test_a_response_cannot_leave_its_fence_or_speak_for_another_role(embedded):
     special = set(embedded.tokenizer.all_special_ids)
     benign = Judge(embedded, "chat").request("A response.", "A criterion.")
     expected = sum(t in special for t in embedded.encode(benign))
-    for text in (t for texts in ATTACKS.values() for t in texts):
+    for text in (t for _, t in ATTACKS):
         for prompt in ("chat", "text"):
             request = Judge(embedded, prompt).request(text, "A criterion.")
             content = request[0]["content"]
@@ -260,7 +260,7 @@ def test_plain_text_stays_as_it_is():
 
 
 def test_at_least_forty_attacks_survive_every_parser_and_none_turns_a_reply():
-    texts = [t for group in ATTACKS.values() for t in group]
+    texts = [t for _, t in ATTACKS]
     assert len(texts) >= 40
     assert sum(len(t) >= 90_000 for t in texts) >= 4
     valid = [t for t in texts if parse(Completion(t, (), "stop")).met is not None]
@@ -298,11 +298,11 @@ def test_attack_success_is_measured_against_the_same_response_without_the_attack
             return [Verdict("yes" in r) for r, _ in pairs]
 
     pairs = [Labelled(i, f"Response {i}.", "c", met=i == "3") for i in ("1", "2", "3")]
-    table = attack_table(attack(Gullible(), pairs, each=1)).set_index("kind")
+    table = attack_table(attack(Gullible(), pairs, each=1)).set_index("method")
     assert table.loc["all", "before"] == 0.0
-    assert table.loc["all", "difference"] == table.loc["all", "after"] > 0.5
+    assert table.loc["all", "value"] == table.loc["all", "after"] > 0.5
     assert table.loc["all", "n"] == 2  # conversations, the unit of the interval
-    assert table.loc["all", "tried"] == sum(map(len, ATTACKS.values()))
+    assert table.loc["all", "tried"] == len(ATTACKS)
     with pytest.raises(ValueError, match="all pairs are met"):
         attack(Gullible(), pairs[2:])
 
@@ -372,7 +372,7 @@ def test_lost_verdicts_are_reported_and_not_counted_as_no():
     table = pd.DataFrame(rows, columns=["id", "met", "says", "failed"]).assign(form="stated", axis="a", sign="positive")
     report = Audit(table, 1.0, 1.0, 0.0)
     assert report.failed == 0.25
-    assert report.balanced_accuracy.mean == 1.0
+    assert report.balanced_accuracy.value == 1.0
     assert "lost 25.0% of its verdicts" in report.words
 
 
@@ -380,10 +380,10 @@ def test_the_embedded_judge_is_better_than_a_coin_and_blind_to_negation(embedded
     """Recorded on 120 pairs: balanced accuracy 0.633 [0.583, 0.683]; negated pairs 0.37 right, absent 0.87."""
     to_calibrate, to_audit = clinic_pairs()
     report = audit(calibrate(Judge(embedded.anchor("judge"), "likelihood"), to_calibrate), to_audit)
-    assert report.balanced_accuracy.mean == pytest.approx(0.633, abs=0.05)
+    assert report.balanced_accuracy.value == pytest.approx(0.633, abs=0.05)
     assert report.balanced_accuracy.low > 0.5
     assert "Better than a coin but weak" in report.words
-    right = report.by("form").set_index("kind")["right"]
+    right = report.by("form").set_index("method")["value"]
     assert right["absent"] > right["negated"] + 0.2
     assert report.failed == 0
     assert report.order >= 0.97

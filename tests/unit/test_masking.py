@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from cat_lib.__main__ import app
 from cat_lib.doctor import checks
-from cat_lib.masking import masked
 from cat_lib.runs import tracking
 from cat_lib.runs.store import connect
+from cat_lib.shown import masked
 
 SECRETS = ("pa/ss", "p@ss", "p:a@s/s?#x", "secret", "ghp_TOKEN")
 SHOWN = {

@@ -54,26 +54,26 @@ def test_groups_have_students_interval_over_seeds_or_the_runs_own(store):
     four(store)
     runs = report.read_runs("", [])
     assert report.default_metric(runs) == "score"
-    table = report.compare(report.grouped(runs, "score")).set_index("group")
+    table = report.compare(report.grouped(runs, "score")).set_index("method")
     assert list(table.index) == ["estimator=a", "estimator=b", "estimator=c"]
     a, c = table.loc["estimator=a"], table.loc["estimator=c"]
     margin = 12.7062 * 0.1  # Student's, 1 degree of freedom; the standard error of 0.4 and 0.6 is 0.1
-    assert [a["mean"], a.low, a.high] == pytest.approx([0.5, 0.5 - margin, 0.5 + margin], rel=1e-4)
-    assert (a.interval, a.n, a.seeds, a.runs, a.codes) == ("over seeds", 50, "0, 1", 2, 1)
+    assert [a.value, a.low, a.high] == pytest.approx([0.5, 0.5 - margin, 0.5 + margin], rel=1e-4)
+    assert (a.interval, a.n, a.seed, a.runs, a.codes) == ("over seeds", 50, "0, 1", 2, 1)
     assert a.tokens == 1510  # both roles, mean of 1010 and 2010; a ratio is no cost
     assert pd.isna(a.flops)
-    assert [c["mean"], c.low, c.high] == pytest.approx([0.1, 0.0, 0.2])
-    assert (c.interval, c.seeds) == ("over questions", "0")
+    assert [c.value, c.low, c.high] == pytest.approx([0.1, 0.0, 0.2])
+    assert (c.interval, c.seed) == ("over questions", "0")
 
 
 def test_differences_are_paired_by_shared_seeds_and_two_decide_nothing(store):
     four(store)
-    found = report.paired(report.grouped(report.read_runs("", []), "score"), "estimator=a").set_index("group")
+    found = report.paired(report.grouped(report.read_runs("", []), "score"), "estimator=a").set_index("method")
     b, c = found.loc["estimator=b"], found.loc["estimator=c"]
-    assert [b.difference, b.low] == pytest.approx([0.15, 0.15 - 12.7062 * 0.05], rel=1e-4)
-    assert (b.seeds, b.p, b.p_holm, b.outcome) == (2, 0.5, 0.5, "undecided")
-    assert c.difference == pytest.approx(-0.3)
-    assert (c.seeds, c.outcome) == (1, "undecided")
+    assert [b.value, b.low] == pytest.approx([0.15, 0.15 - 12.7062 * 0.05], rel=1e-4)
+    assert (b.n, b.seed, b.p_alone, b.p, b.outcome) == (2, "0, 1", 0.5, 0.5, "undecided")
+    assert c.value == pytest.approx(-0.3)
+    assert (c.n, c.outcome) == (1, "undecided")
     assert pd.isna(c.p)
 
 
@@ -90,21 +90,21 @@ def test_a_winner_needs_six_seeds_and_holds_after_holm():
     noise = [0.0, 0.01, 0.02, 0.0, 0.01, 0.02, 0.01, 0.0]
     scores = {"a": [0.5] * 8, "b": [0.7 + x for x in noise], "c": [0.2 + x for x in noise], "d": [0.49, 0.51] * 4}
     found = report.paired(report.grouped(frame(scores), "score"), "estimator=a")
-    assert list(found.outcome) == ["higher", "lower", "undecided"]
-    assert found.p_holm.iloc[0] == pytest.approx(3 * 2 / 2**8)
+    assert list(found.outcome) == ["above", "below", "undecided"]
+    assert found.p.iloc[0] == pytest.approx(3 * 2 / 2**8)
     five = report.paired(report.grouped(frame({k: v[:5] for k, v in scores.items()}), "score"), "estimator=a")
     assert set(five.outcome) == {"undecided"}
 
 
-def test_the_verdict_names_each_group_with_its_numbers_and_obeys_none(store):
+def test_the_findings_name_each_group_with_its_numbers_and_obey_none(store):
     scores = {"a": [0.4 + i / 100 for i in range(8)], "<b>": [0.6 + i / 90 for i in range(8)], "c": [0.4]}
     found = report.paired(report.grouped(frame(scores), "score"), "estimator=a")
-    title, _, better, alone = report.verdict(found, "score", "estimator=a").splitlines()
+    title, _, better, alone = report.findings(found, "score", "estimator=a").splitlines()
     assert title.startswith("score, paired by seed, against estimator")
-    assert re.search(r"\*\*higher\*\* \(\+0\.\d{3} \[0\.\d{3}, 0\.\d{3}\], 8 shared seeds\)", better)
+    assert re.search(r"\*\*above\*\* \(\+0\.\d{3} \[0\.\d{3}, 0\.\d{3}\], 8 shared seeds\)", better)
     assert "<b>" not in better
     assert alone.endswith("**undecided** (no interval, 1 shared seeds; fewer than six decide nothing)")
-    assert "no other group" in report.verdict(found[:0], "score", "a")
+    assert "no other group" in report.findings(found[:0], "score", "a")
 
 
 def test_equal_seeds_show_no_spread_and_claim_nothing():
@@ -116,7 +116,7 @@ def test_equal_seeds_show_no_spread_and_claim_nothing():
 
 def test_one_group_alone_has_no_differences():
     kept = report.grouped(frame({"a": [0.5, 0.6]}), "score")
-    assert list(report.compare(kept).group) == ["all runs"]
+    assert list(report.compare(kept).method) == ["all runs"]
     assert report.paired(kept, "all runs").empty
 
 
@@ -125,10 +125,10 @@ def test_the_newest_of_a_seed_counts_and_a_run_of_several_seeds_is_a_group(store
     make_run(store, "new", {"estimator": "a", "seed": 0}, {"score": 0.9}, started=2, questions=48)
     own = {"score": 0.5, "score_low": 0.4, "score_high": 0.6}
     make_run(store, "many", {"estimator": "a", "seeds": [0, 1]}, own, started=3)
-    table = report.compare(report.grouped(report.read_runs("", []), "score")).set_index("group")
+    table = report.compare(report.grouped(report.read_runs("", []), "score")).set_index("method")
     one, many = table.loc["all runs"] if "all runs" in table.index else table.iloc[0], table.loc["seeds=0, 1"]
-    assert (one["mean"], one.replaced, one.runs, one.n) == (0.9, 1, 1, 48)
-    assert (many.interval, many.low, many.seeds) == ("over questions and seeds", 0.4, "0, 1")
+    assert (one.value, one.replaced, one.runs, one.n) == (0.9, 1, 1, 48)
+    assert (many.interval, many.low, many.seed) == ("over questions and seeds", 0.4, "0, 1")
 
 
 def test_parameters_that_differ_only_between_notebooks_are_not_named(store):
@@ -210,7 +210,7 @@ def test_hostile_text_from_runs_is_shown_and_does_nothing(store, tmp_path):
     make_run(store, "good", {"p": "plain", "seed": 0}, {"score": 0.6})
     kept = report.grouped(report.read_runs("", []), "score")
     table, read = report.compare(kept), report.examples(kept, 3)
-    figure = plots.intervals(report.drawable(table), "mean", "score", "t")
+    figure = plots.intervals(table, "score", "t")
     path = tmp_path / "report.html"
     text = "\n".join(["## Said", "", f"- {shown.escaped(HOSTILE)} **ours**"])
     report.export(path, HOSTILE, [text, table, figure, read, pd.DataFrame({HOSTILE: [HOSTILE]})])

@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from cat_lib.measuring.hostile import ATTACKS
+from cat_lib.measuring.audit import ATTACKS
 from cat_lib.measuring.scoring import clipped_mean, judged, score, score_metrics, tag_scores
 from cat_lib.method.rewards import rubric as rules
 from cat_lib.method.rewards.proposals import Proposer, parse_rubric, rubric_similarity, same_words
@@ -75,9 +75,9 @@ def test_tags_are_scored_over_their_own_criteria():
 
 
 def test_only_the_mean_is_clipped():
-    assert clipped_mean([-1.0, 1.0, 1.0]).mean == pytest.approx(1 / 3)  # clipping each would give 2/3
+    assert clipped_mean([-1.0, 1.0, 1.0]).value == pytest.approx(1 / 3)  # clipping each would give 2/3
     low = clipped_mean([-2.0, -1.0, 0.5])
-    assert (low.mean, low.low) == (0.0, 0.0)
+    assert (low.value, low.low) == (0.0, 0.0)
 
 
 def test_a_bootstrap_interval_covers_its_mean():
@@ -98,7 +98,7 @@ def test_judged_groups_give_scores_by_question_and_sample_and_a_paired_differenc
     assert after.scores.tolist() == [[0.5, 0.5]] * 4
     metrics = score_metrics(before, after)
     assert metrics["heldout_rubric_score_difference"] == 0.5
-    assert after.by_tag().set_index("tag").loc["theme:t", "n"] == 4
+    assert after.by_tag().set_index("method").loc["theme:t", "n"] == 4
     lost = judged(examples, strong, lambda pairs: [LOST, *says(pairs)[1:]])  # and again when asked again
     assert lost.unscored == 1 / 8
     assert lost.per_question.tolist() == [0.5] * 4
@@ -413,7 +413,7 @@ def test_what_was_judged_is_written_with_its_metrics(tmp_path):
 
 def test_hostile_text_never_makes_a_rubric_by_accident():
     taken = []
-    for text in (t for texts in ATTACKS.values() for t in texts):
+    for text in (t for _, t in ATTACKS):
         try:
             taken.append(parse_rubric(text))
         except ValueError:

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from cat_lib.doctor import checks, locked
-from cat_lib.measuring.evaluation import compare_teachers, verdict
 from cat_lib.measuring.stats import mean_interval, over_seeds, paired_difference
+from cat_lib.measuring.words import finding
 from cat_lib.models import ModelError, load_model
 from cat_lib.models import embedded as wheel
 from cat_lib.models.ledger import Ledger, cost_metrics
@@ -38,8 +38,8 @@ QUICKSTART = ROOT / "notebooks" / "00_quickstart.ipynb"
 def test_interval_is_students_over_questions_not_over_samples():
     scores = np.array([[1, 1], [0, 0], [1, 0], [1, 1]])
     estimate = mean_interval(scores)
-    assert (estimate.mean, estimate.n) == (0.625, 4)
-    assert estimate.high - estimate.mean == pytest.approx(3.1824 * np.std([1, 0, 0.5, 1], ddof=1) / 2, rel=1e-4)
+    assert (estimate.value, estimate.n) == (0.625, 4)
+    assert estimate.high - estimate.value == pytest.approx(3.1824 * np.std([1, 0, 0.5, 1], ddof=1) / 2, rel=1e-4)
 
 
 def test_interval_covers_95_percent():
@@ -53,7 +53,7 @@ def test_interval_covers_95_percent():
 
 def test_all_right_is_not_certain():
     estimate = mean_interval(np.ones(20))
-    assert estimate.mean == 1
+    assert estimate.value == 1
     assert 0.8 < estimate.low < 0.9
 
 
@@ -80,15 +80,15 @@ def test_unpaired_scores_are_refused():
         paired_difference([1, 0, 1], [1, 0])
 
 
-def test_verdict_says_no_gain_gain_and_loss():
-    assert "No gain is shown" in verdict("x", paired_difference([1, 0, 1, 0], [0, 1, 1, 0]))
+def test_a_finding_says_a_gain_a_loss_and_that_neither_is_shown():
+    undecided = "X is not told apart from y: "
+    assert finding(paired_difference([1, 0, 1, 0], [0, 1, 1, 0]), "x", "y").startswith(undecided)
     five = paired_difference([0.0] * 5, [0.1, 0.2, 0.15, 0.12, 0.18])  # an interval above zero, but p is 2 / 2 ** 5
-    assert (five.low > 0, "No gain is shown" in verdict("x", five)) == (True, True)
+    assert (five.low > 0, finding(five, "x", "y").startswith(undecided)) == (True, True)
     low, high = np.linspace(0, 0.2, 30), np.linspace(0.5, 0.6, 30)
-    assert "x rose: change 0.45" in verdict("x", paired_difference(low, high))
-    assert "x FELL: change -0.45" in verdict("x", paired_difference(high, low))
-    assert "undecided" in compare_teachers(over_seeds([0.1, -0.1, 0.0]))
-    assert "Majority vote beats" in compare_teachers(paired_difference(high, low))
+    assert "X is above y: +0.45" in finding(paired_difference(low, high), "x", "y")
+    assert "X is below y: -0.45" in finding(paired_difference(high, low), "x", "y")
+    assert finding(over_seeds([0.1, -0.1, 0.0]), "x", "y").startswith(undecided)  # nothing was tested
 
 
 def test_ledger_measures_a_block_by_role():

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from cat_lib.measuring import experiment_plots, plots
+from cat_lib.measuring import plots
 from cat_lib.shown import escaped, plain
 
 # one opening sign is no formula to matplotlib; two that enclose nonsense raise when the figure is drawn
@@ -38,12 +38,12 @@ def test_a_dollar_is_no_formula_in_any_figure(text):
     assert seen in " ".join(drawn(plots.verdict_matrix(verdicts, text)))
     answers = drawn(plots.answer_distribution(text, text, [text, None], ["1", text]))
     assert {f"{seen} (right)", f"{seen}  (2 rollouts each)"} <= set(answers)
-    kinds = pd.DataFrame({"kind": [text], "right": [0.5], "low": [0.4], "high": [0.6], "n": [9]})
-    assert {f"{seen} (n = 9)", seen} <= set(drawn(plots.intervals(kinds, "right", "share", text)))
+    kinds = pd.DataFrame({"method": [text], "value": [0.5], "low": [0.4], "high": [0.6], "n": [9]})
+    assert {f"{seen} (n = 9)", seen} <= set(drawn(plots.intervals(kinds, "share", text)))
     history = pd.DataFrame({"step": [1, 2], "reward": [0.1, 0.2]})
     assert seen in drawn(plots.by_arm({text: history}, {"reward": "reward"}, text))
-    rows = pd.DataFrame({"level": text, "method": ["a", "b"], "accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9})
-    assert f"{seen}\n(n = 9)" in drawn(experiment_plots.levels(rows, text))
+    rows = pd.DataFrame({"level": text, "method": ["a", "b"], "value": 0.5, "low": 0.4, "high": 0.6, "n": 9})
+    assert f"{seen}\n(n = 9)" in drawn(plots.levels(rows, text))
 
 
 @pytest.mark.parametrize("text", MARKDOWN + COSTS)

@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 
 from cat_lib.measuring import stats
 from cat_lib.measuring.audit import attack_words
-from cat_lib.measuring.scoring import RubricScore, compare, in_words, versus
+from cat_lib.measuring.scoring import RubricScore, compare_arms
 from cat_lib.measuring.stats import (
     Estimate,
     bootstrap,
@@ -30,7 +30,10 @@ from cat_lib.measuring.stats import (
     standard_error,
     wilson,
 )
-from cat_lib.measuring.words import word
+from cat_lib.measuring.tables import one_family as one_family_of
+from cat_lib.measuring.tables import table
+from cat_lib.measuring.words import finding, findings
+from cat_lib.schema import Group
 
 DRAWS = 4000  # the coverage of a 95 % interval is then known to 0.35 %
 
@@ -69,8 +72,8 @@ def test_mean_interval_covers_outcomes_near_their_ends_and_stays_between_them(n,
     draws = [rng.binomial(1, share, n) for _ in range(DRAWS)]
     estimates = [mean_interval(draw) for draw in draws]
     assert 0.93 <= covered(estimates, share) <= 0.98
-    assert all(0 <= e.low <= e.mean <= e.high <= 1 for e in estimates)
-    assert [e.mean for e in estimates[:9]] == [d.mean() for d in draws[:9]]
+    assert all(0 <= e.low <= e.value <= e.high <= 1 for e in estimates)
+    assert [e.value for e in estimates[:9]] == [d.mean() for d in draws[:9]]
     assert over_questions_and_seeds(draws[:1]) == estimates[0]
 
 
@@ -173,7 +176,7 @@ def test_crossed_interval_equals_the_hand_worked_one():
     t_question, t_seed = 4.3027, 12.7062
     margin = (8 * t_question + 6 * t_seed) / 14 * np.sqrt(2)
     estimate = over_questions_and_seeds(scores)
-    assert (estimate.mean, estimate.n) == (4, 3)
+    assert (estimate.value, estimate.n) == (4, 3)
     assert estimate.high - 4 == pytest.approx(margin, rel=1e-4)
     assert 4 - estimate.low == pytest.approx(margin, rel=1e-4)
 
@@ -188,7 +191,7 @@ def test_a_negative_component_counts_as_zero():
     scores = np.array([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0], [0.5, 0.5, 0.5, 0.5]])
     estimate = over_questions_and_seeds(scores)
     rest = np.var(scores) * 12 / 6  # MS_qs, as both means are flat
-    assert estimate.high - estimate.mean == pytest.approx((3.1824 + 4.3027) / 2 * np.sqrt(rest / 12), rel=1e-4)
+    assert estimate.high - estimate.value == pytest.approx((3.1824 + 4.3027) / 2 * np.sqrt(rest / 12), rel=1e-4)
 
 
 def test_one_seed_and_equal_scores_fall_back_to_questions():
@@ -216,7 +219,7 @@ def test_scores_that_are_no_table_are_refused(bad, message):
 
 def test_over_seeds_is_students_over_seeds():
     estimate = over_seeds([0.1, 0.2, 0.3])
-    assert estimate.high - estimate.mean == pytest.approx(4.3027 * 0.1 / np.sqrt(3), rel=1e-4)
+    assert estimate.high - estimate.value == pytest.approx(4.3027 * 0.1 / np.sqrt(3), rel=1e-4)
 
 
 # one share, one error bar
@@ -365,11 +368,14 @@ def test_detectable_refuses(arguments, message):
 
 def test_one_rule_says_what_is_decided():
     for low, high, p, called in ((0.1, 0.2, 0.04, True), (0.1, 0.2, 0.06, False), (-0.1, 0.2, 0.01, False)):
-        assert Estimate(0.15, low, high, 9, p).conclusive is called
-        assert (word(0.15, low, high, p) == "better") is called
-        assert (in_words({"a": Estimate(0.15, low, high, 9, p)}, "b").startswith("- **a** is above b")) is called
-        row = pd.Series({"difference": 0.15, "low": low, "high": high, "n": 9, "p": p})
-        assert attack_words(row).startswith("Attacks work") is called
+        difference = Estimate(0.15, low, high, 9, p)
+        assert difference.conclusive is called
+        assert (difference.outcome == "above") is called
+        assert finding(difference, "a", "b").startswith("A is above b" if called else "A is not told apart from b")
+        rows = one_family_of(table({"a": difference}))
+        assert rows.outcome.tolist() == [difference.outcome]
+        assert f"{difference.outcome}: a (+0.150 [" in findings(rows, "b")
+        assert attack_words(difference).startswith("Attacks work") is called
     assert not Estimate(0.15, 0.1, 0.2, 9).conclusive  # nothing was tested
     assert [e.p for e in one_family([Estimate(0, 0, 0, 9, p) for p in (0.04, 0.01, 0.03)])] == [0.06, 0.03, 0.06]
     assert one_family([Estimate(0, 0, 0, 9, 0.04)])[0].p == 0.04  # of one, Holm's is p itself
@@ -389,24 +395,25 @@ def test_arms_that_changed_nothing_are_called_better_or_worse_in_few_runs(monkey
     monkeypatch.setattr(stats.stats, "permutation_test", student)  # 9,999 permutations a test would take minutes
     rng, called, alone = np.random.default_rng(0), 0, 0
 
+    groups = [Group(str(i), "q", (), ()) for i in range(40)]
+
     def scored() -> RubricScore:
-        return RubricScore([], rng.normal(0.4, 0.2, (40, 1)), pd.DataFrame(), pd.DataFrame())
+        return RubricScore(groups, rng.normal(0.4, 0.2, (40, 1)), pd.DataFrame(), pd.DataFrame())
 
     for _ in range(400):
-        before, after = scored(), {arm: scored() for arm in "abcd"}
-        gains, rivals = compare(before, after)
-        assert (list(gains), list(rivals)) == (list("abcd"), list("bcd"))
-        lines = [*in_words(gains, "x").splitlines(), *in_words(rivals, "a").splitlines()]
-        called += any("not told apart" not in line for line in lines)
-        single = [*versus(before, after).values(), *versus(after["a"], {k: after[k] for k in "bcd"}).values()]
-        alone += any(e.conclusive for e in single)
+        arms = compare_arms({"untrained": scored()} | {arm: scored() for arm in "abcd"})
+        assert arms[["method", "against"]].agg(" ".join, axis=1).tolist() == [
+            *("a untrained", "b untrained", "c untrained", "d untrained"), *("b a", "c a", "d a")
+        ]  # fmt: skip
+        called += (arms.outcome != "undecided").any()
+        alone += any(stats.decided(row.low, row.high, row.p_alone) for row in arms.itertuples())
     assert called / 400 <= 0.07
     assert alone / 400 >= 0.18
 
 
 def test_no_spread_is_no_certainty():
     same = paired_difference([1, 0, 1, 0], [1, 0, 1, 0])
-    assert (same.mean, same.p) == (0.0, 1.0)
+    assert (same.value, same.p) == (0.0, 1.0)
     assert same.low == -same.high < -0.4  # Wilson's limit for 0 of 4
     assert not same.conclusive
     assert over_questions_and_seeds(np.zeros((3, 4))).high == same.high
