@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cat_lib.learning.grpo import Trained, add_lora, train
 from cat_lib.learning.settings import GRPOSettings
+from cat_lib.ledger import Cost
 from cat_lib.measuring.audit import Audit, audit, calibrate, clinic_pairs
 from cat_lib.measuring.evaluation import sample_groups
 from cat_lib.measuring.scoring import RubricScore, evaluate_rubrics
@@ -23,7 +24,6 @@ from cat_lib.method.judge import Judge, open_judge_model
 from cat_lib.method.rewards.proposals import Proposal, Proposer
 from cat_lib.method.rewards.rubric import ARMS, LengthPenalty, RubricReward, from_reference, needs_reference, rubrics_of
 from cat_lib.models.cache import Cache
-from cat_lib.models.ledger import Cost
 from cat_lib.runs.tracking import ROOT, Run
 from cat_lib.schema import Estimator, Example, Sampling
 from cat_lib.tasks.healthbench import HealthTask, fitting

@@ -15,12 +15,12 @@ import torch
 from cat_lib.learning.grpo import Trained, add_lora, train
 from cat_lib.learning.settings import GRPOSettings, draw_as
 from cat_lib.learning.sft import SFTSettings, Tuned, finetune, kept_references
+from cat_lib.ledger import Cost
 from cat_lib.measuring.evaluation import Evaluation, evaluate, sample_groups
 from cat_lib.method.estimators import check_names, estimators, voting
 from cat_lib.method.estimators.synthesis import KINDS
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import load_model
-from cat_lib.models.ledger import Cost
 from cat_lib.models.memory import Work, require_memory
 from cat_lib.runs import tracking
 from cat_lib.runs.parameters import with_preset

@@ -24,8 +24,8 @@ import torch
 
 from cat_lib.learning.record import Observe, Record
 from cat_lib.learning.settings import GRPOSettings, grpo_arguments
+from cat_lib.ledger import Cost
 from cat_lib.method.signals import GOLD_SIGNALS, RUBRIC_SIGNALS, SIGNALS
-from cat_lib.models.ledger import Cost
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Estimator, Example, RewardRule, Task
 

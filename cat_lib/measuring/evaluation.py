@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from cat_lib.ledger import Cost
 from cat_lib.measuring.stats import Estimate, mean_interval, paired_difference
 from cat_lib.method.estimators.voting import agreement
-from cat_lib.models.ledger import Cost
 from cat_lib.schema import Estimator, Example, Group, Reference, Sampling, Task
 from cat_lib.tasks import group_of
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import DynamicCache
 
+from cat_lib.ledger import clock
 from cat_lib.models.attention import fits_window
-from cat_lib.models.ledger import clock
 from cat_lib.models.local import batches, common_prefix
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from cat_lib.ledger import Ledger, clock
 from cat_lib.models import replies
-from cat_lib.models.ledger import Ledger, clock
 from cat_lib.models.replies import KEY, EndpointError
 from cat_lib.schema import Completion, Prompt, Sampling
 

@@ -20,10 +20,10 @@ from typing import Any, Literal
 import torch
 from transformers import DynamicCache
 
+from cat_lib.ledger import Ledger, clock
 from cat_lib.models.attention import fits_window
 from cat_lib.models.chat import render, spoken
 from cat_lib.models.draw import draw
-from cat_lib.models.ledger import Ledger, clock
 from cat_lib.schema import Completion, Prompt, Sampling
 
 MAX_ROWS = 256  # bounds the logits of one decoding step to rows x vocabulary

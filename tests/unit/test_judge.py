@@ -13,6 +13,7 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from cat_lib.learning.grpo import add_lora
+from cat_lib.ledger import Ledger
 from cat_lib.measuring.audit import (
     Audit,
     Labelled,
@@ -31,7 +32,6 @@ from cat_lib.models import attention, load_model
 from cat_lib.models.branches import score_branches
 from cat_lib.models.cache import Cache, key
 from cat_lib.models.endpoint import EndpointError, EndpointModel
-from cat_lib.models.ledger import Ledger
 from cat_lib.prompts import fence, plain
 from cat_lib.schema import Completion, Sampling, Verdict
 from cat_lib.tasks.healthbench import DataError

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from cat_lib.learning.grpo import add_lora
 from cat_lib.learning.sft import SFTSettings, _ended, _row, finetune, kept_references
+from cat_lib.ledger import Cost, Ledger
 from cat_lib.models import load_model
-from cat_lib.models.ledger import Cost, Ledger
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Example, Reference
 from cat_lib.tasks.arithmetic import Arithmetic
