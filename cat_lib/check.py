@@ -75,21 +75,9 @@ _MOST = 20  # rows that are named
 
 def _lengths(name: str, prompts: Sequence[Prompt], new_tokens: int) -> str:
     """How long the prompts are for a model, of which no weights are loaded."""
-    from types import SimpleNamespace
+    from cat_lib.models import reader
 
-    from transformers import AutoConfig, AutoTokenizer
-
-    from cat_lib.models import ModelError
-    from cat_lib.models.embedded import checkpoint
-    from cat_lib.models.local import LocalModel
-
-    path = str(checkpoint()) if name == "embedded" else name
-    try:
-        config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # the hub raises a dozen unrelated types
-        said = " ".join(str(error).split())[:200]
-        raise ModelError(f"model={name!r}: no tokenizer to be had ({type(error).__name__}: {said})") from None
-    model = LocalModel(SimpleNamespace(config=config.get_text_config()), tokenizer, name)
+    model = reader(name)
     lengths = [len(model.encode(prompt)) for prompt in prompts]
     over = sum(n + new_tokens > model.context for n in lengths)
     return (
@@ -108,11 +96,11 @@ def judge(
 ) -> None:
     """Ask a judge behind an endpoint for one verdict and show how it was read; exit code 0 if there is one, else 2."""
     from cat_lib.method.judge import Judge
-    from cat_lib.models.endpoint import EndpointModel
+    from cat_lib.models import endpoint
 
     told: list[tuple[dict[str, Any], str]] = []
     try:
-        model = EndpointModel.parse(name, attempts=1, heard=lambda fields, body: told.append((dict(fields), body)))
+        model = endpoint.parse(name, attempts=1, heard=lambda fields, body: told.append((dict(fields), body)))
     except ValueError as error:
         print(masked(error), file=sys.stderr)
         raise typer.Exit(2) from None

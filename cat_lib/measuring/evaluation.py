@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,11 +16,8 @@ import pandas as pd
 from cat_lib.ledger import Cost
 from cat_lib.measuring.stats import Estimate, mean_interval, paired_difference
 from cat_lib.method.estimators.voting import agreement
-from cat_lib.schema import Estimator, Example, Group, Reference, Sampling, Task
+from cat_lib.schema import Estimator, Example, Group, Model, Reference, Sampling, Task
 from cat_lib.tasks import group_of
-
-if TYPE_CHECKING:
-    from cat_lib.models.local import LocalModel
 
 
 @dataclass(frozen=True)
@@ -58,9 +54,7 @@ class Evaluation:
         )
 
 
-def sample_groups(
-    model: LocalModel, task: Task, examples: Sequence[Example], n: int, sampling: Sampling
-) -> list[Group]:
+def sample_groups(model: Model, task: Task, examples: Sequence[Example], n: int, sampling: Sampling) -> list[Group]:
     """n rollouts of each question, with their extracted answers."""
     return [
         group_of(task, e.id, e.question, rollouts, e.prompt)
@@ -69,7 +63,7 @@ def sample_groups(
 
 
 def evaluate(
-    policy: LocalModel,
+    policy: Model,
     task: Task,
     examples: Sequence[Example],
     group_size: int,

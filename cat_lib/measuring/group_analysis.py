@@ -16,8 +16,7 @@ from cat_lib.measuring.analysis import adjusted, interval
 from cat_lib.measuring.evaluation import Evaluation, sample_groups
 from cat_lib.measuring.stats import Estimate, mean_interval, paired_difference, pass_at_k, wilson
 from cat_lib.method.estimators import voting
-from cat_lib.models.local import LocalModel
-from cat_lib.schema import Estimator, Example, Group, Reference, Sampling, Task
+from cat_lib.schema import Estimator, Example, Group, Model, Reference, Sampling, Task
 
 References = Mapping[str, Sequence[Reference | None]]  # estimator to its reference of each group
 
@@ -173,7 +172,7 @@ def newly_solved(
 
 
 def temperatures(
-    model: LocalModel,
+    model: Model,
     task: Task,
     examples: Sequence[Example],
     estimators: Mapping[str, Estimator],

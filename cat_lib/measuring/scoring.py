@@ -11,17 +11,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from cat_lib.measuring.stats import Estimate, bootstrap, one_family, paired_difference
-from cat_lib.schema import Criterion, Example, Group, Judging, Sampling, Task, Verdict
+from cat_lib.schema import Criterion, Example, Group, Judging, Model, Sampling, Task, Verdict
 from cat_lib.tasks import group_of
-
-if TYPE_CHECKING:
-    from cat_lib.models.local import LocalModel
 
 
 def score(criteria: Sequence[Criterion], verdicts: Sequence[Verdict]) -> float | None:
@@ -96,7 +92,7 @@ class RubricScore:
 
 
 def evaluate_rubrics(
-    policy: LocalModel, task: Task, examples: Sequence[Example], judge: Judging, samples: int, sampling: Sampling
+    policy: Model, task: Task, examples: Sequence[Example], judge: Judging, samples: int, sampling: Sampling
 ) -> RubricScore:
     """Answer each question `samples` times and judge every answer by its expert rubric.
 

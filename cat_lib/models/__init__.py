@@ -7,13 +7,17 @@ used, is imported before the libraries that it patches.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cat_lib.ledger import Ledger
     from cat_lib.models.local import LocalModel
+    from cat_lib.schema import Model
 
 ENGINES = ("transformers", "unsloth")
+_ADVICE = 'model="embedded" works offline, and a local folder is given by its path, e.g. model="./my-model"'
 
 
 class ModelError(RuntimeError):
@@ -54,19 +58,53 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False) 
     return replace(loaded, batch_tokens=max(loaded.batch_tokens, _batch_tokens(model)))
 
 
-_ADVICE = 'model="embedded" works offline, and a local folder is given by its path, e.g. model="./my-model"'
+@lru_cache(maxsize=1)
+def _loaded(name: str) -> LocalModel:
+    """One copy of a model's weights, however many roles it gets."""
+    return load_model(name)
+
+
+def open_model(name: str, role: str, ledger: Ledger, **settings: Any) -> Model:
+    """The model `name`, or the one behind `endpoint:MODEL@URL`, in a role, its costs in `ledger`.
+
+    `settings` are those of an endpoint. Raises as `load_model`, and ValueError for an endpoint of another form.
+    """
+    if name.startswith("endpoint:"):
+        from cat_lib.models import endpoint
+
+        return endpoint.parse(name, role=role, ledger=ledger, **settings)
+    return replace(_loaded(name), role=role, ledger=ledger)
+
+
+def reader(name: str) -> Model:
+    """The model `name` without its weights: it encodes, and knows its context. Raises ModelError if there is none."""
+    from types import SimpleNamespace
+
+    from transformers import AutoConfig, AutoTokenizer
+
+    from cat_lib.models.embedded import checkpoint
+    from cat_lib.models.local import LocalModel
+
+    path = str(checkpoint()) if name == "embedded" else name
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # the hub raises a dozen unrelated types
+        said = " ".join(str(error).split())[:200]
+        raise ModelError(f"model={name!r}: no tokenizer to be had ({type(error).__name__}: {said})") from None
+    return LocalModel(SimpleNamespace(config=config.get_text_config()), tokenizer, name)
 
 
 def _batch_tokens(model: Any) -> int:
     """Positions whose keys and values take 30 % of the GPU memory that the weights leave; 0 without a GPU."""
     import torch
 
+    from cat_lib.models import memory
+
     if model.device.type != "cuda":
         return 0
     config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    position = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+    _, key = memory.widths(config)
+    position = memory.position_bytes(config.num_hidden_layers, key, model.dtype.itemsize)
     return int(0.3 * torch.cuda.mem_get_info()[0] / position)
 
 

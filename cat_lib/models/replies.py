@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from email.utils import parsedate_to_datetime
 
 from cat_lib.prompts import one_line, without_thinking
-from cat_lib.schema import Completion
+from cat_lib.schema import AnswerError, Completion
 
 KEY = "CAT_LIB_API_KEY"
 PASSING = ("unreachable", "busy", "broken")  # causes that may be gone a moment later
@@ -26,7 +26,7 @@ _ENVIRONMENT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_
 _SAID = 300  # characters of a server's own words that are repeated
 
 
-class EndpointError(RuntimeError):
+class EndpointError(AnswerError):
     """A request that got no usable answer.
 
     `cause` is one of: unreachable, key, environment, refused, content filter, busy, deadline, broken. `wait` are the

@@ -17,18 +17,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import platformdirs
 
 from cat_lib.masking import masked
 from cat_lib.prompts import fill, one_line
-from cat_lib.schema import Completion, Criterion, Example, Message, Prompt, Rubric, Sampling
+from cat_lib.schema import Completion, Criterion, Example, Message, Model, Prompt, Rubric, Sampling
 from cat_lib.tasks.rows import DataError as DataError
 from cat_lib.tasks.rows import conversation, items, number, parse_json, settle_bad, tags, text
-
-if TYPE_CHECKING:
-    from cat_lib.models.local import LocalModel
 
 HUB = "openai/healthbench"
 FILES = {
@@ -146,9 +143,7 @@ def read_jsonl(source: str | Path, bad: list[DataError] | None = None) -> Iterat
         yield where, row
 
 
-def fitting(
-    examples: Sequence[Example], model: LocalModel, max_new_tokens: int
-) -> tuple[list[Example], dict[str, int]]:
+def fitting(examples: Sequence[Example], model: Model, max_new_tokens: int) -> tuple[list[Example], dict[str, int]]:
     """The examples with conversations cut to the model's context, and how many turns each cut one lost.
 
     The oldest turns go first, and with them what no longer answers anything; a system message and the last user turn

@@ -73,7 +73,7 @@ def test_logprobs_agree_with_a_full_pass_and_with_what_generate_recorded(exact):
 
 
 def test_nucleus_and_top_k_keep_what_they_promise():
-    from cat_lib.models.draw import draw
+    from cat_lib.models.passes import draw
 
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).repeat(4000, 1)
     uniform = torch.rand(4000, generator=torch.Generator().manual_seed(0))
