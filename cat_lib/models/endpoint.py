@@ -78,32 +78,21 @@ class EndpointModel:
         """Itself: whether it thinks is set at its server."""
         return self
 
-    @property
-    def context(self) -> int:
-        return self._lacks("does not say how many tokens fit")
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        return self._lacks("gives no tokens")
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._lacks("gives no tokens")
-
-    def split(self, prompt: Prompt, mark: str) -> tuple[list[int], str]:
-        return self._lacks("gives no tokens")
-
-    def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
-        return self._lacks("gives no log-probabilities of a given text")
-
-    def score(
-        self, heads: Sequence[Sequence[int]], branches: Sequence[Sequence[str]], words: Sequence[str] = ()
-    ) -> list[list[list[float]]]:
-        return self._lacks("gives no log-probabilities of a given text")
-
-    def adapter(self, name: str) -> EndpointModel:
-        return self._lacks("has no adapters")
-
     def _lacks(self, what: str) -> NoReturn:
         raise ModelError(f"model={self.name!r} {what}: take a local model (engine transformers)")
+
+    def _tokens(self, *_: Any, **__: Any) -> NoReturn:
+        self._lacks("gives no tokens and does not say how many fit")
+
+    def _logprobs(self, *_: Any, **__: Any) -> NoReturn:
+        self._lacks("gives no log-probabilities of a given text")
+
+    def adapter(self, name: str) -> NoReturn:
+        """Refused, as all that a chat server does not have."""
+        self._lacks(f"has no adapter {name!r}")
+
+    context, encode, decode, split = property(_tokens), _tokens, _tokens, _tokens
+    logprobs, score = _logprobs, _logprobs
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]:
         """n completions of each prompt, all of them. Raises EndpointError, the first failure, if one is missing."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import namedtuple
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,19 +29,8 @@ _KEPT = {("cpu", 2): 5.5, ("cpu", 4): 6.0, ("cuda", 2): 4.25, ("cuda", 4): 6.0} 
 _LOGIT = {"cpu": 15, "cuda": 12}  # bytes in an update: 15 measured on CPUs; TRL's GPU kernel keeps fewer copies
 _POSITIONS, _ROWS, _SHARED = 16_384, 256, 4096  # LocalModel.batch_tokens, tree.MAX_ROWS, shared_prompt.LONGEST_ROW
 
-
-class Shape(NamedTuple):
-    """The sizes of a model; `query` and `key` are their heads times the width of one."""
-
-    parameters: float
-    layers: int
-    hidden: int
-    query: int
-    key: int
-    inner: int
-    vocabulary: int
-
-
+# `query` and `key` are a model's heads times the width of one
+Shape = namedtuple("Shape", "parameters layers hidden query key inner vocabulary")
 # A hub id is taken for the nearest in size of SmolLM2-135M ("embedded"), Qwen3 of 0.6, 1.7, 4, 8, 14 and 32 billion,
 # and Llama 3.3 70B.
 KNOWN = (
@@ -139,10 +129,10 @@ def estimate(name: str, work: Work) -> Memory | None:
         if tokens > _SHARED or 4 * tokens > 3 * rows * length:  # else the trainer computes each prompt once
             tokens = rows * length
         adapter = 16.0 * work.lora_rank * (width + 5 * of.hidden) * of.layers  # weight, gradient, moments in float32
-        each = _KEPT[device, size] * width * (1 if work.checkpointing else of.layers)
-        if work.checkpointing:  # each layer's input, and one layer recomputed
-            each += size * of.hidden * of.layers
-        activations, logits = tokens * each, _LOGIT[device] * of.vocabulary * rows * work.new_tokens
+        layer = _KEPT[device, size] * width
+        # with checkpointing each layer's input, and one layer recomputed
+        kept = size * of.hidden * of.layers + layer if work.checkpointing else layer * of.layers
+        activations, logits = tokens * kept, _LOGIT[device] * of.vocabulary * rows * work.new_tokens
     else:
         positions, adapter = min(positions, rows * length), 0.0
         activations = size * width * positions / work.group_size  # one layer, over the prompts of a batch
