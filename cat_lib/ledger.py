@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
+clock = time.perf_counter  # seconds from an arbitrary start, for differences
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -83,8 +85,3 @@ def cost_table(roles: Mapping[str, Cost]) -> pd.DataFrame:
 
     rows = {role: [cost.tokens, cost.flops, cost.seconds] for role, cost in roles.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["tokens", "flops", "seconds"])
-
-
-def clock() -> float:
-    """Seconds from an arbitrary start, for differences."""
-    return time.perf_counter()

@@ -1,7 +1,7 @@
 """Verdicts: does a response meet a criterion? One function, whatever the judge is.
 
 - `probability`: models whose logits are at hand. No text is generated: all criteria of a response are read off one
-  pass over it (`models/branches.py`). Three prompts: `chat` and `few_shot` take the log-odds of yes against no;
+  pass over it (`Model.score`). Three prompts: `chat` and `few_shot` take the log-odds of yes against no;
   `likelihood` takes log p(criterion | response) - log p(criterion | no response), a mean over tokens, for models too
   small to answer a question about a text. `audit.calibrate` sets the threshold.
 - `text`: any model. A one-sentence reason, then a verdict, read by `verdicts.read`; a malformed reply is asked again.

@@ -57,13 +57,10 @@ class EndpointModel:
 
     @property
     def name(self) -> str:
-        """As `parse` reads it."""
+        """As `parse` reads it, and what a cache of its answers is keyed by."""
         return f"{PREFIX}{self.model}@{self.url}"
 
-    @property
-    def identity(self) -> str:
-        """What a cache of its answers is keyed by."""
-        return self.name
+    identity = name
 
     @property
     def refuses(self) -> dict[str, str]:
@@ -96,11 +93,11 @@ class EndpointModel:
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]:
         """n completions of each prompt, all of them. Raises EndpointError, the first failure, if one is missing."""
-        answers = self.attempt([p for p in prompts for _ in range(n)], sampling)
-        for answer in answers:
+        whole: list[Completion] = []
+        for answer in self.attempt([p for p in prompts for _ in range(n)], sampling):
             if isinstance(answer, EndpointError):
                 raise answer
-        whole = [a for a in answers if isinstance(a, Completion)]
+            whole.append(answer)
         return [whole[i * n :][:n] for i in range(len(prompts))]
 
     def attempt(

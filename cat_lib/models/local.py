@@ -275,14 +275,9 @@ class LocalModel:
 
     def book(self, prompt_tokens: int, completion_tokens: int, computed: int, start: float, calls: int = 1) -> None:
         """Add to the ledger under this model's role; `computed` tokens went through the weights."""
-        self.ledger.add(
-            self.role,
-            calls=calls,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            flops=2.0 * self.parameters * computed,
-            seconds=clock() - start,
-        )
+        tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+        flops, seconds = 2.0 * self.parameters * computed, clock() - start
+        self.ledger.add(self.role, calls=calls, flops=flops, seconds=seconds, **tokens)
 
     def read(self, prompt: Prompt, text: str, ids: Sequence[int], stop: tuple[str, ...]) -> Completion:
         """A completion of these token ids: `text` less what was thought, cut before the first stop string."""
