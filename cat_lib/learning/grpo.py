@@ -73,7 +73,7 @@ def add_lora(model: Model, rank: int, seed: int, name: str = "policy") -> LocalM
     weights = {id(tensor): tensor for tensor in (*model.plain.parameters(), *model.plain.buffers())}
     own = copy.deepcopy(model.plain, weights)
     torch.manual_seed(seed)
-    decoder = next(name for name, module in own.named_modules() if module is own.get_decoder())
+    decoder = next(path for path, module in own.named_modules() if module is own.get_decoder())
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none", task_type="CAUSAL_LM",
         exclude_modules=rf"(?!{re.escape(decoder)}\.).*",  # a tower for images would never see a gradient
