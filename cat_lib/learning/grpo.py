@@ -62,7 +62,8 @@ def add_lora(model: Model, rank: int, seed: int, name: str = "policy") -> LocalM
 
     Its modules are its own and its weights are those of `model` in memory, which stays as it is. So policies of
     several names share one set of weights with their anchor, and each trains as if it were alone; `adapter(name)`
-    gives the last one of a name. Raises ModelError for a model that is not in this process.
+    gives the last one of a name. Raises ModelError for a model that is not in this process, and ValueError for the
+    modules from inside a policy.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -70,6 +71,8 @@ def add_lora(model: Model, rank: int, seed: int, name: str = "policy") -> LocalM
 
     if not isinstance(model, LocalModel):
         raise ModelError(f"model={model.name!r} can't be trained from here: take a local model (engine transformers)")
+    if any("lora_" in part for part, _ in model.plain.named_parameters()):
+        raise ValueError("this model has a policy's adapter inside: pass add_lora the policy, or its anchor()")
     weights = {id(tensor): tensor for tensor in (*model.plain.parameters(), *model.plain.buffers())}
     own = copy.deepcopy(model.plain, weights)
     torch.manual_seed(seed)
