@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cat_lib.learning.grpo import Trained, add_lora, train
 from cat_lib.learning.settings import GRPOSettings
+from cat_lib.ledger import Cost
 from cat_lib.measuring.audit import Audit, audit, calibrate, clinic_pairs
 from cat_lib.measuring.evaluation import sample_groups
 from cat_lib.measuring.scoring import RubricScore, judged
@@ -23,13 +24,9 @@ from cat_lib.method.judge import Judge, open_judge_model
 from cat_lib.method.rewards.proposals import Proposal, Proposer
 from cat_lib.method.rewards.rubric import ARMS, LengthPenalty, RubricReward, from_reference, needs_reference, rubrics_of
 from cat_lib.models.cache import Cache
-from cat_lib.models.ledger import Cost
 from cat_lib.runs.tracking import ROOT, Run
-from cat_lib.schema import Estimator, Example, Sampling
+from cat_lib.schema import Estimator, Example, Model, Sampling
 from cat_lib.tasks.healthbench import HealthTask, fitting
-
-if TYPE_CHECKING:
-    from cat_lib.models.local import LocalModel
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Study:
     threshold: float = 0.0
 
     @classmethod
-    def of(cls, task: HealthTask, model: LocalModel, p: Mapping[str, Any]) -> tuple[Study, dict[str, int]]:
+    def of(cls, task: HealthTask, model: Model, p: Mapping[str, Any]) -> tuple[Study, dict[str, int]]:
         """The study of `p`, with conversations cut to the model's context, and the turns that each cut one lost.
 
         Raises ValueError for an arm that does not exist or stands twice, before anything is computed.
@@ -67,7 +64,7 @@ class Study:
         heldout, lost_heldout = fitting(task.examples("heldout", p["heldout_questions"], 0), model, new)
         return cls(task, train_set, heldout, p), lost | lost_heldout
 
-    def judge(self, anchor: LocalModel) -> Judge:
+    def judge(self, anchor: Model) -> Judge:
         """The judge of an arm: the anchor's own weights, or the model that `judge` names.
 
         What an endpoint has answered once is kept in results/judge_cache.db, for all runs; a local judge is not
@@ -78,13 +75,13 @@ class Study:
         cache = Cache(ROOT / "results" / "judge_cache.db") if paid else None
         return Judge(model, self.p["judge_prompt"], self.threshold, cache=cache)
 
-    def calibrated(self, anchor: LocalModel) -> tuple[Study, Audit]:
+    def calibrated(self, anchor: Model) -> tuple[Study, Audit]:
         """The study with the judge's threshold set on our labelled pairs, and the judge's audit on the others."""
         to_calibrate, to_audit = clinic_pairs()
         judge = calibrate(self.judge(anchor), to_calibrate)
         return replace(self, threshold=judge.threshold), audit(judge, to_audit)
 
-    def proposer(self, anchor: LocalModel, seed: int) -> Proposer:
+    def proposer(self, anchor: Model, seed: int) -> Proposer:
         """Who writes rubrics: the anchor, its criteria checked by the arm's judge."""
         return Proposer(
             anchor,
@@ -96,31 +93,31 @@ class Study:
             sampling=Sampling(self.p["rubric_tokens"], 0.7, top_k=50, top_p=0.95, seed=seed),
         )
 
-    def teacher(self, anchor: LocalModel) -> Estimator:
+    def teacher(self, anchor: Model) -> Estimator:
         """Synthesis, at the length of a response."""
         new = self.task.sampling.max_new_tokens
         return synthesis(anchor, self.task.extract, self.task.synthesis_prompt, new)
 
-    def rule(self, arm: str, anchor: LocalModel, folder: Path) -> RubricReward:
+    def rule(self, arm: str, anchor: Model, folder: Path) -> RubricReward:
         """The reward rule of an arm that is trained in `folder`."""
         penalty = LengthPenalty(self.p["length_limit"], self.p["length_penalty"], self.p["length_reading"])
         rubrics = rubrics_of(arm, self.proposer(anchor, self.p["seed"]), self.train_set, folder)
         return RubricReward(self.judge(anchor), rubrics, penalty, self.p["max_failed"])
 
-    def evaluate(self, policy: LocalModel) -> RubricScore:
+    def evaluate(self, policy: Model) -> RubricScore:
         """The policy on the held-out questions, the same draws for every policy."""
         sampling = replace(self.task.sampling, seed=1)
         groups = sample_groups(policy, self.task, self.heldout, self.p["heldout_samples"], sampling)
         return judged(self.heldout, groups, self.judge(policy.anchor()))
 
-    def probe(self, policy: LocalModel, seed: int) -> list[Proposal]:
+    def probe(self, policy: Model, seed: int) -> list[Proposal]:
         """Rubrics that the anchor writes from references to this policy's rollouts, on a few held-out questions."""
         sampling = replace(self.task.sampling, seed=seed)
         questions, anchor = self.heldout[: self.p["probe_questions"]], policy.anchor()
         groups = sample_groups(policy, self.task, questions, self.p["group_size"], sampling)
         return from_reference(self.proposer(anchor, seed))(groups, self.teacher(anchor)(groups))
 
-    def train(self, arm: str, model: LocalModel, run: Run) -> tuple[Arm, LocalModel]:
+    def train(self, arm: str, model: Model, run: Run) -> tuple[Arm, Model]:
         """Train a fresh adapter on `model` by the arm's reward, in a part of the run; returns the policy too."""
         policy = add_lora(model, self.p["lora_rank"], self.p["seed"])
         anchor = policy.anchor()

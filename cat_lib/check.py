@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cat_lib.models import ModelError, without_weights
+from cat_lib.models import ModelError, reader
 from cat_lib.schema import Lost, Task
 from cat_lib.shown import masked, visible
 from cat_lib.tasks import load_task
@@ -59,7 +59,7 @@ def data(
 
 def _lengths(name: str, task: Task) -> str:
     """How long a task's prompts are for a model, of which no weights are loaded."""
-    model, new = without_weights(name), task.sampling.max_new_tokens
+    model, new = reader(name), task.sampling.max_new_tokens
     lengths = [len(model.encode(e.prompt)) for e in task.rows]
     over = sum(n + new > model.context for n in lengths)
     return (
@@ -78,11 +78,11 @@ def judge(
 ) -> None:
     """Ask a judge behind an endpoint for one verdict and show how it was read; exit code 0 if there is one, else 2."""
     from cat_lib.method.judge import Judge
-    from cat_lib.models.endpoint import EndpointModel
+    from cat_lib.models import endpoint
 
     told: list[tuple[dict[str, Any], str]] = []
     try:
-        model = EndpointModel.parse(name, attempts=1, heard=lambda fields, body: told.append((dict(fields), body)))
+        model = endpoint.parse(name, attempts=1, heard=lambda fields, body: told.append((dict(fields), body)))
     except ValueError as error:
         _fail(error)
     model.prices = {model.model: price} if price else {}

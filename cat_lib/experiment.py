@@ -8,28 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from cat_lib.learning.grpo import Trained, add_lora, train
 from cat_lib.learning.settings import GRPOSettings, draw_as
 from cat_lib.learning.sft import SFTSettings, Tuned, finetune, kept_references
+from cat_lib.ledger import Cost
 from cat_lib.measuring.evaluation import Evaluation, evaluate, sample_groups
 from cat_lib.method.estimators import check_names, estimators, voting
 from cat_lib.method.estimators.synthesis import KINDS
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import load_model
-from cat_lib.models.ledger import Cost
-from cat_lib.models.memory import Work, require_memory
+from cat_lib.models.memory import Work, machine, require_memory
 from cat_lib.runs import tracking
 from cat_lib.runs.parameters import with_preset
-from cat_lib.schema import Estimator, Example, Group, Task
+from cat_lib.schema import Estimator, Example, Group, Model, Task
 from cat_lib.tasks import check_source, load_task, sampling_of
 from cat_lib.tasks.arithmetic import LenientArithmetic
-
-if TYPE_CHECKING:
-    from cat_lib.models.local import LocalModel
 
 _PROMPT_TOKENS = 256  # of a question, for the memory estimate, which comes before there is a tokenizer
 
@@ -94,7 +89,7 @@ class Experiment:
     p: dict[str, Any]
     run: tracking.Run
     task: Task
-    model: LocalModel
+    model: Model
     heldout: list[Example]
 
     @classmethod
@@ -126,9 +121,7 @@ class Experiment:
         """Right answers by question id, for the upper bound and for plots."""
         return {e.id: e.gold for e in self.heldout}
 
-    def estimators(
-        self, names: Sequence[str], anchor: LocalModel | None = None, **options: Any
-    ) -> dict[str, Estimator]:
+    def estimators(self, names: Sequence[str], anchor: Model | None = None, **options: Any) -> dict[str, Estimator]:
         """Estimators for held-out questions, read by `anchor` or the untrained model."""
         return estimators(names, anchor or self.model.anchor(), self.task, self.golds, **options)
 
@@ -143,7 +136,7 @@ class Experiment:
         found = evaluate(self.model, self.task, self.heldout, self.p["group_size"], by_name, seed + 1)
         return replace(found, seed=seed)
 
-    def fresh(self, seed: int) -> LocalModel:
+    def fresh(self, seed: int) -> Any:
         """Replace the policy by the untrained model with a fresh adapter, and return it."""
         self.model = add_lora(self.model, self.p["lora_rank"], seed)
         return self.model
@@ -234,7 +227,7 @@ def needs(p: Mapping[str, Any], new_tokens: int) -> list[tuple[str, Work]]:
     answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens)
     found = [(name, answer) for name in filter(None, (p["model"], p.get("other_model")))]
     if "steps" in p:
-        gpu, prompts = torch.cuda.is_available(), GRPOSettings.of(p).prompts_per_micro_batch
+        gpu, prompts = machine()[1] == "cuda", GRPOSettings.of(p).prompts_per_micro_batch
         step = replace(answer, train=True, prompts=prompts, group_size=p["group_size"], checkpointing=gpu)
         found.append((p["model"], replace(step, lora_rank=p["lora_rank"])))
     return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypedDict
 
 if TYPE_CHECKING:
-    from cat_lib.models.ledger import Ledger
+    from cat_lib.ledger import Ledger
 
 
 class Message(TypedDict):
@@ -43,12 +43,20 @@ class Completion:
     text: str
     token_ids: tuple[int, ...]  # with the stop token, so that training can reinforce ending
     finish: Literal["stop", "length"]
-    mean_logprob: float | None = None  # nats a token, under the model's unscaled distribution
-    mean_entropy: float | None = None  # nats a token, of the same distribution
+    # nats a token of the policy's own, at the sampling temperature (greedy: 1), before top-k and top-p cut it
+    mean_logprob: float | None = None
+    mean_entropy: float | None = None
+    foreign: tuple[tuple[int, int], ...] = ()  # spans (start, stop) of `token_ids` that the policy did not write
 
     @property
     def ended(self) -> bool:
         return self.finish == "stop"
+
+    @property
+    def mask(self) -> tuple[int, ...]:
+        """1 for each token that the policy wrote, 0 for the others."""
+        others = {i for start, stop in self.foreign for i in range(start, stop)}
+        return tuple(int(i not in others) for i in range(len(self.token_ids)))
 
 
 @dataclass(frozen=True)
@@ -127,20 +135,69 @@ class Verdict:
     score: float | None = None  # what was compared with the threshold, in probability mode
 
 
+class AnswerError(RuntimeError):
+    """A request that got no usable answer; `cause` says in a word or two why."""
+
+    cause: str
+
+
+Keep = Callable[[int, Completion], None]  # told of the place of a prompt and its answer, as soon as there is one
+
+
 class Model(Protocol):
-    """An engine: `generate` returns, for each prompt, n completions; both calls are written to the ledger."""
+    """What every engine offers. All that it computes is written to the ledger, under its role.
+
+    What an engine can't do raises `models.ModelError`, which names the engine that can.
+    """
 
     @property
-    def context(self) -> int: ...
+    def name(self) -> str: ...
 
-    def encode(self, prompt: Prompt) -> list[int]: ...
+    @property
+    def role(self) -> str: ...
+
+    @property
+    def thinking(self) -> bool: ...  # whether it may think before it answers
 
     @property
     def ledger(self) -> Ledger: ...
 
+    @property
+    def scores(self) -> bool: ...  # whether it gives log-probabilities of a given text: `logprobs`, `score`, `split`
+
+    @property
+    def context(self) -> int: ...  # tokens that prompt and answer may take together
+
+    @property
+    def identity(self) -> str: ...  # what a cache of its answers is keyed by
+
+    def encode(self, prompt: Prompt) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def split(self, prompt: Prompt, mark: str) -> tuple[list[int], str]:
+        """The tokens of a prompt before `mark`, and the text behind it, up to where the answer begins."""
+        ...
+
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]: ...
 
+    def attempt(
+        self, prompts: Sequence[Prompt], sampling: Sampling, keep: Keep | None = None
+    ) -> Sequence[Completion | AnswerError]:
+        """One completion of each prompt, or the error that took its place."""
+        ...
+
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]: ...
+
+    def score(
+        self, heads: Sequence[Sequence[int]], branches: Sequence[Sequence[str]], words: Sequence[str] = ()
+    ) -> list[list[list[float]]]: ...
+
+    def direct(self) -> Model: ...  # itself with its thinking off
+
+    def anchor(self, role: str = "anchor") -> Model: ...  # the frozen initial model, its costs booked under `role`
+
+    def adapter(self, name: str) -> Model: ...  # the policy of that name on the same weights
 
 
 class Task(Protocol):

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from cat_lib.files import append_line, read_lines
-from cat_lib.models.ledger import Cost, Ledger, clock
+from cat_lib.ledger import Cost, Ledger, clock
 from cat_lib.models.local import LocalModel
 from cat_lib.runs.tracking import Run
 

@@ -9,12 +9,13 @@ be fitted to them) and full-parameter training (the paper does not say that it u
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,11 @@ import torch
 
 from cat_lib.learning.record import Observe, Record
 from cat_lib.learning.settings import GRPOSettings, grpo_arguments
+from cat_lib.ledger import Cost
 from cat_lib.method.signals import GOLD_SIGNALS, RUBRIC_SIGNALS, SIGNALS
-from cat_lib.models.ledger import Cost
+from cat_lib.models import ModelError
 from cat_lib.runs.tracking import Run
-from cat_lib.schema import Estimator, Example, RewardRule, Task
+from cat_lib.schema import Estimator, Example, Model, RewardRule, Task
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
@@ -55,24 +57,32 @@ class Trained:
         return numbers
 
 
-def add_lora(model: LocalModel, rank: int, seed: int) -> LocalModel:
-    """The policy: the model with a fresh LoRA adapter on the linear layers that text passes (alpha = 2 x rank).
+def add_lora(model: Model, rank: int, seed: int, name: str = "policy") -> LocalModel:
+    """The policy `name`: the model with a fresh LoRA adapter on the linear layers that text passes (alpha = 2 x rank).
 
-    Take the anchor from what this returns, so that both share one set of weights. A policy's adapter is removed
-    first, and what had it is of no more use. Raises ValueError for the model from under a policy: pass the policy.
+    Its modules are its own and its weights are those of `model` in memory, which stays as it is. So policies of
+    several names share one set of weights with their anchor, and each trains as if it were alone; `adapter(name)`
+    gives the last one of a name. Raises ModelError for a model that is not in this process, and ValueError for the
+    modules from inside a policy.
     """
     from peft import LoraConfig, get_peft_model
 
-    plain = model.model.unload() if hasattr(model.model, "unload") else model.model
-    if any("lora_" in name for name, _ in plain.named_parameters()):
-        raise ValueError("this model has a policy's adapter inside: pass add_lora the policy, which can be freed of it")
+    from cat_lib.models.local import LocalModel
+
+    if not isinstance(model, LocalModel):
+        raise ModelError(f"model={model.name!r} can't be trained from here: take a local model (engine transformers)")
+    if any("lora_" in part for part, _ in model.plain.named_parameters()):
+        raise ValueError("this model has a policy's adapter inside: pass add_lora the policy, or its anchor()")
+    weights = {id(tensor): tensor for tensor in (*model.plain.parameters(), *model.plain.buffers())}
+    own = copy.deepcopy(model.plain, weights)
     torch.manual_seed(seed)
-    decoder = next(name for name, module in plain.named_modules() if module is plain.get_decoder())
+    decoder = next(path for path, module in own.named_modules() if module is own.get_decoder())
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none", task_type="CAUSAL_LM",
         exclude_modules=rf"(?!{re.escape(decoder)}\.).*",  # a tower for images would never see a gradient
     )  # fmt: skip
-    return replace(model, model=get_peft_model(plain, config))
+    model.policies[name] = get_peft_model(own, config)
+    return model.adapter(name)
 
 
 def train(

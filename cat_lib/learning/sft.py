@@ -18,7 +18,7 @@ import pandas as pd
 
 from cat_lib.files import write_json
 from cat_lib.learning.settings import decided
-from cat_lib.models.ledger import Cost, Ledger
+from cat_lib.ledger import Cost, Ledger
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Example, Reference, Task
 

@@ -25,7 +25,8 @@ from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from cat_lib.learning.checkpoints import Exact
 from cat_lib.models.attention import fits_window
-from cat_lib.models.local import LocalModel, common_prefix
+from cat_lib.models.local import LocalModel
+from cat_lib.models.tree import Row, common_prefix
 from cat_lib.schema import Prompt, Sampling
 
 LONGEST_ROW = 4096
@@ -79,7 +80,7 @@ class SharedPromptTrainer(Exact, GRPOTrainer):  # type: ignore[misc]  # TRL ship
         parts = []
         for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
             tree = Tree(ids, mask, keep)
-            inside = fits_window(self.model.config, max(tree.positions) + 1)
+            inside = fits_window(self.model.config, max(tree.row.positions) + 1)
             if not inside or tree.length > LONGEST_ROW or 4 * tree.length > 3 * int(mask.sum()):
                 self.computed[counter] += int(input_ids.numel())
                 return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
@@ -98,47 +99,27 @@ class Tree:
         tails = attention_mask[:, -completion_width:].sum(1).tolist()
         prompts = [row[: len(row) - tail] for row, tail in zip(rows, tails, strict=True)]
         prefix = common_prefix(prompts)
-        self.device = input_ids.device
-        tokens, positions = list(rows[0][:prefix]), list(range(prefix))
-        branch, leaf = [0] * prefix, [0] * prefix  # 0: seen by all; a branch is a prompt, a leaf a rollout
-        self.source = torch.zeros(len(rows), completion_width, dtype=torch.long)  # row of the logits of each token
+        self.device, self.row = input_ids.device, Row()
+        self.source = torch.zeros(len(rows), completion_width, dtype=torch.long)  # what predicts each token
         self.target = input_ids[:, -completion_width:]
-        last = prefix - 1
+        self.row.add(rows[0][:prefix])
         for b, (prompt, tail) in enumerate(zip(prompts, tails, strict=True)):
             if b == 0 or prompt != prompts[b - 1]:
-                rest = prompt[prefix:]
-                tokens += rest
-                positions += range(prefix, len(prompt))
-                branch += [b + 1] * len(rest)
-                leaf += [0] * len(rest)
-                last, parent = len(tokens) - 1, b + 1
-            start = len(tokens)
-            tokens += rows[b][len(prompt) :]
-            positions += range(len(prompt), len(rows[b]))
-            branch += [parent] * tail
-            leaf += [b + 1] * tail
-            self.source[b, :tail] = torch.tensor([last, *range(start, start + tail - 1)])
-        self.tokens, self.positions = tokens, positions
-        self.branch, self.leaf = torch.tensor(branch), torch.tensor(leaf)
+                self.row.add(prompt[prefix:], prefix - 1)
+                last = len(self.row.tokens) - 1
+            self.source[b, :tail] = torch.tensor(self.row.add(rows[b][len(prompt) :], last))
 
     @property
     def length(self) -> int:
-        return len(self.tokens)
-
-    def mask(self) -> torch.Tensor:
-        """(1, 1, L, L), True where the row's token may look: earlier, and on the way from the root to it."""
-        branch, leaf = self.branch, self.leaf
-        same_branch = (branch[:, None] == branch) | (branch == 0)
-        same_leaf = (leaf[:, None] == leaf) | (leaf == 0)
-        return (same_branch & same_leaf).tril()[None, None]
+        return len(self.row.tokens)
 
     def logps(self, model: Any, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and entropies (B, C) at `temperature`; padding positions hold arbitrary numbers."""
         wanted, index = torch.unique(self.source, return_inverse=True)
         logits = model(
-            input_ids=torch.tensor([self.tokens], device=self.device),
-            attention_mask=self.mask().to(self.device),
-            position_ids=torch.tensor([self.positions], device=self.device),
+            input_ids=torch.tensor([self.row.tokens], device=self.device),
+            attention_mask=self.row.mask()[None, None].to(self.device),
+            position_ids=torch.tensor([self.row.positions], device=self.device),
             logits_to_keep=wanted.to(self.device),
             use_cache=False,
         ).logits[0]

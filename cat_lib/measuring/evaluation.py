@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from cat_lib.ledger import Cost
 from cat_lib.measuring.stats import Estimate, change, mean_interval, paired_difference
 from cat_lib.measuring.tables import outcomes
 from cat_lib.method.estimators.voting import agreement
-from cat_lib.models.ledger import Cost
 from cat_lib.schema import Estimator, Example, Group, Model, Reference, Sampling, Task
 from cat_lib.tasks import group_of
 

@@ -1,7 +1,7 @@
 """Verdicts: does a response meet a criterion? One function, whatever the judge is.
 
 - `probability`: models whose logits are at hand. No text is generated: all criteria of a response are read off one
-  pass over it (`models/branches.py`). Three prompts: `chat` and `few_shot` take the log-odds of yes against no;
+  pass over it (`Model.score`). Three prompts: `chat` and `few_shot` take the log-odds of yes against no;
   `likelihood` takes log p(criterion | response) - log p(criterion | no response), a mean over tokens, for models too
   small to answer a question about a text. `audit.calibrate` sets the threshold.
 - `text`: any model. A one-sentence reason, then a verdict, read by `verdicts.read`; a malformed reply is asked again.
@@ -16,20 +16,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from cat_lib.method.estimators.synthesis import fit
 from cat_lib.method.verdicts import read
+from cat_lib.models import open_model
 from cat_lib.models.cache import Cache, key
-from cat_lib.models.chat import direct
-from cat_lib.models.endpoint import EndpointModel
-from cat_lib.models.replies import EndpointError
+from cat_lib.models.fitting import fit
 from cat_lib.prompts import fence, fill, one_line, plain, valid, without_thinking
-from cat_lib.schema import Completion, Prompt, Sampling, Verdict
-
-if TYPE_CHECKING:
-    from cat_lib.models.local import LocalModel
+from cat_lib.schema import AnswerError, Completion, Model, Prompt, Sampling, Verdict
 
 PROMPTS = ("chat", "few_shot", "likelihood", "text")
 # Most characters of a response that are judged, and with a local model at most a quarter of its context in tokens. Of a
@@ -48,7 +42,7 @@ class Judge:
     Raises ValueError for an unknown prompt, or for a probability prompt with a model behind an endpoint.
     """
 
-    model: LocalModel | EndpointModel
+    model: Model
     prompt: Literal["chat", "few_shot", "likelihood", "text"] = "chat"
     threshold: float = 0.0
     fenced: bool = True  # off only to measure what the fence is worth
@@ -60,7 +54,7 @@ class Judge:
     def __post_init__(self) -> None:
         if self.prompt not in PROMPTS:
             raise ValueError(f"judge prompt {self.prompt!r}: allowed are {', '.join(PROMPTS)}")
-        if self.prompt != "text" and isinstance(self.model, EndpointModel):
+        if self.prompt != "text" and not self.model.scores:
             raise ValueError(f"judge prompt {self.prompt!r} needs logits, which an endpoint does not give; take 'text'")
 
     @property
@@ -85,7 +79,7 @@ class Judge:
         text = plain(response) if self.fenced else valid(response).replace(_HOLE, "")
         if len(text) > LONGEST:
             text = f"{text[: LONGEST // 3]} [...] {text[-2 * LONGEST // 3 :]}"
-        if not isinstance(self.model, EndpointModel):
+        if self.model.scores:
             (text,) = fit(self.model, [text], self.model.context // 4)
         if self.fenced:
             text = (
@@ -96,7 +90,6 @@ class Judge:
         return filled if self.prompt in ("few_shot", "likelihood") else [{"role": "user", "content": filled}]
 
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
-        assert not isinstance(self.model, EndpointModel)  # __post_init__ has refused it
         identity, known = self.identity, dict[str, float]()
         prompts = {response: self.request(response, _HOLE) for response, _ in pairs}
         keys = {(r, c): key(judge=identity, prompt=prompts[r], criterion=c, index=self.index) for r, c in pairs}
@@ -109,21 +102,19 @@ class Judge:
             if keys[response, criterion] not in known:
                 missing.setdefault(response, []).append(criterion)
         if missing:
-            fresh = self._score(self.model, missing)
+            fresh = self._score(missing)
             known |= {keys[pair]: score for pair, score in fresh.items()}
             if self.cache:
                 self.cache.put({keys[pair]: score for pair, score in fresh.items() if math.isfinite(score)})
         return {pair: known[keys[pair]] for pair in pairs}
 
-    def _score(self, model: LocalModel, missing: dict[str, list[str]]) -> dict[tuple[str, str], float]:
-        from cat_lib.models.branches import score_branches
-
+    def _score(self, missing: dict[str, list[str]]) -> dict[tuple[str, str], float]:
         rows = dict(missing)
         if self.prompt == "likelihood":  # how likely each criterion is anyway
             rows["-"] = list(dict.fromkeys([*rows.get("-", []), *(c for cs in missing.values() for c in cs)]))
         heads, branches = [], []
         for response, criteria in rows.items():
-            head, after = self._split(model, response)
+            head, after = self._split(response)
             heads.append(head)
             branches.append([f" {one_line(c) or '-'}{after}" for c in criteria])
         words = (
@@ -131,7 +122,7 @@ class Judge:
             if self.prompt == "likelihood"
             else tuple(("" if self.prompt == "chat" else " ") + w for w in (*_YES, *_NO))
         )
-        scored = score_branches(model, heads, branches, words)
+        scored = self.model.score(heads, branches, words)
         found = {
             (r, c): _log_odds(numbers) if words else numbers[0]
             for (r, cs), row in zip(rows.items(), scored, strict=True)
@@ -141,14 +132,10 @@ class Judge:
             return found
         return {(r, c): found[r, c] - found["-", c] for r, cs in missing.items() for c in cs}
 
-    def _split(self, model: LocalModel, response: str) -> tuple[list[int], str]:
+    def _split(self, response: str) -> tuple[list[int], str]:
         """The tokens before the criterion, and the text after it up to where the answer stands."""
         request = self.request(response, _HOLE)
-        if isinstance(request, str):
-            before, after = request.split(_HOLE)
-            return model.encode(before.removesuffix(" ")), after
-        before, after = direct(model).render(request).split(_HOLE)
-        return list(model.tokenizer(before.removesuffix(" "), add_special_tokens=False).input_ids), after
+        return (self.model if isinstance(request, str) else self.model.direct()).split(request, _HOLE)
 
     def _by_text(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         requests = [self.request(*pair) for pair in pairs]
@@ -189,24 +176,19 @@ class Judge:
                     known.setdefault(places[place], verdict)
         return known
 
-    def _ask(self, prompts: Sequence[Prompt], attempt: int) -> Sequence[Completion | EndpointError]:
+    def _ask(self, prompts: Sequence[Prompt], attempt: int) -> Sequence[Completion | AnswerError]:
         """One reply each. Those with a verdict are kept as they come: an interrupt loses nothing that was paid."""
 
         def keep(i: int, reply: Completion) -> None:
             if self.cache and parse(reply).met is not None:
                 self.cache.put({self._key(prompts[i], attempt): [reply.text, reply.finish]})
 
-        if isinstance(self.model, EndpointModel):
-            return self.model.attempt(prompts, self._draw(attempt), keep)
-        replies = [c for (c,) in self.model.generate(prompts, 1, self._draw(attempt))]
-        for i, reply in enumerate(replies):
-            keep(i, reply)
-        return replies
+        return self.model.attempt(prompts, self._draw(attempt), keep)
 
 
-def parse(reply: Completion | EndpointError) -> Verdict:
+def parse(reply: Completion | AnswerError) -> Verdict:
     """The verdict in a reply of the text way, or None with the cause: never a guess."""
-    if isinstance(reply, EndpointError):
+    if not isinstance(reply, Completion):
         return Verdict(None, f"{reply.cause}: {reply}")
     if reply.ended:
         return read(reply.text)
@@ -222,21 +204,9 @@ def _log_odds(logp: Sequence[float]) -> float:
     return yes - no
 
 
-def open_judge_model(name: str, anchor: LocalModel, **endpoint: Any) -> LocalModel | EndpointModel:
+def open_judge_model(name: str, anchor: Model, **endpoint: Any) -> Model:
     """The judge that `name` says: "anchor" (the frozen initial model), `endpoint:MODEL@URL`, or a model's name.
 
-    `endpoint` are EndpointModel's settings. Its costs go to the anchor's ledger, under `judge`.
+    `endpoint` are an endpoint's settings. Its costs go to the anchor's ledger, under `judge`.
     """
-    if name == "anchor":
-        return anchor.anchor(role="judge")
-    if name.startswith("endpoint:"):
-        return EndpointModel.parse(name, ledger=anchor.ledger, **endpoint)
-    return replace(_loaded(name), role="judge", ledger=anchor.ledger)
-
-
-@lru_cache(maxsize=1)
-def _loaded(name: str) -> LocalModel:
-    """One copy of a judge's weights, however many judges are made of it."""
-    from cat_lib.models import load_model
-
-    return load_model(name)
+    return anchor.anchor("judge") if name == "anchor" else open_model(name, "judge", anchor.ledger, **endpoint)

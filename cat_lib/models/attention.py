@@ -24,21 +24,15 @@ def _forward(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **kwargs: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """query (B, heads, S, D), key and value (B, groups, T, D), mask (B, 1, S, T); returns (B, S, heads, D)."""
     batch, heads, length, width = query.shape
     if length > 1:
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-        return output, None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
     grouped = query.view(batch, key.shape[1], heads // key.shape[1], width)
-    output = torch.nn.functional.scaled_dot_product_attention(
-        grouped, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
-    )
+    dropout, scale = options.get("dropout", 0.0), options.get("scaling")
+    output = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, attention_mask, dropout, scale=scale)
     return output.reshape(batch, 1, heads, value.shape[-1]), None
 
 

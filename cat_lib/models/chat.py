@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import TemplateError
 
 from cat_lib.prompts import without_thinking
 from cat_lib.schema import Message
-
-if TYPE_CHECKING:
-    from cat_lib.models.local import LocalModel
 
 
 def render(tokenizer: Any, messages: Sequence[Message], thinking: bool) -> str:
@@ -49,17 +45,3 @@ def _fill(tokenizer: Any, messages: Sequence[Message], thinking: bool) -> str:
 def spoken(text: str, rendered: str) -> str:
     """A completion's text less what the model thought; some chat templates open the thinking themselves."""
     return without_thinking("<think>" * rendered.rstrip().endswith("<think>") + text)
-
-
-def direct(model: LocalModel) -> LocalModel:
-    """The model with its thinking off: for who reads the likeliest next word, where a thought would be due.
-
-    Raises ValueError if its chat template opens the thinking all the same.
-    """
-    plain = replace(model, thinking=False)
-    if plain.render([{"role": "user", "content": "-"}]).rstrip().endswith("<think>"):
-        raise ValueError(
-            f"{model.name!r} always thinks first, so no word can be read where the answer begins; as a judge ask it in "
-            "the way judge_prompt='text'"
-        )
-    return plain

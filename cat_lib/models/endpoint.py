@@ -22,18 +22,17 @@ import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from cat_lib.models import replies
-from cat_lib.models.ledger import Ledger, clock
+from cat_lib.ledger import Ledger, clock
+from cat_lib.models import ModelError, replies
 from cat_lib.models.replies import KEY, EndpointError
-from cat_lib.schema import Completion, Prompt, Sampling
+from cat_lib.schema import Completion, Keep, Prompt, Sampling
 
-__all__ = ["KEY", "PREFIX", "EndpointError", "EndpointModel"]
+__all__ = ["KEY", "PREFIX", "EndpointError", "EndpointModel", "parse"]
 PREFIX = "endpoint:"
-Keep = Callable[[int, Completion], None]  # (place of the prompt, its answer)
 _T = TypeVar("_T")
 _GRACE = 1.5  # seconds that an interrupt waits for cancelled requests to close
 # fields that a server refused, by model: the name that it takes instead, "" for none
@@ -54,40 +53,51 @@ class EndpointModel:
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     heard: Callable[[Mapping[str, Any], str], None] | None = None  # told of each request's fields and the body back
+    thinking = scores = False  # whether it thinks is set at its server
 
-    @classmethod
-    def parse(cls, name: str, **settings: Any) -> EndpointModel:
-        """The model that `endpoint:MODEL@URL` names. Raises ValueError for another form, or a URL with a password."""
-        found, form = re.fullmatch(rf"{PREFIX}(.+?)@(https?://\S+)", name), "write endpoint:MODEL@http://HOST:PORT/v1"
-        if re.search("[@?]", name.partition("://")[2]):  # not shown: it may hold the key
-            raise ValueError(
-                f"the URL of an endpoint holds no user, password or query: set {KEY} to the key, and {form}"
-            )
-        try:
-            usable = found is not None and urlsplit(found[2]).hostname and urlsplit(found[2]).port != 0
-        except ValueError:  # a port that is no number, half an address
-            usable = False
-        if found is None or not usable:
-            raise ValueError(f"'{name.partition('@')[0]}@...' is no endpoint; {form}")
-        return cls(found[1], found[2], **settings)
+    @property
+    def name(self) -> str:
+        """As `parse` reads it, and what a cache of its answers is keyed by."""
+        return f"{PREFIX}{self.model}@{self.url}"
+
+    identity = name
 
     @property
     def refuses(self) -> dict[str, str]:
         """Fields that the server has refused in this process, with the name that it takes instead, or ""."""
         return dict(_REFUSED.get(self.identity, {}))
 
-    @property
-    def identity(self) -> str:
-        """What a cache of its answers is keyed by."""
-        return f"{PREFIX}{self.model}@{self.url}"
+    def anchor(self, role: str = "anchor") -> EndpointModel:
+        """Itself in another role: nothing trains it."""
+        return replace(self, role=role)
+
+    def direct(self) -> EndpointModel:
+        """Itself: whether it thinks is set at its server."""
+        return self
+
+    def _lacks(self, what: str) -> NoReturn:
+        raise ModelError(f"model={self.name!r} {what}: take a local model (engine transformers)")
+
+    def _tokens(self, *_: Any, **__: Any) -> NoReturn:
+        self._lacks("gives no tokens and does not say how many fit")
+
+    def _logprobs(self, *_: Any, **__: Any) -> NoReturn:
+        self._lacks("gives no log-probabilities of a given text")
+
+    def adapter(self, name: str) -> NoReturn:
+        """Refused, as all that a chat server does not have."""
+        self._lacks(f"has no adapter {name!r}")
+
+    context, encode, decode, split = property(_tokens), _tokens, _tokens, _tokens
+    logprobs, score = _logprobs, _logprobs
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]:
         """n completions of each prompt, all of them. Raises EndpointError, the first failure, if one is missing."""
-        answers = self.attempt([p for p in prompts for _ in range(n)], sampling)
-        for answer in answers:
+        whole: list[Completion] = []
+        for answer in self.attempt([p for p in prompts for _ in range(n)], sampling):
             if isinstance(answer, EndpointError):
                 raise answer
-        whole = [a for a in answers if isinstance(a, Completion)]
+            whole.append(answer)
         return [whole[i * n :][:n] for i in range(len(prompts))]
 
     def attempt(
@@ -106,8 +116,7 @@ class EndpointModel:
         try:
             return _in_thread(self._all(prompts, sampling, keep))
         finally:
-            spent = clock() - start
-            self.ledger.add(self.role, calls=0, prompt_tokens=0, completion_tokens=0, flops=0.0, seconds=spent)
+            self.ledger.add(self.role, calls=0, seconds=clock() - start)
 
     async def _all(
         self, prompts: Sequence[Prompt], sampling: Sampling, keep: Keep | None
@@ -184,7 +193,7 @@ class EndpointModel:
             names = ", ".join(f"{k} (sent as {v})" if v else k for k, v in without.items() if k not in known)
             _REFUSED.setdefault(self.identity, {}).update(without)
             warnings.warn(f"{self.identity} refuses {names}; left out, it is at the server's default", stacklevel=2)
-        self._bill(*replies.tokens(body))
+        self._bill(body)
         return replies.completion(body, sampling.max_new_tokens)
 
     def _fields(self, prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
@@ -216,21 +225,29 @@ class EndpointModel:
             raise failed
         return _json(text)
 
-    def _bill(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+    def _bill(self, body: object) -> None:
         """Add a call to the ledger. What the server did not count is not made up, and said once."""
-        if None in (prompt_tokens, completion_tokens) and self.identity not in _UNCOUNTED:
+        counted = replies.tokens(body)
+        if None in counted and self.identity not in _UNCOUNTED:
             _UNCOUNTED.add(self.identity)
             warnings.warn(f"{self.identity} does not count all tokens: its cost is more than shown", stacklevel=2)
-        asked, answered = prompt_tokens or 0, completion_tokens or 0
-        price_in, price_out = self.prices.get(self.model, (0.0, 0.0))
-        self.ledger.add(
-            self.role,
-            prompt_tokens=asked,
-            completion_tokens=answered,
-            flops=0.0,
-            seconds=0.0,
-            usd=(price_in * asked + price_out * answered) / 1e6,
-        )
+        (asked, answered), prices = (n or 0 for n in counted), self.prices.get(self.model, (0.0, 0.0))
+        usd = (prices[0] * asked + prices[1] * answered) / 1e6
+        self.ledger.add(self.role, prompt_tokens=asked, completion_tokens=answered, usd=usd)
+
+
+def parse(name: str, **settings: Any) -> EndpointModel:
+    """The model that `endpoint:MODEL@URL` names. Raises ValueError for another form, or a URL with a password."""
+    found, form = re.fullmatch(rf"{PREFIX}(.+?)@(https?://\S+)", name), "write endpoint:MODEL@http://HOST:PORT/v1"
+    if re.search("[@?]", name.partition("://")[2]):  # not shown: it may hold the key
+        raise ValueError(f"the URL of an endpoint holds no user, password or query: set {KEY} to the key, and {form}")
+    try:
+        usable = found is not None and urlsplit(found[2]).hostname and urlsplit(found[2]).port != 0
+    except ValueError:  # a port that is no number, half an address
+        usable = False
+    if found is None or not usable:
+        raise ValueError(f"'{name.partition('@')[0]}@...' is no endpoint; {form}")
+    return EndpointModel(found[1], found[2], **settings)
 
 
 def _json(text: str) -> object:

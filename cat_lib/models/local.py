@@ -3,7 +3,8 @@
 A group asks the same question G times and few-shot prompts open alike, so most prompt tokens of a batch are
 copies. `generate` runs the prefix common to all prompts once, each prompt's own rest once, and expands the
 key-value cache to the n samples. One uniform number is drawn per sample and position before decoding, so what is
-sampled does not depend on how the batch was split.
+sampled does not depend on how the batch was split. `score` does the same for many short continuations of one long
+text, what a judge with a rubric asks for.
 
 Left out: beam search, penalties, multi-token stop strings, speculative decoding. On GPUs vLLM does more.
 """
@@ -11,45 +12,53 @@ Left out: beam search, penalties, multi-token stop strings, speculative decoding
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
-from transformers import DynamicCache
 
+from cat_lib.ledger import Ledger, clock
+from cat_lib.models import ModelError, passes
 from cat_lib.models.attention import fits_window
 from cat_lib.models.chat import render, spoken
-from cat_lib.models.draw import draw
-from cat_lib.models.ledger import Ledger, clock
-from cat_lib.schema import Completion, Prompt, Sampling
-
-MAX_ROWS = 256  # bounds the logits of one decoding step to rows x vocabulary
+from cat_lib.models.tree import batches, common_prefix
+from cat_lib.schema import Completion, Keep, Prompt, Sampling
 
 
 @dataclass
 class LocalModel:
-    """A causal model and its tokenizer, in one role. `adapter=False` reads the same weights with LoRA off."""
+    """A causal model and its tokenizer, in one role.
+
+    A policy's `model` has a LoRA adapter; `initial` are the same weights in memory without it. What policies there
+    are on these weights is known to all of them, by name.
+    """
 
     model: Any
     tokenizer: Any
     name: str
     role: str = "policy"
-    adapter: bool = True
     engine: str = "transformers"  # "unsloth" where Unsloth made the model: TRL then makes the rollouts
     thinking: bool = False  # whether the chat template may let the model think first; the paper has it off
     batch_tokens: int = 16_384  # most key-value positions alive at once
     ledger: Ledger = field(default_factory=Ledger)
+    initial: Any = None
+    policies: dict[str, Any] = field(default_factory=dict, repr=False)
     _stops: dict[tuple[str, ...], frozenset[int]] = field(default_factory=dict, repr=False)
+    scores = True
+
+    @property
+    def plain(self) -> Any:
+        """The transformers model without an adapter."""
+        return self.model if self.initial is None else self.initial
 
     @property
     def parameters(self) -> int:
         """Parameters that a token of text passes through; the LoRA adapter, below a percent, is not counted."""
-        parts = self.model.get_decoder(), self.model.get_output_embeddings()
-        own = {id(p): p.numel() for part in parts for n, p in part.named_parameters() if "lora_" not in n}
-        return sum(own.values())
+        parts = self.plain.get_decoder(), self.plain.get_output_embeddings()
+        return sum({id(p): p.numel() for part in parts for p in part.parameters()}.values())
 
     @property
     def context(self) -> int:
@@ -59,30 +68,63 @@ class LocalModel:
             raise ValueError(f"model={self.name!r}: its config has no max_position_embeddings: nothing says what fits")
         return int(positions)
 
-    def anchor(self, role: str = "anchor") -> LocalModel:
-        """The frozen initial model: the same weights in memory, adapter off, costs booked under `role`."""
-        return replace(self, role=role, adapter=False)
-
     @property
     def identity(self) -> str:
         """Name, dtype and a digest over one number of each frozen tensor: what a cache of its answers is keyed by.
 
         Raises ValueError for a policy with an adapter, whose answers change while it trains.
         """
-        tensors = {n: p for n, p in self.model.named_parameters() if "lora_" not in n}
-        if self.adapter and len(tensors) < sum(1 for _ in self.model.named_parameters()):
+        if self.initial is not None:
             raise ValueError("a policy in training can't be cached; judge with its anchor()")
-        sample = torch.stack([p.detach().flatten()[p.numel() // 2].float().cpu() for p in tensors.values()])
+        sample = torch.stack([p.detach().flatten()[p.numel() // 2].float().cpu() for p in self.model.parameters()])
         digest = hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]
         return f"{self.name} {self.model.dtype} {digest}{' thinking' * self.thinking}"
 
+    def anchor(self, role: str = "anchor") -> LocalModel:
+        """The frozen initial model: the same weights in memory, no adapter, costs booked under `role`."""
+        return replace(self, role=role, model=self.plain, initial=None)
+
+    def adapter(self, name: str) -> LocalModel:
+        """The policy that `add_lora` last made on these weights under this name. ModelError if there is none."""
+        if name not in self.policies:
+            known = ", ".join(sorted(self.policies)) or "none yet"
+            raise ModelError(
+                f"adapter {name!r}: {self.name!r} has {known}; make it with add_lora(model, name={name!r})"
+            )
+        return replace(self, role=name, model=self.policies[name], initial=self.plain)
+
+    def direct(self) -> LocalModel:
+        """Itself with its thinking off: for who reads the likeliest next word, where a thought would be due.
+
+        Raises ValueError if its chat template opens the thinking all the same.
+        """
+        direct = replace(self, thinking=False)
+        if direct.render([{"role": "user", "content": "-"}]).rstrip().endswith("<think>"):
+            raise ValueError(
+                f"{self.name!r} always thinks first, so no word can be read where the answer begins; as a judge ask it "
+                "in the way judge_prompt='text'"
+            )
+        return direct
+
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; a chat template writes its own special tokens."""
-        return list(self.tokenizer(self.render(prompt), add_special_tokens=isinstance(prompt, str)).input_ids)
+        return self._ids(self.render(prompt), isinstance(prompt, str))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def split(self, prompt: Prompt, mark: str) -> tuple[list[int], str]:
+        """The tokens of a prompt before `mark` and a space, and the text behind it up to where the answer begins."""
+        before, after = self.render(prompt).split(mark)
+        return self._ids(before.removesuffix(" "), isinstance(prompt, str)), after
 
     def render(self, prompt: Prompt) -> str:
         """What the model reads: plain text as it stands, messages through its chat template."""
         return prompt if isinstance(prompt, str) else render(self.tokenizer, prompt, self.thinking)
+
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=special).input_ids)
 
     def stop_ids(self, stop: tuple[str, ...]) -> frozenset[int]:
         """Every token that ends a completion: the model's own ends and all tokens that contain a stop string.
@@ -91,17 +133,16 @@ class LocalModel:
         """
         if stop not in self._stops:
             own = self.model.generation_config.eos_token_id
-            ids = set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}
+            ids = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
             texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
             for string in stop:
                 hits = {i for i, text in enumerate(texts) if string in text}
                 if not hits:
                     raise ValueError(f"stop={string!r}: no single token holds it; use a shorter stop string")
                 ids |= hits
-            self._stops[stop] = frozenset(i for i in ids if i is not None)
+            self._stops[stop] = frozenset(ids)
         return self._stops[stop]
 
-    @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]:
         """n completions of each prompt, seeded: the same call gives the same completions.
 
@@ -110,64 +151,104 @@ class LocalModel:
         if not prompts:
             return []
         start, ids = clock(), [self.encode(p) for p in prompts]
-        longest = max(map(len, ids)) + sampling.max_new_tokens
-        if min(map(len, ids)) == 0 or longest > self.context:
+        lengths = [len(i) for i in ids]
+        longest = max(lengths) + sampling.max_new_tokens
+        if min(lengths) == 0 or longest > self.context:
             raise ValueError(
-                f"prompts of {min(map(len, ids))} to {max(map(len, ids))} tokens with max_new_tokens="
+                f"prompts of {min(lengths)} to {max(lengths)} tokens with max_new_tokens="
                 f"{sampling.max_new_tokens}: allowed are 1 to {self.context} tokens in all; shorten the prompt"
             )
         stop_ids = self.stop_ids(sampling.stop)
         generator = torch.Generator().manual_seed(sampling.seed)
         uniform = torch.rand(len(ids), n, sampling.max_new_tokens, generator=generator)
-        prefix = self._opening(ids, longest)
         results: list[list[Completion]] = [[] for _ in ids]
-        computed = prefix
-        with self.weights():
-            shared = self.forward(torch.tensor([ids[0][:prefix]]), None, None)[1] if prefix else None
-            for batch in batches([len(i) for i in ids], n, sampling.max_new_tokens, self.batch_tokens):
-                suffixes = [ids[i][prefix:] for i in batch]
-                logits, cache, mask = self._prefill(suffixes, shared, prefix)
-                rows, steps = self._decode(logits, cache, mask, uniform[batch].flatten(0, 1), n, sampling, stop_ids)
-                computed += sum(map(len, suffixes)) + steps
-                for position, i in enumerate(batch):
-                    for own, logp, entropy in rows[position * n :][:n]:
-                        text = self.tokenizer.decode(own, skip_special_tokens=True)
-                        read, size = self.read(prompts[i], text, own, sampling.stop), len(own)
-                        results[i].append(replace(read, mean_logprob=logp / size, mean_entropy=entropy / size))
+        computed = prefix = self._opening(ids, longest)
+        with self.working():
+            shared = passes.opening(self.model, ids[0][:prefix])
+            for batch in batches(lengths, n, sampling.max_new_tokens, self.batch_tokens):
+                own = [ids[i][prefix:] for i in batch]
+                filled = passes.prefill(self.model, own, shared, prefix)
+                rows, steps = passes.decode(self.model, filled, uniform[batch], sampling, stop_ids)
+                computed += sum(map(len, own)) + steps
+                for row, (tokens, logp, entropy) in enumerate(rows):
+                    i, size = batch[row // n], len(tokens)
+                    read = self.read(prompts[i], self.decode(tokens), tokens, sampling.stop)
+                    results[i].append(replace(read, mean_logprob=logp / size, mean_entropy=entropy / size))
         answered = sum(len(c.token_ids) for group in results for c in group)
-        self.book(n * sum(map(len, ids)), answered, computed, start)
+        self.book(n * sum(lengths), answered, computed, start)
         return results
 
-    @torch.inference_mode()
+    def attempt(self, prompts: Sequence[Prompt], sampling: Sampling, keep: Keep | None = None) -> list[Completion]:
+        """One completion of each prompt: what fails here fails as a whole."""
+        answers = [answer for (answer,) in self.generate(prompts, 1, sampling)]
+        for i, answer in enumerate(answers):
+            if keep:
+                keep(i, answer)
+        return answers
+
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
         """Log-probability in nats of each token of `texts[i]` given `prompts[i]`, at temperature 1.
 
         Raises ValueError if the lists differ in length or a pair does not fit the context.
         """
-        start = clock()
-        heads = [self.encode(p) for p in prompts]
-        tails = [list(self.tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
-        results, computed = self.following(heads, tails)
+        start, heads, tails = clock(), [self.encode(p) for p in prompts], [self._ids(t) for t in texts]
+        results, computed = self._following(heads, tails)
         self.book(sum(map(len, heads)), sum(map(len, tails)), computed, start)
         return results
 
-    def following(
-        self, heads: Sequence[Sequence[int]], tails: Sequence[Sequence[int]]
-    ) -> tuple[list[list[float]], int]:
-        """`logprobs` of token ids, and how many tokens went through the weights; the caller books them."""
+    def score(
+        self, heads: Sequence[Sequence[int]], branches: Sequence[Sequence[str]], words: Sequence[str] = ()
+    ) -> list[list[list[float]]]:
+        """Log-probabilities in nats of what follows `heads[i]` (token ids) and `branches[i][j]` (text).
+
+        With `words`, [i][j] holds the log-probability of each word, read by its first token, right after the branch.
+        Without, [i][j] holds one number: the mean log-probability of the branch's own tokens after the head.
+        Raises ValueError if two words open with the same token, a head or branch is empty, or a row does not fit.
+        """
+        start, first = clock(), [self._ids(word)[0] for word in words]
+        if len(set(first)) < len(words):
+            raise ValueError(f"the words {', '.join(map(repr, words))} open with the same token; take others")
+        rows = [(list(h), [self._ids(b) for b in own]) for h, own in zip(heads, branches, strict=True)]
+        if not all(head and all(tails) for head, tails in rows):
+            raise ValueError("a head or a branch is empty; there is nothing to score")
+        longest = max((len(head) + max(map(len, tails)) for head, tails in rows), default=0)
+        if longest > self.context:
+            raise ValueError(f"head and branch take {longest} tokens; the context has {self.context}")
+        pairs = [(head, tail) for head, tails in rows for tail in tails]
+        if not fits_window(self.model.config, longest):  # a tree's mask knows none: each branch is a row of its own
+            asked = [([*h, *t], [w]) for h, t in pairs for w in first] if words else pairs
+            logps, computed = self._following(*zip(*asked, strict=True))
+            found = iter(logps)
+            results = [[[next(found)[0] for _ in first] if words else [fmean(next(found))] for _ in t] for _, t in rows]
+        else:
+            prefix = common_prefix([head for head, _ in rows]) if rows else 0
+            rows = [(head[prefix:], tails) for head, tails in rows]
+            lengths = [len(head) + sum(map(len, tails)) for head, tails in rows]
+            computed, results = prefix + sum(lengths), [[] for _ in rows]
+            with self.working():
+                shared = passes.opening(self.model, heads[0][:prefix] if prefix else ())
+                # small batches: over rows this long, padding costs more than batching gains
+                for batch in batches(lengths, 1, 0, self.batch_tokens // 16):
+                    numbers = passes.trees(self.model, [rows[i] for i in batch], shared, prefix, first)
+                    for i, own in zip(batch, numbers, strict=True):
+                        results[i] = own
+        self.book(sum(len(h) + len(t) for h, t in pairs), len(pairs), computed, start, calls=len(pairs))
+        return results
+
+    def _following(self, heads: Sequence[list[int]], tails: Sequence[list[int]]) -> tuple[list[list[float]], int]:
+        """`logprobs` of token ids, and how many tokens went through the weights."""
         pairs = list(zip(heads, tails, strict=True))
         results: list[list[float]] = [[] for _ in pairs]
         lengths = [len(h) + len(t) for h, t in pairs]
         if lengths and max(lengths) > self.context:
             raise ValueError(f"prompt and text take {max(lengths)} tokens; the context has {self.context}")
         prefix = self._opening(heads, max(lengths)) if heads else 0
-        with self.weights():
-            shared = self.forward(torch.tensor([heads[0][:prefix]]), None, None)[1] if prefix else None
+        with self.working():
+            shared = passes.opening(self.model, heads[0][:prefix] if prefix else ())
             for batch in batches(lengths, 1, 0, self.batch_tokens // 4):
                 rows = [[*pairs[i][0], *pairs[i][1]][prefix:] for i in batch]
                 keep = max(len(pairs[i][1]) for i in batch) + 1
-                logits, _, _ = self._prefill(rows, shared, prefix, keep)
-                logp = logits.float().log_softmax(-1)
+                logp = passes.prefill(self.model, rows, shared, prefix, keep)[0].float().log_softmax(-1)
                 for row, i in enumerate(batch):
                     tail = torch.tensor(pairs[i][1], dtype=torch.long, device=logp.device)
                     picked = logp[row, keep - 1 - len(tail) : keep - 1].gather(-1, tail[:, None])
@@ -181,96 +262,22 @@ class LocalModel:
         """
         return common_prefix(ids) if fits_window(self.model.config, longest) else 0
 
-    def weights(self) -> Any:
-        """Adapter off for the anchor; a plain model has none to switch."""
-        if self.adapter:
-            return nullcontext()
-        if hasattr(self.model, "disable_adapter"):
-            return self.model.disable_adapter()
-        if any("lora_" in name for name, _ in self.model.named_parameters()):
-            raise ValueError("this anchor would run with the adapter on: take the anchor from what add_lora returns")
-        return nullcontext()
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Without gradients and dropout, also where the model is in training."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.model.train(training)
 
     def book(self, prompt_tokens: int, completion_tokens: int, computed: int, start: float, calls: int = 1) -> None:
         """Add to the ledger under this model's role; `computed` tokens went through the weights."""
-        self.ledger.add(
-            self.role,
-            calls=calls,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            flops=2.0 * self.parameters * computed,
-            seconds=clock() - start,
-        )
-
-    def forward(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, cache: DynamicCache | None, keep: int = 1
-    ) -> tuple[torch.Tensor, DynamicCache]:
-        """One pass. ids (B, S), mask (B, P + S) over cache and input; logits of the last `keep` positions."""
-        cache = DynamicCache(config=self.model.config) if cache is None else cache
-        training = self.model.training
-        self.model.eval()
-        positions = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        out = self.model(
-            input_ids=ids.to(self.model.device),
-            attention_mask=None if mask is None else mask.to(self.model.device),
-            position_ids=None if positions is None else positions.to(self.model.device),
-            past_key_values=cache,
-            use_cache=True,  # a trained model's config has it off, and decoding would recompute everything
-            # an index copies the rows; a slice of a frozen model's states makes matmul copy the vocabulary per row
-            logits_to_keep=torch.arange(ids.shape[1] - keep, ids.shape[1], device=self.model.device),
-        )
-        self.model.train(training)
-        return out.logits, cache
-
-    def _prefill(
-        self, suffixes: list[list[int]], shared: DynamicCache | None, prefix: int, keep: int = 1
-    ) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
-        """Run each prompt's own tokens, left-padded, over a copy of the shared prefix's cache."""
-        width = max(map(len, suffixes))
-        ids = torch.tensor([[0] * (width - len(s)) + s for s in suffixes])
-        mask = torch.tensor([[1] * prefix + [0] * (width - len(s)) + [1] * len(s) for s in suffixes])
-        cache = DynamicCache(config=self.model.config)
-        if shared is not None:
-            for layer, source in enumerate(shared.layers):
-                cache.update(*(t.expand(len(suffixes), -1, -1, -1) for t in (source.keys, source.values)), layer)
-        logits, cache = self.forward(ids, mask, cache, keep)
-        return logits, cache, mask
-
-    def _decode(
-        self,
-        logits: torch.Tensor,
-        cache: DynamicCache,
-        mask: torch.Tensor,
-        uniform: torch.Tensor,
-        n: int,
-        sampling: Sampling,
-        stop_ids: frozenset[int],
-    ) -> tuple[list[tuple[list[int], float, float]], int]:
-        """Draw n sequences from each prefilled row: (token ids, sum of log-probabilities, sum of entropies)."""
-        cache.batch_repeat_interleave(n)
-        logits, mask = logits[:, -1].repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
-        stops = torch.tensor(sorted(stop_ids))
-        rows: list[tuple[list[int], float, float]] = [([], 0.0, 0.0) for _ in range(len(uniform))]
-        active, computed = torch.arange(len(uniform)), 0
-        for step in range(sampling.max_new_tokens):
-            tokens, logp, entropy = draw(logits.float(), sampling, uniform[active, step])
-            for row, token, lp, h in zip(
-                active.tolist(), tokens.tolist(), logp.tolist(), entropy.tolist(), strict=True
-            ):
-                ids, total_logp, total_entropy = rows[row]
-                ids.append(token)
-                rows[row] = (ids, total_logp + lp, total_entropy + h)
-            running = ~torch.isin(tokens, stops)
-            if step + 1 == sampling.max_new_tokens or not running.any():
-                break
-            if not running.all():  # ended rows leave the batch, so nobody waits for the longest
-                kept = running.nonzero()[:, 0]
-                cache.batch_select_indices(kept.to(self.model.device))
-                active, tokens, mask = active[kept], tokens[kept], mask[kept]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits, cache = self.forward(tokens[:, None], mask, cache)
-            logits, computed = logits[:, -1], computed + len(tokens)
-        return rows, computed
+        tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+        flops, seconds = 2.0 * self.parameters * computed, clock() - start
+        self.ledger.add(self.role, calls=calls, flops=flops, seconds=seconds, **tokens)
 
     def read(self, prompt: Prompt, text: str, ids: Sequence[int], stop: tuple[str, ...]) -> Completion:
         """A completion of these token ids: `text` less what was thought, cut before the first stop string."""
@@ -278,23 +285,3 @@ class LocalModel:
         cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
         finish: Literal["stop", "length"] = "stop" if ids and ids[-1] in self.stop_ids(stop) else "length"
         return Completion(text[: min(cuts)] if cuts else text, tuple(ids), finish)
-
-
-def common_prefix(ids: Sequence[Sequence[int]]) -> int:
-    """Tokens that all prompts open with; each keeps at least one of its own, whose logits start the completion."""
-    shortest = min(map(len, ids))
-    same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*ids, strict=False))
-    return min(sum(1 for _ in same), shortest - 1)
-
-
-def batches(lengths: list[int], n: int, new_tokens: int, budget: int) -> Iterator[list[int]]:
-    """Indices in batches whose n samples stay under the budget of positions, prompts of like length together."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        rows = (len(batch) + 1) * n
-        if batch and (rows * (lengths[i] + new_tokens) > budget or rows > MAX_ROWS):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

@@ -13,8 +13,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, replace
+from collections import namedtuple
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -24,16 +27,17 @@ GB = 2**30
 LIBRARIES = {"cpu": 1.5, "cuda": 0.5}  # GB: what a notebook imports (measured); CUDA context and workspaces
 _KEPT = {("cpu", 2): 5.5, ("cpu", 4): 6.0, ("cuda", 2): 4.25, ("cuda", 4): 6.0}  # bytes a width, by bytes a weight
 _LOGIT = {"cpu": 15, "cuda": 12}  # bytes in an update: 15 measured on CPUs; TRL's GPU kernel keeps fewer copies
-_POSITIONS, _ROWS, _SHARED = 16_384, 256, 4096  # local.LocalModel.batch_tokens and MAX_ROWS, trainer.LONGEST_ROW
+_POSITIONS, _ROWS, _SHARED = 16_384, 256, 4096  # LocalModel.batch_tokens, tree.MAX_ROWS, shared_prompt.LONGEST_ROW
 
-# Parameters, layers, hidden, query heads x size, key heads x size, feed-forward, vocabulary. A hub id is taken for the
-# nearest in size of SmolLM2-135M ("embedded"), Qwen3 of 0.6, 1.7, 4, 8, 14 and 32 billion, and Llama 3.3 70B.
-Shape = tuple[float, int, int, int, int, int, int]
-KNOWN: tuple[Shape, ...] = (
-    (134.5e6, 30, 576, 576, 192, 1536, 49_152), (0.6e9, 28, 1024, 2048, 1024, 3072, 151_936),
-    (1.7e9, 28, 2048, 2048, 1024, 6144, 151_936), (4.0e9, 36, 2560, 4096, 1024, 9728, 151_936),
-    (8.2e9, 36, 4096, 4096, 1024, 12_288, 151_936), (14.8e9, 40, 5120, 5120, 1024, 17_408, 151_936),
-    (32.8e9, 64, 5120, 8192, 1024, 25_600, 151_936), (70.6e9, 80, 8192, 8192, 1024, 28_672, 128_256),
+# `query` and `key` are a model's heads times the width of one
+Shape = namedtuple("Shape", "parameters layers hidden query key inner vocabulary")
+# A hub id is taken for the nearest in size of SmolLM2-135M ("embedded"), Qwen3 of 0.6, 1.7, 4, 8, 14 and 32 billion,
+# and Llama 3.3 70B.
+KNOWN = (
+    Shape(134.5e6, 30, 576, 576, 192, 1536, 49_152), Shape(0.6e9, 28, 1024, 2048, 1024, 3072, 151_936),
+    Shape(1.7e9, 28, 2048, 2048, 1024, 6144, 151_936), Shape(4.0e9, 36, 2560, 4096, 1024, 9728, 151_936),
+    Shape(8.2e9, 36, 4096, 4096, 1024, 12_288, 151_936), Shape(14.8e9, 40, 5120, 5120, 1024, 17_408, 151_936),
+    Shape(32.8e9, 64, 5120, 8192, 1024, 25_600, 151_936), Shape(70.6e9, 80, 8192, 8192, 1024, 28_672, 128_256),
 )  # fmt: skip
 
 
@@ -50,8 +54,7 @@ class Work:
     lora_rank: int = 32
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """GB needed, by what needs it."""
 
     weights: float
@@ -63,7 +66,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return float(sum(asdict(self).values()))
+        return sum(self)
 
 
 def machine() -> tuple[float, str, int]:
@@ -78,6 +81,18 @@ def machine() -> tuple[float, str, int]:
     return psutil.virtual_memory().available / GB + imported, "cpu", size
 
 
+def widths(config: Any) -> tuple[int, int]:
+    """`query` and `key` of a `Shape`, from a config as transformers writes it."""
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return head * heads, head * (getattr(config, "num_key_value_heads", None) or heads)
+
+
+def position_bytes(layers: int, key: int, size: int) -> int:
+    """Bytes of the keys and values of one position, at `size` bytes a number."""
+    return 2 * layers * key * size
+
+
 def shape_of(name: str) -> Shape | None:
     """The model's sizes from its folder's config.json and weights, or from the billions in its name; else None."""
     if name == "embedded":
@@ -85,44 +100,45 @@ def shape_of(name: str) -> Shape | None:
     if (folder := Path(name)).is_dir():
         try:
             whole = json.loads((folder / "config.json").read_text())
-            c = whole.get("text_config", whole)
-            stored = 4 if "32" in str(whole.get("dtype") or whole.get("torch_dtype") or c.get("dtype")) else 2
-            heads, files = c["num_attention_heads"], [f.stat().st_size for f in folder.glob("*.safetensors")]
-            head = c.get("head_dim") or c["hidden_size"] // heads
-            widths = c["hidden_size"], head * heads, head * c.get("num_key_value_heads", heads), c["intermediate_size"]
-            return (sum(files) / stored, c["num_hidden_layers"], *widths, c["vocab_size"]) if files else None
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+            c = SimpleNamespace(**whole.get("text_config", whole))
+            dtype = whole.get("dtype") or whole.get("torch_dtype") or getattr(c, "dtype", None)
+            files = [f.stat().st_size for f in folder.glob("*.safetensors")]
+            sizes = c.num_hidden_layers, c.hidden_size, *widths(c), c.intermediate_size, c.vocab_size
+            return Shape(sum(files) / (4 if "32" in str(dtype) else 2), *sizes) if files else None
+        except (OSError, ValueError, TypeError, AttributeError, ArithmeticError):
             return None  # load_model says what is wrong there
     found = re.search(r"(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", name.split("/")[-1].lower())
     parameters = int(found[1] or 1) * float(found[2]) * {"b": 1e9, "m": 1e6}[found[3]] if found else 0.0
     if not parameters:
         return None
-    near = min(KNOWN, key=lambda known: abs(math.log(known[0] / parameters)))
-    return (parameters, *near[1:6], 262_208 if "gemma" in name.lower() else near[6])
+    near = min(KNOWN, key=lambda known: abs(math.log(known.parameters / parameters)))
+    vocabulary = 262_208 if "gemma" in name.lower() else near.vocabulary
+    return near._replace(parameters=parameters, vocabulary=vocabulary)
 
 
 def estimate(name: str, work: Work) -> Memory | None:
     """GB that `name` needs here for `work`; None if its size is neither in a folder nor in its name."""
-    if (shape := shape_of(name)) is None:
+    if (of := shape_of(name)) is None:
         return None
-    (parameters, layers, hidden, query, key, inner, vocabulary), (_, device, size) = shape, machine()
-    width = 2 * (hidden + query + key) + 3 * inner
+    _, device, size = machine()
+    width = 2 * (of.hidden + of.query + of.key) + 3 * of.inner
     rows, length = work.prompts * work.group_size, work.prompt_tokens + work.new_tokens
-    budget = max(_POSITIONS, work.group_size * length)  # of the engine, which never splits a group
+    positions = max(_POSITIONS, work.group_size * length)  # of the engine, which never splits a group
     if work.train:
-        positions, tokens = budget, work.prompts * work.prompt_tokens + rows * work.new_tokens
+        tokens = work.prompts * work.prompt_tokens + rows * work.new_tokens
         if tokens > _SHARED or 4 * tokens > 3 * rows * length:  # else the trainer computes each prompt once
             tokens = rows * length
-        adapter = 16.0 * work.lora_rank * (width + 5 * hidden) * layers  # weight, gradient, two moments in float32
-        saved = size * hidden * layers + _KEPT[device, size] * width  # each layer's input, and one layer recomputed
-        activations = tokens * (saved if work.checkpointing else _KEPT[device, size] * width * layers)
-        logits = _LOGIT[device] * vocabulary * rows * work.new_tokens
+        adapter = 16.0 * work.lora_rank * (width + 5 * of.hidden) * of.layers  # weight, gradient, moments in float32
+        layer = _KEPT[device, size] * width
+        # with checkpointing each layer's input, and one layer recomputed
+        kept = size * of.hidden * of.layers + layer if work.checkpointing else layer * of.layers
+        activations, logits = tokens * kept, _LOGIT[device] * of.vocabulary * rows * work.new_tokens
     else:
-        positions, adapter = min(budget, rows * length), 0.0
+        positions, adapter = min(positions, rows * length), 0.0
         activations = size * width * positions / work.group_size  # one layer, over the prompts of a batch
-        logits = 24 * vocabulary * min(rows, _ROWS)  # six float32 arrays while a token is drawn
-    cache = 2 * key * layers * size * positions
-    held = size * parameters, adapter, cache, activations, logits, LIBRARIES[device] * GB
+        logits = 24 * of.vocabulary * min(rows, _ROWS)  # six float32 arrays while a token is drawn
+    cache = position_bytes(of.layers, of.key, size) * positions
+    held = size * of.parameters, adapter, cache, activations, logits, LIBRARIES[device] * GB
     return Memory(*(part / GB for part in held))
 
 
@@ -134,14 +150,13 @@ def require_memory(name: str, work: Work) -> Memory | None:
     if need is None or need.total <= there:
         return need
     divisors = (n for n in range(work.prompts - 1, 0, -1) if work.prompts % n == 0)  # which divide the step as well
-    fewer = (replace(work, prompts=n) for n in divisors)
-    fits = next((w.prompts for w in fewer if (less := estimate(name, w)) and less.total <= there), None)
+    fewer = ((n, estimate(name, replace(work, prompts=n))) for n in divisors)
+    fits = next((n for n, less in fewer if less and less.total <= there), None)
     batch = "prompts_per_micro_batch" if work.train else "prompts per call"
-    parts = ", ".join(f"{part.replace('_', ' ')} {gb:.1f}" for part, gb in asdict(need).items())
+    parts = ", ".join(f"{part.replace('_', ' ')} {gb:.1f}" for part, gb in need._asdict().items())
     raise ModelError(
         f"model={name!r} needs about {need.total:.1f} GB to {'train on' if work.train else 'answer'} {work.prompts} x "
         f"{work.group_size} rollouts of {work.prompt_tokens} + {work.new_tokens} tokens ({parts}), and {there:.1f} GB "
-        f"of {'GPU memory' if device == 'cuda' else 'memory'} are free: "
-        + (f"{batch}={fits} fits; or take " if fits else "take ")
-        + 'a smaller model (model="embedded" needs least), a smaller group_size, or a machine with more'
+        f"of {'GPU memory' if device == 'cuda' else 'memory'} are free: {f'{batch}={fits} fits; or ' if fits else ''}"
+        'take a smaller model (model="embedded" needs least), a smaller group_size, or a machine with more'
     )

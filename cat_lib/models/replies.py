@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from email.utils import parsedate_to_datetime
 
 from cat_lib.prompts import one_line, without_thinking
-from cat_lib.schema import Completion
+from cat_lib.schema import AnswerError, Completion
 
 KEY = "CAT_LIB_API_KEY"
 PASSING = ("unreachable", "busy", "broken")  # causes that may be gone a moment later
@@ -26,7 +26,7 @@ _ENVIRONMENT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_
 _SAID = 300  # characters of a server's own words that are repeated
 
 
-class EndpointError(RuntimeError):
+class EndpointError(AnswerError):
     """A request that got no usable answer.
 
     `cause` is one of: unreachable, key, environment, refused, content filter, busy, deadline, broken. `wait` are the
@@ -43,11 +43,9 @@ def key() -> str:
     found = os.environ.get(KEY, "").strip()
     for place, character in enumerate(found, 1):
         if not "!" <= character <= "~":
-            raise EndpointError(
-                "key",
-                f"{KEY} is no key: character {place} of {len(found)} is U+{ord(character):04X}; "
-                "set it again without quotes, spaces or line breaks",
-            )
+            wrong = f"character {place} of {len(found)} is U+{ord(character):04X}"
+            said = f"{KEY} is no key: {wrong}; set it again without quotes, spaces or line breaks"
+            raise EndpointError("key", said)
     return found or "none"
 
 
@@ -109,15 +107,12 @@ def refused(status: int, body: object, headers: Mapping[str, str], secret: str) 
 
 def disconnected(error: BaseException) -> EndpointError:
     """Why there was no connection. Of the environment only names are shown: a proxy's URL may hold a password."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    for cause in chain:
+    cause: BaseException | None = error
+    for _ in range(20):  # what it came from, which may lead in a circle
         if isinstance(cause, ssl.SSLCertVerificationError):
             advice = "set SSL_CERT_FILE to a file with its authority"
             return EndpointError("environment", f"its certificate is not accepted ({cause.verify_message}); {advice}")
+        cause = cause and (cause.__cause__ or cause.__context__)
     through = f", or see to {names}, which the environment sets" if (names := environment()) else ""
     return EndpointError("unreachable", f"no connection; start the server or correct the URL{through}")
 

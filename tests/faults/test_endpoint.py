@@ -14,6 +14,7 @@ import pytest
 from misbehaving import SECRET, misbehaving
 
 from cat_lib.method.judge import Judge
+from cat_lib.models import endpoint
 from cat_lib.models.cache import Cache
 from cat_lib.models.embedded import checkpoint
 from cat_lib.models.endpoint import KEY, EndpointError, EndpointModel
@@ -48,7 +49,7 @@ def server():
 
 
 def test_a_real_server_gives_the_local_model_s_greedy_text_and_is_accounted(server, embedded):
-    model = EndpointModel.parse(f"endpoint:{checkpoint()}@{server}", prices={str(checkpoint()): (2.0, 10.0)})
+    model = endpoint.parse(f"endpoint:{checkpoint()}@{server}", prices={str(checkpoint()): (2.0, 10.0)})
     prompts = [[{"role": "user", "content": f"Name a {thing}."}] for thing in ("colour", "river", "fruit")]
     remote = model.generate(prompts, 1, SHORT)
     local = embedded.generate(prompts, 1, SHORT)
@@ -62,7 +63,7 @@ def test_a_real_server_gives_the_local_model_s_greedy_text_and_is_accounted(serv
 
 
 def test_a_real_server_judges_in_the_text_way_and_its_verdicts_are_kept(server, tmp_path):
-    model, cache = EndpointModel.parse(f"endpoint:{checkpoint()}@{server}"), Cache(tmp_path / "j.db")
+    model, cache = endpoint.parse(f"endpoint:{checkpoint()}@{server}"), Cache(tmp_path / "j.db")
     judge = Judge(model, "text", cache=cache, attempts=2, sampling=Sampling(24, temperature=0.0))
     verdicts = judge([("Rest and drink plenty.", "Says to rest."), ("Rest.", "Recommends antibiotics.")])
     # a model this small seldom keeps to the form
@@ -75,7 +76,7 @@ def test_a_real_server_judges_in_the_text_way_and_its_verdicts_are_kept(server, 
 def test_the_command_shows_what_a_real_server_says(server, tmp_path):
     code, out = cat_lib(tmp_path, "check", "judge", f"endpoint:{checkpoint()}@{server}")
     assert code in (0, 2), out  # a model this small seldom keeps to the form
-    assert "max_tokens=200, seed=0, temperature=0.0, and a prompt of" in out
+    assert "max_tokens=200, seed=0, temperature=0.0; prompt " in out
     assert '"usage"' in out
     assert "Traceback" not in out
     assert ("read     " in out) == (code == 0)

@@ -322,7 +322,7 @@ def test_a_proxy_or_certificate_that_can_t_be_used_is_named_by_its_variable(name
 )
 def test_a_url_with_a_password_is_refused_and_not_shown(name):
     with pytest.raises(ValueError, match="no user, password or query") as error:
-        EndpointModel.parse(name)
+        endpoint.parse(name)
     assert "pa55" not in str(error.value)
 
 
@@ -331,12 +331,12 @@ def test_a_url_with_a_password_is_refused_and_not_shown(name):
 )
 def test_a_url_that_is_none_is_refused(name):
     with pytest.raises(ValueError, match="is no endpoint; write") as error:
-        EndpointModel.parse(name)
+        endpoint.parse(name)
     assert "pa55" not in str(error.value)
 
 
 def test_a_model_name_may_hold_the_sign():
-    assert EndpointModel.parse("endpoint:claude@2026@https://host:8000/v1").model == "claude@2026"
+    assert endpoint.parse("endpoint:claude@2026@https://host:8000/v1").model == "claude@2026"
 
 
 # limits

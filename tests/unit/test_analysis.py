@@ -10,11 +10,11 @@ import pytest
 
 from cat_lib import experiment
 from cat_lib.experiment import Experiment
+from cat_lib.ledger import Cost
 from cat_lib.measuring import analysis, plots, tables, words
 from cat_lib.measuring.evaluation import Evaluation, Score, comparison_metrics
 from cat_lib.method.estimators import voting
 from cat_lib.models import ModelError, memory
-from cat_lib.models.ledger import Cost
 from cat_lib.schema import Completion, Example, Group, Reference
 from cat_lib.tasks.arithmetic import Arithmetic
 

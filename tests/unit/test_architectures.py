@@ -30,7 +30,6 @@ from cat_lib.learning.settings import GRPOSettings
 from cat_lib.method.estimators.voting import majority
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import ModelError, load_model
-from cat_lib.models.branches import score_branches
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Sampling
 from cat_lib.tasks.arithmetic import Arithmetic
@@ -94,8 +93,7 @@ def prompts(request):
 @torch.no_grad()
 def plain(model, ids):
     """Log-probabilities (tokens, V) after each token, of the model alone on this row alone."""
-    with model.weights():
-        return model.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    return model.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
 
 
 def following(model, head, tail):
@@ -133,7 +131,7 @@ def test_branches_are_scored_as_if_each_stood_alone(model, prompts):
     ids = [[model.tokenizer(b, add_special_tokens=False).input_ids for b in row] for row in branches]
     words = [" yes", " no"]
     first = [model.tokenizer(w, add_special_tokens=False).input_ids[0] for w in words]
-    means, odds = score_branches(model, heads, branches), score_branches(model, heads, branches, words)
+    means, odds = model.score(heads, branches), model.score(heads, branches, words)
     for r, (head, row) in enumerate(zip(heads, ids, strict=True)):
         for b, tail in enumerate(row):
             own = following(model, head, tail)

@@ -9,7 +9,7 @@ import torch
 
 from cat_lib.learning.grpo import add_lora
 from cat_lib.models import load_model
-from cat_lib.schema import Sampling
+from cat_lib.schema import Completion, Sampling
 from cat_lib.tasks.arithmetic import Arithmetic
 
 TASK = Arithmetic()
@@ -73,7 +73,7 @@ def test_logprobs_agree_with_a_full_pass_and_with_what_generate_recorded(exact):
 
 
 def test_nucleus_and_top_k_keep_what_they_promise():
-    from cat_lib.models.draw import draw
+    from cat_lib.models.passes import draw
 
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).repeat(4000, 1)
     uniform = torch.rand(4000, generator=torch.Generator().manual_seed(0))
@@ -84,22 +84,46 @@ def test_nucleus_and_top_k_keep_what_they_promise():
     assert draw(logits, Sampling(1, top_p=0.5), uniform)[0].unique().tolist() == [0]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
+def test_what_a_pass_knows_of_its_token_is_at_the_sampling_temperature_and_before_filters(temperature):
+    from cat_lib.models.passes import draw
+
+    logits = torch.randn(50, 7, generator=torch.Generator().manual_seed(1)) * 3
+    uniform = torch.rand(50, generator=torch.Generator().manual_seed(2))
+    tokens, logp, entropy = draw(logits, Sampling(1, temperature, top_k=3, top_p=0.9), uniform)
+    by_hand = torch.distributions.Categorical(logits=logits / (temperature or 1))
+    torch.testing.assert_close(logp, by_hand.log_prob(tokens))
+    torch.testing.assert_close(entropy, by_hand.entropy())
+
+
+def test_a_completion_s_means_are_at_the_sampling_temperature(exact):
+    ((completion,),) = exact.generate(PROMPTS[:1], 1, replace(GREEDY, temperature=0.7, seed=4))
+    ids = torch.tensor([exact.encode(PROMPTS[0]) + list(completion.token_ids)])
+    with torch.inference_mode():
+        logits = exact.model(ids).logits[0, -len(completion.token_ids) - 1 : -1].float()
+    by_hand = torch.distributions.Categorical(logits=logits / 0.7)
+    assert completion.mean_logprob == pytest.approx(by_hand.log_prob(ids[0, -len(logits) :]).mean().item(), abs=1e-3)
+    assert completion.mean_entropy == pytest.approx(by_hand.entropy().mean().item(), abs=1e-3)
+
+
+def test_the_mask_of_a_completion_names_the_tokens_that_the_policy_wrote():
+    ids = (5, 6, 7, 8, 9)
+    assert Completion("", ids, "stop").mask == (1, 1, 1, 1, 1)
+    assert Completion("", ids, "stop", foreign=((0, 2), (3, 4))).mask == (0, 0, 1, 0, 1)
+
+
 def test_anchor_is_the_initial_model_whatever_the_adapter_learnt(exact):
     initial = exact.generate(PROMPTS, 1, GREEDY)
     policy = add_lora(exact, 4, 0)
-    try:
-        assert policy.generate(PROMPTS, 1, GREEDY) == initial  # a fresh adapter changes nothing
-        with torch.no_grad():
-            for name, parameter in policy.model.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_(std=0.5)
-        assert policy.generate(PROMPTS, 1, GREEDY) != initial
-        assert policy.anchor().generate(PROMPTS, 1, GREEDY) == initial
-        assert {"policy", "anchor"} <= policy.ledger.roles.keys()
-        with pytest.raises(ValueError, match="anchor from what add_lora returns"):
-            exact.anchor().generate(PROMPTS, 1, GREEDY)
-    finally:
-        policy.model.unload()
+    assert policy.generate(PROMPTS, 1, GREEDY) == initial  # a fresh adapter changes nothing
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    assert policy.generate(PROMPTS, 1, GREEDY) != initial
+    assert policy.anchor().generate(PROMPTS, 1, GREEDY) == initial
+    assert {"policy", "anchor"} <= policy.ledger.roles.keys()
+    assert exact.generate(PROMPTS, 1, GREEDY) == exact.anchor().generate(PROMPTS, 1, GREEDY) == initial
 
 
 def test_shared_prefix_is_computed_once(exact):

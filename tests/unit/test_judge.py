@@ -13,6 +13,7 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from cat_lib.learning.grpo import add_lora
+from cat_lib.ledger import Ledger
 from cat_lib.measuring.audit import (
     ATTACKS,
     Audit,
@@ -27,11 +28,9 @@ from cat_lib.measuring.audit import (
     meta_evaluation_pairs,
 )
 from cat_lib.method.judge import LONGEST, Judge, open_judge_model, parse
-from cat_lib.models import attention, load_model
-from cat_lib.models.branches import score_branches
+from cat_lib.models import attention, endpoint, load_model
 from cat_lib.models.cache import Cache, key
 from cat_lib.models.endpoint import EndpointError, EndpointModel
-from cat_lib.models.ledger import Ledger
 from cat_lib.prompts import fence, plain
 from cat_lib.schema import Completion, Sampling, Verdict
 from cat_lib.tasks.rows import DataError
@@ -51,7 +50,7 @@ def exact():
 class Replying:
     """A model that gives the next reply of a list to each prompt."""
 
-    role, identity, context = "judge", "replying", 10_000
+    role, identity, context, scores = "judge", "replying", 10_000, True
 
     def __init__(self, *replies: str) -> None:
         self.replies, self.ledger, self.asked = list(replies), Ledger(), []
@@ -63,6 +62,12 @@ class Replying:
         self.asked += [(str(p), sampling) for p in prompts]
         return [[Completion(self.replies.pop(0), (), "stop")] for _ in prompts]
 
+    def attempt(self, prompts, sampling, keep):
+        answers = [answer for (answer,) in self.generate(prompts, 1, sampling)]
+        for i, answer in enumerate(answers):
+            keep(i, answer)
+        return answers
+
 
 # one pass
 
@@ -73,8 +78,8 @@ def test_branches_are_scored_as_if_each_stood_alone(exact):
     ]
     branches = [[" five six", " seven"], [" eight"], [" nine ten eleven", " twelve", " one"]]
     words = (" yes", " no")
-    together = score_branches(exact, heads, branches, words)
-    own = score_branches(exact, heads, branches)
+    together = exact.score(heads, branches, words)
+    own = exact.score(heads, branches)
     for head, row, scores, means in zip(heads, branches, together, own, strict=True):
         for branch, numbers, (mean,) in zip(row, scores, means, strict=True):
             tail = exact.tokenizer(branch, add_special_tokens=False).input_ids
@@ -91,7 +96,7 @@ def test_branches_are_scored_as_if_each_stood_alone(exact):
 )
 def test_nothing_to_score_is_refused(exact, heads, branches, words):
     with pytest.raises(ValueError, match=r"empty|same token"):
-        score_branches(exact, heads, branches, words)
+        exact.score(heads, branches, words)
 
 
 def test_grouped_decoding_gives_the_numbers_of_stock_attention():
@@ -128,7 +133,7 @@ def test_an_unknown_prompt_and_an_endpoint_without_logits_are_refused():
     with pytest.raises(ValueError, match="allowed are chat, few_shot, likelihood, text"):
         Judge(Replying(), "freely")
     with pytest.raises(ValueError, match="take 'text'"):
-        Judge(EndpointModel.parse("endpoint:m@http://127.0.0.1:1/v1"), "chat")
+        Judge(endpoint.parse("endpoint:m@http://127.0.0.1:1/v1"), "chat")
 
 
 def test_a_setting_that_the_endpoint_does_not_have_is_refused():

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from cat_lib.learning.trl import GroupReward, whole_groups
-from cat_lib.method.estimators.synthesis import fit, synthesis, synthesis_prompt
+from cat_lib.method.estimators.synthesis import synthesis, synthesis_prompt
 from cat_lib.method.estimators.voting import agreement, majority
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.method.signals import CollapseWatch, answer_dependence, gold_signals, signals
+from cat_lib.models.fitting import fit
 from cat_lib.prompts import fence, fill, one_line
 from cat_lib.schema import Completion, Group, Reference
 from cat_lib.tasks import group_of

@@ -11,7 +11,7 @@ import pytest
 from cat_lib.learning.grpo import add_lora, train
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.measuring.evaluation import sample_groups
-from cat_lib.method.estimators import NAMES, estimators, likelihood, voting
+from cat_lib.method.estimators import NAMES, estimators, voting
 from cat_lib.method.estimators.likelihood import min_ppl, mutual_predictability, self_bon
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.method.signals import gold_signals, signals
@@ -77,7 +77,7 @@ def test_groups_that_an_estimator_cannot_use_are_refused(embedded):
 
 
 def test_logprobs_that_are_no_numbers_stop_the_run(embedded, monkeypatch):
-    monkeypatch.setattr(likelihood, "score_branches", lambda model, heads, branches, words=(): [[[math.nan], [-1.0]]])
+    monkeypatch.setattr(embedded, "score", lambda heads, branches, words=(): [[[math.nan], [-1.0]]])
     with pytest.raises(ValueError, match=r"min_ppl: the model gives a log-probability of nan on question '2\+8'"):
         min_ppl(embedded)([asked(" 2 + 8 = 10", " 2 + 8 = 9")])
 

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from cat_lib.doctor import checks, locked
+from cat_lib.ledger import Ledger, cost_metrics
 from cat_lib.measuring.stats import mean_interval, over_seeds, paired_difference
 from cat_lib.measuring.words import finding
 from cat_lib.models import ModelError, load_model
 from cat_lib.models import embedded as wheel
-from cat_lib.models.ledger import Ledger, cost_metrics
 from cat_lib.runs import provenance, runner, tracking
 from cat_lib.runs import store as store_
 from cat_lib.runs.mirror import Mirror, import_run, reap

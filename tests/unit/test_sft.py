@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from cat_lib.learning.grpo import add_lora
 from cat_lib.learning.sft import SFTSettings, _ended, _row, finetune, kept_references
+from cat_lib.ledger import Cost, Ledger
 from cat_lib.models import load_model
-from cat_lib.models.ledger import Cost, Ledger
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Example, Reference
 from cat_lib.tasks.arithmetic import Arithmetic
@@ -72,7 +72,7 @@ def test_too_little_to_learn_from_is_refused(embedded, tmp_path):
     with pytest.raises(ValueError, match="validation_share=1"):
         SFTSettings(validation_share=1)
     with pytest.raises(ValueError, match="adapter inside"):
-        add_lora(replace(policy, model=policy.model.base_model.model), 4, 0)
+        add_lora(replace(policy, model=policy.model.base_model.model, initial=None), 4, 0)
 
 
 @pytest.mark.parametrize(("held", "epochs"), [("77", 5), ("12", 3)])  # validated on the same, or on what is unlearnt

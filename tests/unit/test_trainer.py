@@ -17,10 +17,10 @@ from cat_lib.learning.checkpoints import newest_checkpoint
 from cat_lib.learning.grpo import add_lora, train
 from cat_lib.learning.settings import GRPOSettings, grpo_arguments
 from cat_lib.learning.shared_prompt import Tree
+from cat_lib.ledger import Ledger
 from cat_lib.method.estimators.voting import majority
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import load_model
-from cat_lib.models.ledger import Ledger
 from cat_lib.runs.tracking import Run
 from cat_lib.tasks.arithmetic import Arithmetic
 

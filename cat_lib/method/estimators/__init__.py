@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from cat_lib.method.estimators import voting
 from cat_lib.method.estimators.likelihood import min_ppl, mutual_predictability, self_bon
 from cat_lib.method.estimators.synthesis import synthesis
-from cat_lib.schema import Estimator, Group, Reference, Task
-
-if TYPE_CHECKING:
-    from cat_lib.models.local import LocalModel
+from cat_lib.schema import Estimator, Group, Model, Reference, Task
 
 NAMES = ("single", "majority", "self_bon", "min_ppl", "mutual_predictability", "synthesis_1", "synthesis", "gold")
 
@@ -25,7 +22,7 @@ class SynthesisTask(Task, Protocol):
 
 def estimators(
     names: Sequence[str],
-    anchor: LocalModel,
+    anchor: Model,
     task: SynthesisTask,
     golds: Mapping[str, str] | None = None,
     include_question: bool = False,

@@ -13,23 +13,17 @@ import random
 import string
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
 
-from cat_lib.method.estimators.synthesis import fitted
 from cat_lib.method.estimators.voting import pick
-from cat_lib.models.branches import score_branches
-from cat_lib.models.chat import direct
+from cat_lib.models.fitting import fitted
 from cat_lib.prompts import fence, fill, one_line
-from cat_lib.schema import Estimator, Group, Prompt, Reference
-
-if TYPE_CHECKING:
-    from cat_lib.models.local import LocalModel
+from cat_lib.schema import Estimator, Group, Model, Prompt, Reference
 
 _ROW = 4096  # tokens of rollouts scored behind one copy of their prompt: attention and logits grow with the row
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase
 
 
-def min_ppl(scorer: LocalModel) -> Estimator:
+def min_ppl(scorer: Model) -> Estimator:
     """The rollout with the lowest perplexity given the question, exp(-mean log p) (eq. 9); ties go to the first.
 
     A rollout without a token has no perplexity and is never picked. Raises ValueError for a group without a prompt
@@ -45,13 +39,13 @@ def min_ppl(scorer: LocalModel) -> Estimator:
             texts, head = [r.text for r in group.rollouts if r.text], scorer.encode(group.prompt)
             most = max(1, _ROW // max((len(scorer.encode(t)) for t in texts), default=1))
             rows += [(head, texts[i : i + most]) for i in range(0, len(texts), most)]
-        found = (s for row in score_branches(scorer, *zip(*rows, strict=True)) for (s,) in row) if rows else iter(())
+        found = (s for row in scorer.score(*zip(*rows, strict=True)) for (s,) in row) if rows else iter(())
         return [_best(g, [next(found) if r.text else -math.inf for r in g.rollouts], "min_ppl") for g in groups]
 
     return estimate
 
 
-def mutual_predictability(scorer: LocalModel, seed: int = 0) -> Estimator:
+def mutual_predictability(scorer: Model, seed: int = 0) -> Estimator:
     """The rollout that the others predict best: lowest perplexity after the other G - 1 in random order (eqs. 10, 11).
 
     The question stands above them (Wen et al. 2025 condition on it). The order is drawn from `seed` and the question's
@@ -86,7 +80,7 @@ def mutual_predictability(scorer: LocalModel, seed: int = 0) -> Estimator:
     return estimate
 
 
-def self_bon(reader: LocalModel, kind: str) -> Estimator:
+def self_bon(reader: Model, kind: str) -> Estimator:
     """Self-selected best-of-N: the model reads question and rollouts, lettered, and the likeliest letter is picked.
 
     `kind` is the task's synthesis prompt: a `few_shot` one takes plain text with worked examples, else a chat.
@@ -94,7 +88,7 @@ def self_bon(reader: LocalModel, kind: str) -> Estimator:
     a model that always thinks first.
     """
     shots = kind.startswith("few_shot")
-    reader = reader if shots else direct(reader)
+    reader = reader if shots else reader.direct()
     name = "self_bon_few_shot" if shots else "self_bon_chat"
 
     def head(group: Group) -> list[int]:
@@ -113,7 +107,7 @@ def self_bon(reader: LocalModel, kind: str) -> Estimator:
         if not groups:
             return []
         letters = [f" {letter}" for letter in _LETTERS[: max(len(g.rollouts) for g in groups)]]
-        rows = score_branches(reader, [head(g) for g in groups], [["\nBest attempt:"]] * len(groups), letters)
+        rows = reader.score([head(g) for g in groups], [["\nBest attempt:"]] * len(groups), letters)
         return [
             _best(group, scores[: len(group.rollouts)], "self_bon")
             for group, (scores,) in zip(groups, rows, strict=True)

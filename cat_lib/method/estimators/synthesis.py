@@ -9,26 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from cat_lib.models.fitting import fitted
 from cat_lib.prompts import fence, fill, one_line
-from cat_lib.schema import Completion, Estimator, Group, Lost, Prompt, Reference, Sampling
+from cat_lib.schema import Completion, Estimator, Group, Lost, Model, Prompt, Reference, Sampling
 from cat_lib.tasks.answers import boxes
-
-if TYPE_CHECKING:
-    from cat_lib.models.local import LocalModel
 
 # `_b` and `_c` are other wordings, for the ablation of the prompt
 KINDS = (
     *("reasoning", "reasoning_b", "reasoning_c", "freeform"),
     *("few_shot", "few_shot_b", "few_shot_c", "few_shot_freeform"),
 )
-_CUT = " [...] "
 Extract = Callable[[Completion, str], str | Lost | None]
 
 
 def synthesis(
-    anchor: LocalModel, extract: Extract, kind: str, max_new_tokens: int, include_question: bool = False
+    anchor: Model, extract: Extract, kind: str, max_new_tokens: int, include_question: bool = False
 ) -> Estimator:
     """An estimator that asks `anchor` once a group, greedily, all groups in one batch.
 
@@ -59,7 +55,7 @@ def _concluded(completion: Completion) -> Completion:
 
 
 def synthesis_prompt(
-    anchor: LocalModel, group: Group, kind: str, max_new_tokens: int, include_question: bool = False
+    anchor: Model, group: Group, kind: str, max_new_tokens: int, include_question: bool = False
 ) -> Prompt:
     """What the anchor reads: the rollouts numbered and fenced, cut so that prompt and answer fit its context.
 
@@ -75,36 +71,3 @@ def synthesis_prompt(
         return text if shots else [{"role": "user", "content": text.strip()}]
 
     return fitted(anchor, [r.text for r in group.rollouts], build, max_new_tokens)
-
-
-def fitted(model: LocalModel, texts: Sequence[str], build: Callable[[Sequence[str]], Prompt], reserve: int) -> Prompt:
-    """`build(texts)` with the texts cut so that the prompt leaves `reserve` tokens of the model's context."""
-    frame = len(model.encode(build([""] * len(texts))))
-    return build(fit(model, texts, model.context - reserve - frame - 8 * len(texts)))  # joins can re-tokenise
-
-
-def fit(anchor: LocalModel, texts: Sequence[str], room: int) -> list[str]:
-    """The texts cut to `room` tokens together: each gets an equal share, and what the short ones leave unused.
-
-    A longer text keeps the first third and the last two thirds of its share, where its answer stands, with
-    `[...]` between. Raises ValueError if the share is under 16 tokens, since nothing readable would be left.
-    """
-    ids = [anchor.encode(text) if text else [] for text in texts]
-    if sum(map(len, ids)) <= room:
-        return list(texts)
-    left, share = room, 0
-    for rest, length in zip(range(len(ids), 0, -1), sorted(map(len, ids)), strict=True):
-        share = left // rest
-        left -= min(length, share)
-    if share < 16:
-        raise ValueError(
-            f"{len(texts)} rollouts leave {share} tokens each in a context of {anchor.context}; "
-            "lower group_size or take an anchor with a longer context"
-        )
-    cut = [text if len(i) <= share else None for text, i in zip(texts, ids, strict=True)]
-    decode = anchor.tokenizer.decode
-    head, tail = share // 3, share - share // 3 - 4
-    return [
-        text if text is not None else decode(i[:head], skip_special_tokens=True) + _CUT + decode(i[-tail:])
-        for text, i in zip(cut, ids, strict=True)
-    ]

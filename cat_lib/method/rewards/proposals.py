@@ -12,15 +12,12 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pandas as pd
 
 from cat_lib.prompts import fence, fill, one_line, plain
-from cat_lib.schema import Completion, Criterion, Judging, Prompt, Rubric, Sampling
-
-if TYPE_CHECKING:
-    from cat_lib.models.local import LocalModel
+from cat_lib.schema import Completion, Criterion, Judging, Model, Prompt, Rubric, Sampling
 
 _LONGEST = 20_000  # characters of a proposal that are parsed
 _BLOCK = re.compile(r"<rubric>.*?</rubric>", re.DOTALL)
@@ -88,7 +85,7 @@ class Proposer:
     fails, before they are counted. Prompts "few_shot" are for models too small to follow instructions.
     """
 
-    anchor: LocalModel
+    anchor: Model
     prompt: Literal["chat", "few_shot"] = "chat"
     judge: Judging | None = None
     points: bool = False

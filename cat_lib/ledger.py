@@ -8,15 +8,20 @@ Failed calls and answers from the cache are counted apart: the first may have be
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
+
+clock = time.perf_counter  # seconds from an arbitrary start, for differences
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cost:
     """One role's account. `seconds` is wall-clock time inside the engine."""
 
@@ -34,10 +39,10 @@ class Cost:
         return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        return Cost(*map(operator.add, astuple(self), astuple(other)))
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(**{f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)})
+        return Cost(*map(operator.sub, astuple(self), astuple(other)))
 
 
 class Ledger:
@@ -46,34 +51,22 @@ class Ledger:
     def __init__(self) -> None:
         self.roles: dict[str, Cost] = {}
 
-    def add(
-        self,
-        role: str,
-        *,
-        prompt_tokens: int,
-        completion_tokens: int,
-        flops: float,
-        seconds: float,
-        calls: int = 1,
-        usd: float = 0.0,
-    ) -> None:
-        """Add calls of an engine to a role's account."""
-        spent = Cost(calls, prompt_tokens, completion_tokens, flops, seconds, usd)
-        self.roles[role] = self.roles.get(role, Cost()) + spent
+    def add(self, role: str, *, calls: int = 1, **spent: Any) -> None:
+        """Add to a role's account what calls of an engine cost, by the names of `Cost`."""
+        self.roles[role] = self.roles.get(role, Cost()) + Cost(calls=calls, **spent)
 
-    def count(self, role: str, *, failures: int = 0, cache_hits: int = 0) -> None:
-        """Add what cost no engine time: answers that were unusable, and answers that were known."""
-        self.roles[role] = self.roles.get(role, Cost()) + Cost(failures=failures, cache_hits=cache_hits)
+    def count(self, role: str, **known: int) -> None:
+        """Add what cost no engine time: `failures`, answers that were unusable, and `cache_hits`, that were known."""
+        self.add(role, calls=0, **known)
 
     @contextmanager
     def measure(self) -> Iterator[dict[str, Cost]]:
         """Collect what is spent inside the block: filled when it ends, with the roles that did something."""
-        before = {role: Cost(**asdict(cost)) for role, cost in self.roles.items()}
-        spent: dict[str, Cost] = {}
+        before, spent = dict(self.roles), dict[str, Cost]()
         try:
             yield spent
         finally:
-            spent.update({r: cost - before.get(r, Cost()) for r, cost in self.roles.items() if cost != before.get(r)})
+            spent |= {r: cost - before.get(r, Cost()) for r, cost in self.roles.items() if cost != before.get(r)}
 
 
 def cost_metrics(roles: Mapping[str, Cost]) -> dict[str, float]:
@@ -88,10 +81,7 @@ def cost_metrics(roles: Mapping[str, Cost]) -> dict[str, float]:
 
 def cost_table(roles: Mapping[str, Cost]) -> pd.DataFrame:
     """One row a role; columns tokens, flops, seconds."""
+    import pandas as pd
+
     rows = {role: [cost.tokens, cost.flops, cost.seconds] for role, cost in roles.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["tokens", "flops", "seconds"])
-
-
-def clock() -> float:
-    """Seconds from an arbitrary start, for differences."""
-    return time.perf_counter()
