@@ -42,10 +42,17 @@ class Completion:
     finish: Literal["stop", "length"]
     mean_logprob: float | None = None  # nats a token, under the model's unscaled distribution
     mean_entropy: float | None = None  # nats a token, of the same distribution
+    foreign: tuple[tuple[int, int], ...] = ()  # spans (start, stop) of `token_ids` that the policy did not write
 
     @property
     def ended(self) -> bool:
         return self.finish == "stop"
+
+    @property
+    def mask(self) -> tuple[int, ...]:
+        """1 for each token that the policy wrote, 0 for the others."""
+        others = {i for start, stop in self.foreign for i in range(start, stop)}
+        return tuple(int(i not in others) for i in range(len(self.token_ids)))
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,9 @@ class Task(Protocol):
 
     @property
     def verifiable(self) -> bool: ...  # whether answers can be extracted and compared
+
+    @property
+    def synthesis_prompt(self) -> str: ...  # a kind of `synthesis.KINDS` that the task's models can follow
 
     def extract(self, completion: Completion, question: str) -> str | None: ...
 

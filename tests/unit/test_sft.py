@@ -89,7 +89,7 @@ def test_a_resumed_run_ends_as_the_undisturbed_one_and_an_ended_one_is_not_train
 
     def tune(run, resume=False):
         policy = add_lora(load_model("embedded"), 8, 0)
-        tuned = finetune(policy, TASK, QUESTIONS, targets, settings, run, resume)
+        tuned = finetune(policy, TASK, QUESTIONS, targets, settings, run, resume=resume)
         return tuned, load_file(tuned.adapter / "adapter_model.safetensors"), policy
 
     whole, adapter, _ = tune(Run(tmp_path / "whole"))

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from cat_lib.method.estimators.voting import first
 from cat_lib.prompts import fence, fill, one_line
-from cat_lib.schema import Completion, Estimator, Group, Prompt, Reference, Sampling
+from cat_lib.schema import Completion, Estimator, Group, Prompt, Reference, Sampling, Task
 from cat_lib.tasks.answers import boxes
 
 if TYPE_CHECKING:
@@ -24,18 +25,16 @@ KINDS = (
     *("few_shot", "few_shot_b", "few_shot_c", "few_shot_freeform"),
 )
 _CUT = " [...] "
-Extract = Callable[[Completion, str], str | None]
 
 
-def synthesis(
-    anchor: LocalModel, extract: Extract, kind: str, max_new_tokens: int, include_question: bool = False
-) -> Estimator:
-    """An estimator that asks `anchor` once a group, greedily, all groups in one batch.
+def synthesis(anchor: LocalModel, task: Task, kind: str | None = None, include_question: bool = False) -> Estimator:
+    """An estimator that asks `anchor` once a group, greedily, all groups in one batch, at the length of a rollout.
 
-    A synthesis may quote what attempts have boxed, so that its answer is in the last of its boxes. A group whose
-    synthesis has no answer that `extract` finds gets a Reference with `answer=None`.
-    Raises ValueError for a kind that is not in KINDS.
+    `kind` is the prompt, one of KINDS; without one, the task's. A synthesis may quote what attempts have boxed, so that
+    its answer is in the last of its boxes. A group whose synthesis has no answer that the task extracts gets a
+    Reference with `answer=None`. Raises ValueError for a kind that is not in KINDS.
     """
+    kind, max_new_tokens = kind or task.synthesis_prompt, task.sampling.max_new_tokens
     if kind not in KINDS:
         raise ValueError(f"synthesis prompt {kind!r}: allowed are {', '.join(KINDS)}")
     sampling = Sampling(max_new_tokens, temperature=0, stop=("\n",) if kind.startswith("few_shot") else ())
@@ -44,11 +43,16 @@ def synthesis(
         prompts = [synthesis_prompt(anchor, group, kind, max_new_tokens, include_question) for group in groups]
         completions = [c for (c,) in anchor.generate(prompts, 1, sampling)]
         return [
-            Reference(completion.text.strip(), extract(_concluded(completion), group.question), "synthesis")
+            Reference(completion.text.strip(), task.extract(_concluded(completion), group.question), "synthesis")
             for group, completion in zip(groups, completions, strict=True)
         ]
 
     return estimate
+
+
+def of_first(estimator: Estimator) -> Estimator:
+    """The same estimator shown the first rollout of each group alone."""
+    return lambda groups: estimator(first(groups, 1))
 
 
 def _concluded(completion: Completion) -> Completion:

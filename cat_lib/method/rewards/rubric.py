@@ -22,7 +22,6 @@ from typing import Literal
 import pandas as pd
 
 from cat_lib.files import append_line, read_lines
-from cat_lib.learning.record import write_step
 from cat_lib.method.rewards.proposals import Proposal, Proposer, rubric_table
 from cat_lib.prompts import one_line
 from cat_lib.schema import Criterion, Example, Group, Judging, Reference, Rubric, Verdict
@@ -159,7 +158,7 @@ class RubricReward:
     """A reward rule: rubrics from `rubrics`, verdicts from `judge`, one number a rollout.
 
     A group without a rubric, and a rollout with too few verdicts, are unscorable. Raises JudgeError when more than
-    `max_failed` of a call's verdicts failed. `observe` is for `training.train`: it writes what was judged.
+    `max_failed` of a call's verdicts failed. `tables` and `observe` say what was judged, for the record of a training.
     """
 
     judge: Judging
@@ -220,12 +219,13 @@ class RubricReward:
         columns = ["example", "rollout", "criterion", "points", "met", "score", "cause", "reason"]
         return pd.DataFrame(self.rows, columns=columns)
 
-    def observe(self, step: int, run_dir: Path) -> dict[str, float]:
-        """Write the last call's rubrics and verdicts into the run's folder; returns the step's metrics."""
-        verdicts = self.table.assign(step=step)
-        write_step(run_dir, "verdicts", step, verdicts)
-        write_step(run_dir, "rubrics", step, rubric_table(self.proposals).assign(step=step))
-        return verdict_signals(verdicts, list(self.proposals.values()))
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The last call's verdicts and rubrics."""
+        return {"verdicts": self.table, "rubrics": rubric_table(self.proposals)}
+
+    def observe(self, step: int, folder: Path) -> dict[str, float]:
+        """What the last call's judging looked like."""
+        return verdict_signals(self.table, list(self.proposals.values()))
 
 
 def verdict_signals(verdicts: pd.DataFrame, proposals: Sequence[Proposal]) -> dict[str, float]:
