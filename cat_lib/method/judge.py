@@ -96,10 +96,9 @@ class Judge:
             text = f"{text[: LONGEST // 3]} [...] {text[-2 * LONGEST // 3 :]}"
         if not isinstance(self.model, EndpointModel):
             (text,) = fit(self.model, [text], self.model.context // 4)
+        if self.fenced and self.prompt == "text":
+            text = _TAGS.sub(r"[\1]", text)  # a quoted verdict is none of the judge's
         if self.fenced:
-            text = (
-                _TAGS.sub(r"[\1]", text) if self.prompt == "text" else text
-            )  # a quoted verdict is none of the judge's
             text = fence(text) if self.prompt in ("chat", "text") else one_line(text)
         filled = fill(f"judge_{self.prompt}", response=text, criterion=one_line(criterion) or criterion)
         return filled if self.prompt in ("few_shot", "likelihood") else [{"role": "user", "content": filled}]
