@@ -98,29 +98,28 @@ class Tree:
         rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
         tails = attention_mask[:, -completion_width:].sum(1).tolist()
         prompts = [row[: len(row) - tail] for row, tail in zip(rows, tails, strict=True)]
-        prefix = common_prefix(prompts)
-        self.device = input_ids.device
-        tokens, positions = list(rows[0][:prefix]), list(range(prefix))
-        branch, leaf = [0] * prefix, [0] * prefix  # 0: seen by all; a branch is a prompt, a leaf a rollout
+        prefix, parent = common_prefix(prompts), 0
+        self.device, self.target = input_ids.device, input_ids[:, -completion_width:]
         self.source = torch.zeros(len(rows), completion_width, dtype=torch.long)  # row of the logits of each token
-        self.target = input_ids[:, -completion_width:]
-        last = prefix - 1
-        for b, (prompt, tail) in enumerate(zip(prompts, tails, strict=True)):
+        self.tokens, self.positions = list[int](), list[int]()
+        branches, leaves = list[int](), list[int]()  # 0: seen by all; a branch is a prompt, a leaf a rollout
+
+        def grow(tokens: list[int], position: int, branch: int, leaf: int) -> None:
+            self.tokens += tokens
+            self.positions += range(position, position + len(tokens))
+            branches.extend([branch] * len(tokens))
+            leaves.extend([leaf] * len(tokens))
+
+        grow(prompts[0][:prefix], 0, 0, 0)
+        for b, (row, prompt, tail) in enumerate(zip(rows, prompts, tails, strict=True)):
             if b == 0 or prompt != prompts[b - 1]:
-                rest = prompt[prefix:]
-                tokens += rest
-                positions += range(prefix, len(prompt))
-                branch += [b + 1] * len(rest)
-                leaf += [0] * len(rest)
-                last, parent = len(tokens) - 1, b + 1
-            start = len(tokens)
-            tokens += rows[b][len(prompt) :]
-            positions += range(len(prompt), len(rows[b]))
-            branch += [parent] * tail
-            leaf += [b + 1] * tail
+                parent = b + 1
+                grow(prompt[prefix:], prefix, parent, 0)
+                last = len(self.tokens) - 1
+            start = len(self.tokens)
+            grow(row[len(prompt) :], len(prompt), parent, b + 1)
             self.source[b, :tail] = torch.tensor([last, *range(start, start + tail - 1)])
-        self.tokens, self.positions = tokens, positions
-        self.branch, self.leaf = torch.tensor(branch), torch.tensor(leaf)
+        self.branch, self.leaf = torch.tensor(branches), torch.tensor(leaves)
 
     @property
     def length(self) -> int:
