@@ -182,7 +182,7 @@ class Experiment:
         policy, questions = self.fresh(seed), self.train_set(seed)
         golds = {e.id: e.gold for e in questions} if estimator == "gold" else {}
         teacher = _ESTIMATORS[estimator](policy.anchor(), self.task, golds)
-        settings = GRPOSettings.of(self.p | {"seed": seed})
+        settings = GRPOSettings.of(self.p, seed=seed)
         part = self.run.part(f"{estimator}_{seed}")
         return train(policy, self.task, questions, teacher, verifiable, settings, part)
 

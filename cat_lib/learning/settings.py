@@ -121,9 +121,9 @@ class GRPOSettings:
     seed: int = 0
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> GRPOSettings:
-        """The settings among a notebook's parameters, a mapping or a namespace of pairs; names are the same."""
-        given = dict(parameters)
+    def of(cls, parameters: Mapping[str, Any] | Iterable[tuple[str, Any]], **changed: Any) -> GRPOSettings:
+        """The settings among a notebook's parameters, a mapping or pairs; names are the same. `changed` ones win."""
+        given = dict(parameters) | changed
         return cls(**{f.name: given[f.name] for f in fields(cls) if f.name in given})
 
     def __post_init__(self) -> None:

@@ -93,6 +93,12 @@ def test_settings_that_cannot_work_are_refused(change, message):
         GRPOSettings(**change)
 
 
+def test_settings_are_taken_from_parameters_by_name():
+    given = {"steps": 3, "group_size": 4, "model": "embedded", "seed": 1}
+    assert GRPOSettings.of(given, seed=2) == GRPOSettings(steps=3, group_size=4, seed=2)
+    assert GRPOSettings.of(iter(given.items())) == GRPOSettings(steps=3, group_size=4, seed=1)
+
+
 def _train(folder, steps, resume=False, estimator=majority, questions=8):
     task = Arithmetic()
     policy = add_lora(load_model("embedded"), 4, 0)
