@@ -10,6 +10,7 @@ be fitted to them) and full-parameter training (the paper does not say that it u
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -118,6 +119,8 @@ def train(
     ended = checkpoint is not None and trainer.state.global_step >= settings.steps
     adapter, spent = work(trainer, policy, run, checkpoint, ended)
     history = pd.DataFrame([h for h in trainer.state.log_history if "reward" in h])
+    for name in GOLD_SIGNALS if task.verifiable else ():  # a run in which no group had both right and wrong rollouts
+        history[name] = history.get(name, math.nan)
     return Trained(history, record.tables(settings.steps), adapter, record.warnings, spent)
 
 

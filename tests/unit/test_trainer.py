@@ -254,6 +254,8 @@ def test_a_rule_sees_what_the_rollout_s_own_pass_knew(tmp_path, monkeypatch):
     assert not tool_mask[:, 1:3][completion_mask[:, 1:3].bool()].any()  # TRL gives them no gradient
     assert tool_mask[:, 0].all()
     assert trained.history["noted"].tolist() == [1.0]
+    assert trained.history["reward_accuracy"].isna().all()  # no rollout is right, and there is nothing to order
+    assert "reward_accuracy_last" not in trained.signal_metrics()
     assert pd.read_parquet(tmp_path / "counts.parquet")[["seen", "step"]].to_numpy().tolist() == [[2, 1]]
 
 
