@@ -32,7 +32,7 @@ def found(trainer: Any, run: Run, resume: bool, signal: Signal | None = None) ->
     checkpoint = newest_checkpoint(run.dir, resume)
     if checkpoint:
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if signal and signal.keeps_state:
+    if signal and signal.keepers:
         if checkpoint and not (checkpoint / SIGNAL).exists():
             raise ValueError(f"{checkpoint} has no {SIGNAL}, and this signal keeps state: train anew with resume=False")
         if checkpoint:

@@ -195,23 +195,21 @@ def grpo_arguments(
 ) -> dict[str, Any]:
     """Keyword arguments for `trl.GRPOConfig`: what is decided once, and what this run's settings and machine say."""
     rows, micro_steps = cut(settings, processes)
-    return (
-        decided("grpo")
-        | by_machine(output_dir, on_cpu, settings.learning_rate, settings.seed)
-        | {
-            "max_steps": settings.steps,
-            "per_device_train_batch_size": rows,
-            "gradient_accumulation_steps": micro_steps,
-            "steps_per_generation": micro_steps,
-            "num_generations": settings.group_size,
-            "max_completion_length": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "chat_template_kwargs": {"enable_thinking": thinking},
-            "beta": settings.beta,
-            "epsilon": settings.epsilon,
-            "epsilon_high": settings.epsilon,
-            "save_steps": settings.save_steps or min(50, -(-settings.steps // 4)),
-        }
-    )
+    return {
+        **decided("grpo"),
+        **by_machine(output_dir, on_cpu, settings.learning_rate, settings.seed),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": micro_steps,
+        "steps_per_generation": micro_steps,
+        "num_generations": settings.group_size,
+        "max_completion_length": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "chat_template_kwargs": {"enable_thinking": thinking},
+        "beta": settings.beta,
+        "epsilon": settings.epsilon,
+        "epsilon_high": settings.epsilon,
+        "save_steps": settings.save_steps or min(50, -(-settings.steps // 4)),
+    }

@@ -168,14 +168,12 @@ def sft_arguments(settings: SFTSettings, output_dir: Path, rows: int, on_cpu: bo
     """Keyword arguments for `trl.SFTConfig`, with `rows` to train on."""
     micro = math.gcd(settings.batch_size, 8)  # bounds memory; the gradient is that of the whole batch
     steps = settings.epochs * math.ceil(rows / settings.batch_size)
-    return (
-        decided("sft")
-        | by_machine(output_dir, on_cpu, settings.learning_rate, settings.seed)
-        | {
-            "num_train_epochs": settings.epochs,
-            "per_device_train_batch_size": micro,
-            "per_device_eval_batch_size": micro,
-            "gradient_accumulation_steps": settings.batch_size // micro,
-            "warmup_steps": round(settings.warmup_ratio * steps),
-        }
-    )
+    return {
+        **decided("sft"),
+        **by_machine(output_dir, on_cpu, settings.learning_rate, settings.seed),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": micro,
+        "gradient_accumulation_steps": settings.batch_size // micro,
+        "warmup_steps": round(settings.warmup_ratio * steps),
+    }

@@ -14,7 +14,7 @@ Left out: async rewards. Collectives from another thread would hang, and the anc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from cat_lib.schema import Completion, Estimator, Example, Group, Prompt, Reference, RewardRule, Task
@@ -27,37 +27,27 @@ Rewards = list[list[float | None]]
 OnStep = Callable[[int, list[Group], list[Reference | None], Rewards], dict[str, float]]
 
 
-@dataclass
 class Signal:
     """An estimator and a reward rule, with the state that either may keep (`state()` and `load(state)`)."""
 
-    estimator: Estimator
-    rule: RewardRule
-    scored: int = 0  # groups of the last call in this process; the rule has observed nothing where it is 0
+    def __init__(self, estimator: Estimator, rule: RewardRule) -> None:
+        self.estimator, self.rule = estimator, rule
+        parts: dict[str, Any] = {"estimator": estimator, "rule": rule}
+        self.keepers = {name: part for name, part in parts.items() if hasattr(part, "state")}
+        self.scored = 0  # groups of the last call in this process; the rule has observed nothing where it is 0
 
     def __call__(self, groups: list[Group]) -> tuple[list[Reference | None], Rewards]:
         self.scored = len(groups)
-        if not groups:
-            return [], []
-        references = self.estimator(groups)
-        return references, self.rule(groups, references)
-
-    @property
-    def _keepers(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {"estimator": self.estimator, "rule": self.rule}
-        return {name: part for name, part in parts.items() if hasattr(part, "state")}
-
-    @property
-    def keeps_state(self) -> bool:
-        return bool(self._keepers)
+        references = self.estimator(groups) if groups else []
+        return references, self.rule(groups, references) if groups else []
 
     def state(self) -> dict[str, Any]:
         """What estimator and rule would need to go on from here."""
-        return {name: part.state() for name, part in self._keepers.items()}
+        return {name: part.state() for name, part in self.keepers.items()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
-        for name, part in self._keepers.items():
+        for name, part in self.keepers.items():
             part.load(state[name])
 
 
@@ -96,7 +86,7 @@ class GroupReward:
         rows: list[Row] = list(zip(example_id, texts, completion_ids, facts, strict=True))
         world, local = PartialState(), len(rows)
         rank, processes = world.process_index, world.num_processes
-        alone = processes > 1 and self.signal.keeps_state
+        alone = processes > 1 and bool(self.signal.keepers)
         if gathered := alone or (processes > 1 and local % self.group_size != 0):
             rows = gather_object(rows)  # rank order is row order: each process holds one contiguous slice
         groups = whole_groups(rows, self.group_size, self._group)
