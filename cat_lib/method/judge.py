@@ -80,10 +80,9 @@ class Judge:
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         asked = self._asked(pairs)
-        once = {a.keys[0]: a for a in asked.values()}  # pairs that come to the same are judged once
-        found = self._known(once.values())
+        found = self._known(asked.values())
         self.model.ledger.count(self.model.role, cache_hits=len(found))
-        if missing := [a for first, a in once.items() if first not in found]:
+        if missing := [a for a in asked.values() if a.keys[0] not in found]:
             found |= self._by_text(missing) if self.prompt == "text" else self._by_score(missing)
         verdicts = [found[asked[pair].keys[0]] for pair in pairs]
         self.model.ledger.count(self.model.role, failures=sum(v.met is None for v in verdicts))
@@ -161,8 +160,11 @@ class Judge:
             for (r, cs), row in zip(rows.items(), scored, strict=True)
             for c, numbers in zip(cs, row, strict=True)
         }
+        firsts = {(a.response, a.criterion): a.keys[0] for a in missing}
         found = {
-            a.keys[0]: read[a.response, a.criterion] - (read["-", a.criterion] if likelihood else 0.0) for a in missing
+            firsts[r, c]: score - (read["-", c] if likelihood else 0.0)
+            for (r, c), score in read.items()
+            if (r, c) in firsts
         }
         self._keep({first: score for first, score in found.items() if math.isfinite(score)})
         return {first: self._verdict(score) for first, score in found.items()}
@@ -176,7 +178,8 @@ class Judge:
         return list(model.tokenizer(before.removesuffix(" "), add_special_tokens=False).input_ids), after
 
     def _by_text(self, missing: Sequence[_Asked]) -> dict[str, Verdict]:
-        verdicts, pending = dict[str, Verdict](), list(missing)
+        verdicts = dict[str, Verdict]()
+        pending = list({a.keys[0]: a for a in missing}.values())  # pairs that come to the same are judged once
         for attempt in range(self.attempts):
             if not pending:
                 break
