@@ -60,7 +60,7 @@ def plain(seed: int) -> None:
 def cat(seed: int) -> None:
     """The same through cat_lib: synthesis by the anchor, shared-prompt update, records kept."""
     policy = add_lora(load_model("embedded"), 16, seed)
-    estimator = synthesis(policy.anchor(), task.extract, task.synthesis_prompt, task.sampling.max_new_tokens)
+    estimator = synthesis(policy.anchor(), task)
     train(policy, task, examples, estimator, verifiable, settings(seed), Run(folder / f"cat{seed}"))
 
 

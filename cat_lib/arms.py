@@ -95,8 +95,7 @@ class Study:
 
     def teacher(self, anchor: Model) -> Estimator:
         """Synthesis, at the length of a response."""
-        new = self.task.sampling.max_new_tokens
-        return synthesis(anchor, self.task.extract, self.task.synthesis_prompt, new)
+        return synthesis(anchor, self.task)
 
     def rule(self, arm: str, anchor: Model, folder: Path) -> RubricReward:
         """The reward rule of an arm that is trained in `folder`."""
@@ -124,5 +123,5 @@ class Study:
         part = run.part(arm)
         rule, settings = self.rule(arm, anchor, part.dir), GRPOSettings.of(self.p)
         estimator = self.teacher(anchor) if needs_reference(arm) else none
-        trained = train(policy, self.task, self.train_set, estimator, rule, settings, part, True, rule.observe)
+        trained = train(policy, self.task, self.train_set, estimator, rule, settings, part)
         return Arm(trained, self.evaluate(policy), trained.spent), policy

@@ -6,7 +6,7 @@ task is transductive, the ones it trains on, as the paper does for MATH-500). Th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +15,9 @@ from cat_lib.learning.settings import GRPOSettings, draw_as
 from cat_lib.learning.sft import SFTSettings, Tuned, finetune, kept_references
 from cat_lib.ledger import Cost
 from cat_lib.measuring.evaluation import Evaluation, evaluate, sample_groups
-from cat_lib.method.estimators import check_names, estimators, voting
-from cat_lib.method.estimators.synthesis import KINDS
+from cat_lib.method.estimators import voting
+from cat_lib.method.estimators.likelihood import min_ppl, mutual_predictability, self_bon
+from cat_lib.method.estimators.synthesis import KINDS, of_first, synthesis
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import load_model
 from cat_lib.models.memory import Work, machine, require_memory
@@ -72,6 +73,19 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# what a parameter `estimators` may name; each is made of the anchor, the task, the golds by question, and synthesis'
+# own options
+_ESTIMATORS: dict[str, Callable[..., Estimator]] = {
+    "single": lambda anchor, task, golds: voting.single,
+    "majority": lambda anchor, task, golds: voting.majority,
+    "self_bon": lambda anchor, task, golds: self_bon(anchor, task.synthesis_prompt),
+    "min_ppl": lambda anchor, task, golds: min_ppl(anchor),
+    "mutual_predictability": lambda anchor, task, golds: mutual_predictability(anchor),
+    "synthesis_1": lambda anchor, task, golds: of_first(synthesis(anchor, task)),
+    "synthesis": lambda anchor, task, golds, **options: synthesis(anchor, task, **options),
+    "gold": lambda anchor, task, golds: voting.gold(golds),
+}
+
 
 @dataclass
 class Arm:
@@ -123,7 +137,8 @@ class Experiment:
 
     def estimators(self, names: Sequence[str], anchor: Model | None = None, **options: Any) -> dict[str, Estimator]:
         """Estimators for held-out questions, read by `anchor` or the untrained model."""
-        return estimators(names, anchor or self.model.anchor(), self.task, self.golds, **options)
+        reader = anchor or self.model.anchor()
+        return {name: _ESTIMATORS[name](reader, self.task, self.golds, **options) for name in names}
 
     def rollouts(self, n: int, seed: int, examples: Sequence[Example] | None = None, **sampling: Any) -> list[Group]:
         """n rollouts of each held-out question, or of `examples`; `sampling` changes how they are drawn."""
@@ -156,11 +171,11 @@ class Experiment:
         `gold` trains on the right answers, the upper bound; no other estimator is given them.
         """
         policy, questions = self.fresh(seed), self.train_set(seed)
-        golds = {e.id: e.gold for e in questions} if estimator == "gold" else None
-        teacher = estimators([estimator], policy.anchor(), self.task, golds)[estimator]
-        settings = GRPOSettings.of(self.p | {"seed": seed})
+        golds = {e.id: e.gold for e in questions} if estimator == "gold" else {}
+        teacher = _ESTIMATORS[estimator](policy.anchor(), self.task, golds)
+        settings = GRPOSettings.of(self.p, seed=seed)
         part = self.run.part(f"{estimator}_{seed}")
-        return train(policy, self.task, questions, teacher, verifiable, settings, part, resume=True)
+        return train(policy, self.task, questions, teacher, verifiable, settings, part)
 
     def lesson(self, seed: int) -> Trained:
         """How a reward without labels collapses: majority vote on answers that are read carelessly.
@@ -180,16 +195,16 @@ class Experiment:
             seed=seed,
         )
         questions, part = task.examples("train", 90, seed), self.run.part("lesson")
-        return train(policy, task, questions, voting.majority, verifiable, settings, part, resume=True)
+        return train(policy, task, questions, voting.majority, verifiable, settings, part)
 
     def sft(self, estimator: str, seed: int, after: Sequence[str] = ("majority", "synthesis")) -> Arm:
         """CaT-SFT: references of the training questions by the untrained model, then cross-entropy on them."""
         policy, questions = self.fresh(seed), self.train_set(seed)
-        teacher = estimators([estimator], policy.anchor(), self.task)[estimator]
+        teacher = _ESTIMATORS[estimator](policy.anchor(), self.task, {})
         settings = SFTSettings(self.p["sft_epochs"], learning_rate=self.p["sft_learning_rate"], seed=seed)
         part, n = self.run.part(f"sft_{seed}"), self.p["group_size"]
         references, made = kept_references(part, policy.ledger, lambda: teacher(self.rollouts(n, seed, questions)))
-        tuned = finetune(policy, self.task, questions, references, settings, part, resume=True)
+        tuned = finetune(policy, self.task, questions, references, settings, part)
         return Arm(tuned, made | tuned.spent, self.evaluate(after, seed))
 
 
@@ -200,7 +215,12 @@ def check(p: Mapping[str, Any]) -> None:
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int and s >= 0 for s in seeds):
         raise ValueError(f"seeds={seeds}: give at least one whole number from 0, each once, e.g. seeds=[0]")
     for names in (p.get("estimators", ["single"]), [p.get("teacher", "single")]):
-        check_names(names)
+        wrong = [n for n in names if n not in _ESTIMATORS or list(names).count(n) > 1]
+        if wrong or not names:
+            allowed = ", ".join(_ESTIMATORS)
+            raise ValueError(
+                f"estimators={list(names)}: allowed are {allowed}, each once; look at {wrong or 'an empty list'}"
+            )
     if wrong := [w for w in p.get("wordings") or [] if w not in KINDS]:
         raise ValueError(f"wordings={p['wordings']}: allowed are {', '.join(KINDS)}; look at {wrong}")
     if "sizes" in p:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from cat_lib.files import append_line, read_lines
+from cat_lib.learning.trl import Signal
 from cat_lib.ledger import Cost, Ledger, clock
 from cat_lib.models.local import LocalModel
 from cat_lib.runs.tracking import Run
@@ -48,12 +50,26 @@ class Spending(TrainerCallback):  # type: ignore[misc]
         if args.world_size > 1:  # here all processes are at the same place
             everyone = gather_object([self._mine()])
             self.others = [mine for rank, mine in enumerate(everyone) if rank != args.process_index]
-        if state.is_world_process_zero:
-            self.keep(state.global_step)
+        self.on_evaluate(args, state, control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             self.keep(state.global_step)
+
+
+class KeepsState(TrainerCallback):  # type: ignore[misc]
+    """Hands the trainer what estimator and rule know after each step, as JSON, for its next checkpoint.
+
+    At the step's end and not when it is saved: one that Ctrl-C ends has shown them rollouts that a resume draws again.
+    """
+
+    def __init__(self, trainer: Any, signal: Signal) -> None:
+        self.trainer, self.signal = trainer, signal
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.signal_state = json.dumps(self.signal.state())
+
+    on_step_end = on_train_begin
 
 
 class Together(TrainerCallback):  # type: ignore[misc]
@@ -83,12 +99,19 @@ class Together(TrainerCallback):  # type: ignore[misc]
                 signal.signal(number, handler)
 
 
+def book(policy: LocalModel, args: Any, tokens: int, grad: float, plain: float, seconds: float) -> None:
+    """Book an update of `tokens` tokens. FLOPs a parameter: 4 a token with gradient (forward, and backward through
+    frozen weights, which need no gradient of their own), 6 where gradient checkpointing runs forward twice, 2 without.
+    """
+    passes = 6.0 if args.gradient_checkpointing else 4.0
+    flops = policy.parameters * (passes * grad + 2.0 * plain)
+    policy.ledger.add("update", prompt_tokens=tokens, completion_tokens=0, flops=flops, seconds=seconds)
+
+
 class StepLog(TrainerCallback):  # type: ignore[misc]
     """Books each step under `update`, sends its metrics to the run, and prints one line.
 
-    FLOPs: 4 x parameters a token with gradient (forward, and backward through frozen weights, which need no
-    gradient of their own), 6 where gradient checkpointing runs forward twice, 2 without. `computed` is the trainer's
-    count; without one, all rows count in full.
+    `computed` is the trainer's count of tokens with gradient and without; without one, all rows count in full.
     """
 
     def __init__(self, policy: LocalModel, run: Run, steps: int, computed: list[int] | None) -> None:
@@ -110,13 +133,8 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         counts = self.computed or [self.counted[0] + tokens, self.counted[1]]
         grad, plain = (now - before for now, before in zip(counts, self.counted, strict=True))
         self.counted = list(counts)
-        self.policy.ledger.add(
-            "update",
-            prompt_tokens=tokens,
-            completion_tokens=0,
-            flops=self.policy.parameters * (_passes(args) * grad + 2.0 * plain),
-            seconds=clock() - self.start - (self._engine_seconds() - self.engine),
-        )
+        seconds = clock() - self.start - (self._engine_seconds() - self.engine)
+        book(self.policy, args, tokens, grad, plain, seconds)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "reward" not in logs:  # the summary at the end
@@ -129,33 +147,22 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
             print(f"step {state.global_step}/{self.steps}  {line}", flush=True)
 
 
-def _passes(args: Any) -> float:
-    """FLOPs a parameter of a token with gradient."""
-    return 6.0 if args.gradient_checkpointing else 4.0
-
-
 class EpochLog(TrainerCallback):  # type: ignore[misc]
     """Books each epoch of fine-tuning under `update` and sends its validation loss to the run, before it is saved.
 
-    `rows` are the lengths in tokens of what is trained on, `held` those of the validation. FLOPs as in `StepLog`.
+    `tokens` are those of what is trained on, `checked` those of the validation.
     """
 
-    def __init__(self, policy: LocalModel, run: Run, rows: list[int], held: list[int], epochs: int) -> None:
+    def __init__(self, policy: LocalModel, run: Run, tokens: int, checked: int, epochs: int) -> None:
         self.policy, self.run, self.epochs = policy, run, epochs
-        self.tokens, self.checked = sum(rows), sum(held)
+        self.tokens, self.checked = tokens, checked
         self.start = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.start = clock()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        self.policy.ledger.add(
-            "update",
-            prompt_tokens=self.tokens,
-            completion_tokens=0,
-            flops=self.policy.parameters * (_passes(args) * self.tokens + 2.0 * self.checked),
-            seconds=clock() - self.start,
-        )
+        book(self.policy, args, self.tokens, self.tokens, self.checked, clock() - self.start)
         self.start = clock()
         epoch = round(state.epoch)
         self.run.step({"validation_loss": metrics["eval_loss"]}, epoch, self.epochs)

@@ -14,22 +14,32 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+SIGNAL = "signal.json"
+
 
 class Exact:
-    """Mixed into TRL's trainers: what is saved is whole or passed over, and what is loaded is what was saved."""
+    """Mixed into TRL's trainers: what is saved is whole or passed over, and what is loaded is what was saved.
+
+    `signal_state` is JSON, what estimator and rule knew after the last whole step.
+    """
 
     args: Any
     state: Any
     accelerator: Any
     model: Any
+    signal_state: str | None = None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As Trainer's, but never over one that is whole: Ctrl-C after a scheduled save, then a kill, would tear it."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if broadcast_object_list([loads(folder)])[0]:
             return
-        if self.args.should_save and folder.exists():
-            shutil.rmtree(folder)
+        if self.args.should_save:
+            if folder.exists():
+                shutil.rmtree(folder)
+            if self.signal_state is not None:  # before the rest: a checkpoint that loads has it
+                folder.mkdir(parents=True)
+                (folder / SIGNAL).write_text(self.signal_state)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
@@ -37,6 +47,11 @@ class Exact:
         """As Trainer's, then the adapter once more, exactly: PEFT loads it through the base model's bfloat16."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
         load_adapter(model or self.model, Path(resume_from_checkpoint))
+
+
+def exact(trainer: type) -> Any:
+    """A trainer of TRL's, or what Unsloth has made of it, with `Exact` mixed in."""
+    return type(trainer.__name__, (Exact, trainer), {})
 
 
 def newest_checkpoint(run_dir: Path, resume: bool = True) -> Path | None:

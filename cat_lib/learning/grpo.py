@@ -10,8 +10,8 @@ be fitted to them) and full-parameter training (the paper does not say that it u
 from __future__ import annotations
 
 import copy
-import json
 import logging
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from cat_lib.learning.record import Observe, Record
+from cat_lib.learning.record import Record
 from cat_lib.learning.settings import GRPOSettings, grpo_arguments
+from cat_lib.learning.trl import GroupReward, Signal
 from cat_lib.ledger import Cost
 from cat_lib.method.signals import GOLD_SIGNALS, RUBRIC_SIGNALS, SIGNALS
 from cat_lib.models import ModelError
@@ -33,8 +34,6 @@ from cat_lib.schema import Estimator, Example, Model, RewardRule, Task
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
-
-INTERRUPTED = "interrupted.json"
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,13 @@ def train(
     rule: RewardRule,
     settings: GRPOSettings,
     run: Run,
-    resume: bool = False,
-    observe: Observe | None = None,
+    *,
+    resume: bool = True,
 ) -> Trained:
-    """Train `policy`'s adapter in place on its own rollouts. `observe` adds metrics of a rule, after its rewards.
+    """Train `policy`'s adapter in place on its own rollouts.
+
+    Estimator and rule may have `state()` and `load(state)`: what they know is kept in each checkpoint, as JSON, and
+    restored by a resume. A rule may have `tables()` and `observe(step, folder)` (`record.py`).
 
     Writes `checkpoints/`, `adapter/` and `rollouts/step_*.parquet` into the run's folder and the effective trainer
     arguments into its `config.json`. With `resume`, continues from the folder's newest checkpoint, if there is one; if
@@ -105,65 +107,35 @@ def train(
     Under `accelerate launch` every process calls this, on one file system; the first one writes (`train_entry.py`).
     Raises ValueError if the policy has no adapter or the examples are fewer than `prompts_per_step`.
     """
-    if not hasattr(policy.model, "disable_adapter"):
-        raise ValueError("the policy has no LoRA adapter: pass it through add_lora first, then take its anchor()")
+    from cat_lib.learning.session import found, require_adapter, work
+
+    require_adapter(policy)
     if len(examples) < settings.prompts_per_step:
         raise ValueError(
             f"{len(examples)} examples are fewer than prompts_per_step={settings.prompts_per_step}; "
             "add questions or lower prompts_per_step"
         )
-    from transformers import TrainerState
-
-    from cat_lib.learning.callbacks import Spending, Together
-    from cat_lib.learning.checkpoints import load_adapter, newest_checkpoint
-
     run.dataset("training", examples, task.name)
     run.tag("reward_rule", getattr(rule, "__name__", type(rule).__name__))
-    record = Record(task, examples, run, observe)
-    trainer = _trainer(policy, task, examples, estimator, rule, settings, run, record)
-    checkpoint = newest_checkpoint(run.dir, resume)
-    if checkpoint:
-        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        record.replay(trainer.state.log_history)
-    spending, together = Spending(policy.ledger, run.dir, trainer.state.global_step if checkpoint else -1), Together()
-    trainer.add_callback(spending)
-    trainer.add_callback(together)
-    try:
-        if checkpoint and trainer.state.global_step >= settings.steps:  # one more step would be trained
-            load_adapter(policy.model, checkpoint)
-        else:
-            arguments = {k: v for k, v in trainer.args.to_dict().items() if not k.endswith("hub_token")}
-            run.update_config(trainer=arguments, processes=trainer.args.world_size)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            if together.stopped:
-                raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        if together.stopped or trainer.args.world_size == 1:
-            trainer._save_checkpoint(trainer.model, trial=None)  # by all processes: it has collectives
-            saved = run.dir / "checkpoints" / f"checkpoint-{trainer.state.global_step}"
-            if run.writes:
-                spending.keep(trainer.state.global_step)
-                (saved / INTERRUPTED).write_text(json.dumps({"step": trainer.state.global_step, "of": settings.steps}))
-                print(f"interrupted: saved {saved}; resume=True continues from it", flush=True)
-            trainer.accelerator.wait_for_everyone()  # a launcher ends all once one has gone
-        raise
-    adapter = run.dir / "adapter"
-    if run.writes:
-        policy.model.save_pretrained(adapter)
-    trainer.accelerator.wait_for_everyone()  # for what the others read below
+    signal = Signal(estimator, rule)
+    record = Record(task, examples, run, signal)
+    reward = GroupReward(
+        task, examples, signal, settings.group_size, partial(policy.read, stop=task.sampling.stop), record.on_step
+    )
+    trainer = _trainer(policy, task, examples, reward, settings, run)
+    checkpoint = found(trainer, run, resume, signal)
+    record.replay(trainer.state.log_history)
+    # at the last step there is nothing left to train, and one more would be
+    ended = checkpoint is not None and trainer.state.global_step >= settings.steps
+    adapter, spent = work(trainer, policy, run, checkpoint, ended)
     history = pd.DataFrame([h for h in trainer.state.log_history if "reward" in h])
-    return Trained(history, record.tables(settings.steps), adapter, record.warnings, spending.total())
+    for name in GOLD_SIGNALS if task.verifiable else ():  # a run in which no group had both right and wrong rollouts
+        history[name] = history.get(name, math.nan)
+    return Trained(history, record.tables(settings.steps), adapter, record.warnings, spent)
 
 
 def _trainer(
-    policy: LocalModel,
-    task: Task,
-    examples: Sequence[Example],
-    estimator: Estimator,
-    rule: RewardRule,
-    settings: GRPOSettings,
-    run: Run,
-    record: Record,
+    policy: LocalModel, task: Task, examples: Sequence[Example], reward: GroupReward, settings: GRPOSettings, run: Run
 ) -> Any:
     """TRL's trainer with our rollouts, reward and log attached; Unsloth's patched one if the policy came from it."""
     import trl
@@ -171,26 +143,22 @@ def _trainer(
     from transformers import PrinterCallback
 
     from cat_lib.learning.callbacks import StepLog
+    from cat_lib.learning.checkpoints import exact
     from cat_lib.learning.shared_prompt import SharedPromptTrainer, rollouts
-    from cat_lib.learning.trl import GroupReward
 
     # an unscorable group is expected and counted; TRL would print its prompts each time
     logging.getLogger("trl.trainer.grpo_trainer").addFilter(lambda r: "functions returned None" not in r.getMessage())
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"; the pin holds it still
-    sampling = task.sampling
-    stop_ids = policy.stop_ids(sampling.stop)
     on_cpu, processes = policy.model.device.type == "cpu", int(os.environ.get("WORLD_SIZE", "1"))
-    arguments = grpo_arguments(settings, sampling, run.dir / "checkpoints", on_cpu, processes, policy.thinking)
-    read = partial(policy.read, stop=sampling.stop)
-    reward = GroupReward(task, examples, estimator, rule, settings.group_size, read, record.on_step)
-    own = policy.engine == "transformers"
-    trainer = (SharedPromptTrainer if own else trl.GRPOTrainer)(
+    arguments = grpo_arguments(settings, task.sampling, run.dir / "checkpoints", on_cpu, processes, policy.thinking)
+    stop_ids, own = policy.stop_ids(task.sampling.stop), policy.engine == "transformers"
+    trainer = (SharedPromptTrainer if own else exact(trl.GRPOTrainer))(
         model=policy.model,
         args=trl.GRPOConfig(**arguments),
         reward_funcs=[reward],
         train_dataset=Dataset.from_list([{"prompt": e.prompt, "example_id": e.id} for e in examples]),
         processing_class=policy.tokenizer,
-        rollout_func=rollouts(policy, sampling, settings.seed) if own else None,
+        rollout_func=rollouts(policy, task.sampling, settings.seed) if own else None,
     )
     if "ref" in policy.model.peft_config:  # TRL's copy of the adapter: the reference is the model without one
         policy.model.delete_adapter("ref")

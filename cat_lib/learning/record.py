@@ -1,45 +1,41 @@
-"""What a training run keeps of itself: every rollout in a file, signals by step, warnings where they are seen."""
+"""What a training run keeps of itself: every rollout in a file, signals by step, warnings where they are seen.
+
+A rule may have `tables() -> dict[str, DataFrame]`, what it knows of its last call, and `observe(step, folder) ->
+dict[str, float]`, that step's further metrics. Both are asked after the rewards, where the rule has scored.
+"""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from cat_lib.learning.trl import Rewards, Signal
 from cat_lib.method.signals import CollapseWatch, gold_signals, signals
 from cat_lib.prompts import valid
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Example, Group, Reference, Task
 
-TABLES = ("rollouts", "verdicts", "rubrics")
-Observe = Callable[[int, Path], dict[str, float]]  # (step, the run's folder) to that step's further metrics
-
 
 class Record:
     """Keeps what the reward saw: every completion in a file, signals for the log, warnings where they are seen."""
 
-    def __init__(self, task: Task, examples: Sequence[Example], run: Run, observe: Observe | None) -> None:
-        self.run, self.observe, self.task = run, observe, task
+    def __init__(self, task: Task, examples: Sequence[Example], run: Run, signal: Signal) -> None:
+        self.run, self.signal, self.task = run, signal, task
         self.golds = {e.id: e.gold for e in examples}  # for plots alone
         self.watch, self.warnings = CollapseWatch(), list[str]()
 
     def on_step(
-        self,
-        step: int,
-        groups: list[Group],
-        references: list[Reference | None],
-        rewards: list[list[float | None]],
+        self, step: int, groups: list[Group], references: list[Reference | None], rewards: Rewards
     ) -> dict[str, float]:
         """Called by the reward once its numbers are fixed; returns the step's signals."""
-        table = rollout_table(groups, references, rewards).assign(step=step)
         if self.run.writes:  # each of several processes sees all groups
-            write_step(self.run.dir, "rollouts", step, table)
-        known = signals(groups, references, rewards, self.task.verifiable)
-        if self.observe:
-            known |= self.observe(step, self.run.dir)
+            write_step(self.run.dir, "rollouts", step, rollout_table(groups, references, rewards))
+        known = signals(groups, references, rewards, self.task.verifiable) | self._observed(step)
         if not self.task.verifiable:
             return known
         if self._watch(step, known) and self.run.writes:
@@ -47,6 +43,14 @@ class Record:
             self.run.tag("collapse", self.warnings[0])
         golds = [self.golds[g.id] for g in groups]
         return known | gold_signals(groups, references, rewards, golds, self.task.correct)
+
+    def _observed(self, step: int) -> dict[str, float]:
+        rule: Any = self.signal.rule
+        if not self.signal.scored:
+            return {}
+        for name, table in rule.tables().items() if hasattr(rule, "tables") else ():
+            write_step(self.run.dir, name, step, table)
+        return dict(rule.observe(step, self.run.dir)) if hasattr(rule, "observe") else {}
 
     def _watch(self, step: int, known: dict[str, float]) -> bool:
         """Whether this step is the first to look like a collapse; a collapsed run would repeat it every step."""
@@ -65,7 +69,7 @@ class Record:
     def tables(self, steps: int) -> pd.DataFrame:
         """Join each table's steps into one file of the run, up to `steps`; returns the rollouts."""
         joined = {}
-        for name in (n for n in TABLES if (self.run.dir / n).is_dir()):
+        for name in sorted({part.parent.name for part in self.run.dir.glob("*/step_*.parquet")}):
             parts = [pd.read_parquet(p) for p in sorted((self.run.dir / name).glob("step_*.parquet"))]
             table = pd.concat(parts, ignore_index=True)
             joined[name] = table[table["step"] <= steps]
@@ -82,7 +86,7 @@ def write_step(run_dir: Path, name: str, step: int, table: pd.DataFrame) -> None
         for old in path.parent.glob(f"step_{step:05d}_rank*.parquet"):
             if int(old.stem.rpartition("rank")[2]) >= world:
                 old.unlink()
-    table.to_parquet(path, index=False)
+    table.assign(step=step).to_parquet(path, index=False)
 
 
 def rollout_table(

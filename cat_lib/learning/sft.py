@@ -1,8 +1,8 @@
 """CaT-SFT: fine-tune on the pseudo-references themselves, by cross-entropy (appendix I of the paper, eq. 12).
 
 References are made once, by the initial model, and the policy learns to write them for the question alone. It is
-TRL's SFT trainer with our prompt and stop tokens, so that a trained policy is asked as it was taught. In a file of
-its own: it shares nothing with GRPO but the adapter. Left out: packing, which this scale does not need.
+TRL's SFT trainer with our prompt and stop tokens, so that a trained policy is asked as it was taught. With GRPO it
+shares the adapter, and how a run goes on and ends (`session.py`). Left out: packing, which this scale does not need.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from cat_lib.files import write_json
-from cat_lib.learning.settings import decided
+from cat_lib.learning.settings import by_machine, decided
 from cat_lib.ledger import Cost, Ledger
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Example, Reference, Task
@@ -76,24 +76,21 @@ def finetune(
     references: Sequence[Reference | None],
     settings: SFTSettings,
     run: Run,
-    resume: bool = False,
+    *,
+    resume: bool = True,
 ) -> Tuned:
     """Train `policy`'s adapter in place on the references; the adapter of the lowest validation loss is kept.
 
-    Each epoch leaves a checkpoint in the run's folder. With `resume`, continues from the newest one, if there is one;
-    if training had ended there, its adapter is loaded and nothing is trained again.
+    Each epoch leaves a checkpoint in the run's folder, and Ctrl-C one of its step. With `resume`, continues from the
+    newest one, if there is one; if training had ended there, its adapter is loaded and nothing is trained again.
 
     A reference that is missing, or has no answer where the task's answers can be checked, teaches nothing and is left
     out. The last `validation_share` of the rest is validation: its targets are references too, no label is read.
     Raises ValueError if fewer than 4 are left or the policy has no adapter.
     """
-    if not hasattr(policy.model, "disable_adapter"):
-        raise ValueError("the policy has no LoRA adapter: pass it through add_lora first, then take its anchor()")
-    from transformers import TrainerState
+    from cat_lib.learning.session import found, require_adapter, work
 
-    from cat_lib.learning.callbacks import EpochLog, Spending
-    from cat_lib.learning.checkpoints import load_adapter, newest_checkpoint
-
+    require_adapter(policy)
     usable = [
         (e, r)
         for e, r in zip(examples, references, strict=True)
@@ -104,22 +101,11 @@ def finetune(
     rows = [_row(policy, task, example, reference) for example, reference in usable]
     held = max(1, round(settings.validation_share * len(rows)))
     trainer = _trainer(policy, rows[:-held], rows[-held:], settings, run)
-    checkpoint = newest_checkpoint(run.dir, resume)
-    lengths = [len(r["input_ids"]) for r in rows]
-    if checkpoint:
-        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    spending = Spending(policy.ledger, run.dir, trainer.state.global_step if checkpoint else -1)
-    trainer.add_callback(EpochLog(policy, run, lengths[:-held], lengths[-held:], settings.epochs))
-    trainer.add_callback(spending)  # after it: what it books is noted
-    if not _ended(_losses(trainer.state), settings):
-        run.update_config(trainer={k: v for k, v in trainer.args.to_dict().items() if not k.endswith("hub_token")})
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    load_adapter(policy.model, run.dir / "checkpoints" / Path(trainer.state.best_model_checkpoint).name)
-    adapter = run.dir / "adapter"
-    policy.model.save_pretrained(adapter)
+    checkpoint = found(trainer, run, resume)
+    adapter, spent = work(trainer, policy, run, checkpoint, _ended(_losses(trainer.state), settings))
     history = _losses(trainer.state)
     best = history.loc[history["validation_loss"].idxmin(), "epoch"]
-    return Tuned(history, float(best), len(usable), adapter, spending.total())
+    return Tuned(history, float(best), len(usable), adapter, spent)
 
 
 def _losses(state: Any) -> pd.DataFrame:
@@ -160,14 +146,11 @@ def _trainer(
     from datasets import Dataset
     from transformers import EarlyStoppingCallback, PrinterCallback
 
-    from cat_lib.learning.checkpoints import Exact
+    from cat_lib.learning.callbacks import EpochLog
+    from cat_lib.learning.checkpoints import exact
 
     on_cpu = policy.model.device.type == "cpu"
-
-    class Trainer(Exact, trl.SFTTrainer):  # type: ignore[misc]  # TRL ships no types
-        pass
-
-    trainer = Trainer(
+    trainer = exact(trl.SFTTrainer)(
         model=policy.model,
         args=trl.SFTConfig(**sft_arguments(settings, run.dir / "checkpoints", len(train), on_cpu)),
         train_dataset=Dataset.from_list(list(train)),
@@ -176,6 +159,8 @@ def _trainer(
         callbacks=[EarlyStoppingCallback(settings.patience)],
     )
     trainer.remove_callback(PrinterCallback)
+    tokens, checked = (sum(len(row["input_ids"]) for row in rows) for rows in (train, validation))
+    trainer.add_callback(EpochLog(policy, run, tokens, checked, settings.epochs))
     return trainer
 
 
@@ -183,18 +168,12 @@ def sft_arguments(settings: SFTSettings, output_dir: Path, rows: int, on_cpu: bo
     """Keyword arguments for `trl.SFTConfig`, with `rows` to train on."""
     micro = math.gcd(settings.batch_size, 8)  # bounds memory; the gradient is that of the whole batch
     steps = settings.epochs * math.ceil(rows / settings.batch_size)
-    return decided("sft") | {
-        "output_dir": str(output_dir),
+    return {
+        **decided("sft"),
+        **by_machine(output_dir, on_cpu, settings.learning_rate, settings.seed),
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
         "gradient_accumulation_steps": settings.batch_size // micro,
-        "learning_rate": settings.learning_rate,
         "warmup_steps": round(settings.warmup_ratio * steps),
-        "gradient_checkpointing": not on_cpu,
-        "bf16": not on_cpu,
-        "use_cpu": on_cpu,
-        "dataloader_pin_memory": not on_cpu,
-        "seed": settings.seed,
-        "data_seed": settings.seed,
     }

@@ -24,6 +24,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from cat_lib.learning.checkpoints import Exact
+from cat_lib.learning.trl import FACTS
 from cat_lib.models.attention import fits_window
 from cat_lib.models.local import LocalModel
 from cat_lib.models.tree import Row, common_prefix
@@ -144,6 +145,8 @@ def rollouts(policy: LocalModel, sampling: Sampling, seed: int) -> Callable[[lis
             "prompt_ids": [policy.encode(p) for p, _ in rows],
             "completion_ids": [list(c.token_ids) for _, c in rows],
             "logprobs": None,
+            "env_mask": [list(c.mask) for _, c in rows],  # TRL's name: a foreign token has no gradient
+            **{fact: [getattr(c, fact) for _, c in rows] for fact in FACTS},
         }
 
     return rollout

@@ -2,9 +2,11 @@
 
 TRL calls a reward function with the rows of one process, `num_generations` consecutive rows a prompt. It does not
 promise that a group is whole: where the rows of a process are no multiple of the group size, the groups are
-gathered from all processes first, and each process scores its share. What is logged is that of the whole step on
-every process. Synthesis happens here and not in `rollout_func`, so that it also works where
-Unsloth or vLLM make the rollouts.
+gathered from all processes first, and each process scores its share. A signal with state would come apart if each
+process showed it other groups, and what the others had seen would be lost; so the first process alone is shown all
+groups of a step, in their order, as if there were no other, and hands its state on. What is logged is that of the whole
+step on every process. Synthesis happens here and not in `rollout_func`, so that it also works where Unsloth or vLLM
+make the rollouts; what the rollout's own pass knew of it then stays None.
 
 Left out: async rewards. Collectives from another thread would hang, and the anchor is local.
 """
@@ -12,14 +14,41 @@ Left out: async rewards. Collectives from another thread would hang, and the anc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cat_lib.schema import Completion, Estimator, Example, Group, Prompt, Reference, RewardRule, Task
 from cat_lib.tasks import group_of
 
-Row = tuple[str, str, list[int]]  # example id, completion text, completion token ids
+FACTS = ("mean_logprob", "mean_entropy", "foreign")  # of a rollout, which TRL hands from rollout_func to the reward
+Row = tuple[str, str, list[int], dict[str, Any]]  # example id, completion text, completion token ids, facts
 Read = Callable[[Prompt, str, list[int]], Completion]  # prompt, text and token ids to what the policy said
-OnStep = Callable[[int, list[Group], list[Reference | None], list[list[float | None]]], dict[str, float]]
+Rewards = list[list[float | None]]
+OnStep = Callable[[int, list[Group], list[Reference | None], Rewards], dict[str, float]]
+
+
+class Signal:
+    """An estimator and a reward rule, with the state that either may keep (`state()` and `load(state)`)."""
+
+    def __init__(self, estimator: Estimator, rule: RewardRule) -> None:
+        self.estimator, self.rule = estimator, rule
+        parts: dict[str, Any] = {"estimator": estimator, "rule": rule}
+        self.keepers = {name: part for name, part in parts.items() if hasattr(part, "state")}
+        self.scored = 0  # groups of the last call in this process; the rule has observed nothing where it is 0
+
+    def __call__(self, groups: list[Group]) -> tuple[list[Reference | None], Rewards]:
+        self.scored = len(groups)
+        references = self.estimator(groups) if groups else []
+        return references, self.rule(groups, references) if groups else []
+
+    def state(self) -> dict[str, Any]:
+        """What estimator and rule would need to go on from here."""
+        return {name: part.state() for name, part in self.keepers.items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        for name, part in self.keepers.items():
+            part.load(state[name])
 
 
 class GroupReward:
@@ -32,18 +61,10 @@ class GroupReward:
     __name__ = "reward"  # TRL's metric key
 
     def __init__(
-        self,
-        task: Task,
-        examples: Sequence[Example],
-        estimator: Estimator,
-        rule: RewardRule,
-        group_size: int,
-        read: Read,
-        on_step: OnStep,
+        self, task: Task, examples: Sequence[Example], signal: Signal, group_size: int, read: Read, on_step: OnStep
     ) -> None:
         self.asked: Mapping[str, tuple[str, Prompt]] = {e.id: (e.question, e.prompt) for e in examples}
-        self.task, self.estimator, self.rule = task, estimator, rule
-        self.group_size, self.read, self.on_step = group_size, read, on_step
+        self.task, self.signal, self.group_size, self.read, self.on_step = task, signal, group_size, read, on_step
 
     def __call__(
         self,
@@ -53,41 +74,40 @@ class GroupReward:
         example_id: list[str],
         trainer_state: Any,
         log_metric: Callable[[str, float], None],
-        **_: Any,
+        **columns: Any,
     ) -> list[float | None]:
         """One reward a row, None where unscorable. Raises ValueError if a group cannot be made whole."""
         from accelerate import PartialState
-        from accelerate.utils import gather_object
+        from accelerate.utils import broadcast_object_list, gather_object
 
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        rows: list[Row] = list(zip(example_id, texts, completion_ids, strict=True))
+        known = [name for name in FACTS if name in columns]
+        facts = [{name: columns[name][i] for name in known} for i in range(len(texts))]
+        rows: list[Row] = list(zip(example_id, texts, completion_ids, facts, strict=True))
         world, local = PartialState(), len(rows)
-        split = world.num_processes > 1 and local % self.group_size != 0
-        if split:
+        rank, processes = world.process_index, world.num_processes
+        alone = processes > 1 and bool(self.signal.keepers)
+        if gathered := alone or (processes > 1 and local % self.group_size != 0):
             rows = gather_object(rows)  # rank order is row order: each process holds one contiguous slice
         groups = whole_groups(rows, self.group_size, self._group)
-        if split:
-            numbers = range(world.process_index, len(groups), world.num_processes)
-            groups = [groups[i] for i in numbers]
-        else:
-            numbers = range(world.process_index * len(groups), (world.process_index + 1) * len(groups))
-        scored = list(zip(numbers, groups, *self._score(groups), strict=True))
+        share = slice(rank, None, processes) if gathered else slice(None)  # of the groups, what is scored here
+        if alone:
+            share = slice(0 if rank else None)
+        first = 0 if gathered else rank * len(groups)
+        numbers, own = range(first, first + len(groups))[share], groups[share]
+        scored = list(zip(numbers, own, *self.signal(own), strict=True))
         scored = sorted(gather_object(scored), key=lambda item: item[0])  # one process: as it is
+        if alone:
+            self.signal.load(broadcast_object_list([self.signal.state()])[0])
         groups, references, rewards = [s[1] for s in scored], [s[2] for s in scored], [s[3] for s in scored]
         for name, value in self.on_step(trainer_state.global_step + 1, groups, references, rewards).items():
             log_metric(name, value)
         flat = [r for group in rewards for r in group]
-        return flat[world.process_index * local :][:local]
-
-    def _score(self, groups: list[Group]) -> tuple[list[Reference | None], list[list[float | None]]]:
-        if not groups:
-            return [], []
-        references = self.estimator(groups)
-        return references, self.rule(groups, references)
+        return flat[rank * local :][:local]
 
     def _group(self, id: str, chunk: Sequence[Row]) -> Group:
         question, prompt = self.asked[id]
-        rollouts = [self.read(prompt, text, ids) for _, text, ids in chunk]
+        rollouts = [replace(self.read(prompt, text, ids), **facts) for _, text, ids, facts in chunk]
         return group_of(self.task, id, question, rollouts, prompt)
 
 

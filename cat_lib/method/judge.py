@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -32,6 +32,16 @@ LONGEST = 12_000
 _HOLE = "\x00"  # stands for the criterion until the prompt is split there; `plain` takes it out of responses
 _TAGS = re.compile(r"<(/?\s*(?:reason|verdict)\s*)>", re.IGNORECASE)  # of the reply, written by a response
 _YES, _NO = ("yes", "Yes"), ("no", "No")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One pair as the judge is asked about it; `prompt` has a hole for the criterion where it is read off logits."""
+
+    response: str
+    criterion: str
+    prompt: Prompt
+    keys: tuple[str, ...]  # of the cache: one for each reply that may be asked for, or one for the score
 
 
 @dataclass(frozen=True)
@@ -63,16 +73,14 @@ class Judge:
         return f"{self.model.identity} {self.prompt}"
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        if self.prompt == "text":
-            return self._by_text(pairs)
-        scores = self._scores(list(dict.fromkeys(pairs)))
-        found = [scores[pair] for pair in pairs]
-        lost = sum(not math.isfinite(s) for s in found)
-        self.model.ledger.count(self.model.role, failures=lost)
-        return [
-            Verdict(s > self.threshold, score=s) if math.isfinite(s) else Verdict(None, f"the score is {s}")
-            for s in found
-        ]
+        asked = self._asked(pairs)
+        found = self._known(asked.values())
+        self.model.ledger.count(self.model.role, cache_hits=len(found))
+        if missing := [a for a in asked.values() if a.keys[0] not in found]:
+            found |= self._by_text(missing) if self.prompt == "text" else self._by_score(missing)
+        verdicts = [found[asked[pair].keys[0]] for pair in pairs]
+        self.model.ledger.count(self.model.role, failures=sum(v.met is None for v in verdicts))
+        return verdicts
 
     def request(self, response: str, criterion: str) -> Prompt:
         """What the judge is asked about one pair."""
@@ -81,109 +89,106 @@ class Judge:
             text = f"{text[: LONGEST // 3]} [...] {text[-2 * LONGEST // 3 :]}"
         if self.model.scores:
             (text,) = fit(self.model, [text], self.model.context // 4)
+        if self.fenced and self.prompt == "text":
+            text = _TAGS.sub(r"[\1]", text)  # a quoted verdict is none of the judge's
         if self.fenced:
-            text = (
-                _TAGS.sub(r"[\1]", text) if self.prompt == "text" else text
-            )  # a quoted verdict is none of the judge's
             text = fence(text) if self.prompt in ("chat", "text") else one_line(text)
         filled = fill(f"judge_{self.prompt}", response=text, criterion=one_line(criterion) or criterion)
         return filled if self.prompt in ("few_shot", "likelihood") else [{"role": "user", "content": filled}]
 
-    def _scores(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
-        identity, known = self.identity, dict[str, float]()
-        prompts = {response: self.request(response, _HOLE) for response, _ in pairs}
-        keys = {(r, c): key(judge=identity, prompt=prompts[r], criterion=c, index=self.index) for r, c in pairs}
-        if self.cache:
-            kept = self.cache.get(list(keys.values()))
-            known = {k: s for k, s in kept.items() if isinstance(s, float) and math.isfinite(s)}
-            self.model.ledger.count(self.model.role, cache_hits=len(known))
-        missing: dict[str, list[str]] = {}
-        for response, criterion in pairs:
-            if keys[response, criterion] not in known:
-                missing.setdefault(response, []).append(criterion)
-        if missing:
-            fresh = self._score(missing)
-            known |= {keys[pair]: score for pair, score in fresh.items()}
-            if self.cache:
-                self.cache.put({keys[pair]: score for pair, score in fresh.items() if math.isfinite(score)})
-        return {pair: known[keys[pair]] for pair in pairs}
+    def _asked(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Asked]:
+        identity, text = self.identity, self.prompt == "text"
+        heads = {r: self.request(r, _HOLE) for r in (() if text else dict.fromkeys(r for r, _ in pairs))}
+        draws = [{"sampling": asdict(self._draw(a)), "index": [self.index, a]} for a in range(self.attempts)]
+        asked = {}
+        for response, criterion in dict.fromkeys(pairs):
+            prompt = self.request(response, criterion) if text else heads[response]
+            ways: list[dict[str, Any]] = draws if text else [{"criterion": criterion, "index": self.index}]
+            keys = tuple(key(judge=identity, prompt=prompt, **way) for way in ways)
+            asked[response, criterion] = _Asked(response, criterion, prompt, keys)
+        return asked
 
-    def _score(self, missing: dict[str, list[str]]) -> dict[tuple[str, str], float]:
-        rows = dict(missing)
-        if self.prompt == "likelihood":  # how likely each criterion is anyway
-            rows["-"] = list(dict.fromkeys([*rows.get("-", []), *(c for cs in missing.values() for c in cs)]))
+    def _known(self, asked: Iterable[_Asked]) -> dict[str, Verdict]:
+        """The verdicts that the cache holds, by first key. An entry without one counts as absent, whatever it is."""
+        places = {k: a.keys[0] for a in asked for k in a.keys}
+        kept = self.cache.get(list(places)) if self.cache else {}
+        known = dict[str, Verdict]()
+        for place in (p for p in places if p in kept):
+            match kept[place]:
+                case float(score) if math.isfinite(score):
+                    known.setdefault(places[place], self._verdict(score))
+                case [str(text), "stop"] if (verdict := parse(Completion(text, (), "stop"))).met is not None:
+                    known.setdefault(places[place], verdict)
+        return known
+
+    def _keep(self, entries: dict[str, Any]) -> None:
+        if self.cache and entries:
+            self.cache.put(entries)
+
+    def _verdict(self, score: float) -> Verdict:
+        known = math.isfinite(score)
+        return Verdict(score > self.threshold, score=score) if known else Verdict(None, f"the score is {score}")
+
+    def _by_score(self, missing: Sequence[_Asked]) -> dict[str, Verdict]:
+        rows, prompts = dict[str, list[str]](), {a.response: a.prompt for a in missing}
+        for a in missing:
+            rows.setdefault(a.response, []).append(a.criterion)
+        likelihood = self.prompt == "likelihood"
+        if likelihood:  # how likely each criterion is anyway
+            rows["-"] = list(dict.fromkeys([*rows.get("-", []), *(c for cs in rows.values() for c in cs)]))
+            prompts["-"] = self.request("-", _HOLE)
         heads, branches = [], []
         for response, criteria in rows.items():
-            head, after = self._split(response)
+            head, after = self._split(prompts[response])
             heads.append(head)
             branches.append([f" {one_line(c) or '-'}{after}" for c in criteria])
-        words = (
-            ()
-            if self.prompt == "likelihood"
-            else tuple(("" if self.prompt == "chat" else " ") + w for w in (*_YES, *_NO))
-        )
+        space = "" if self.prompt == "chat" else " "
+        words = () if likelihood else tuple(space + w for w in (*_YES, *_NO))
         scored = self.model.score(heads, branches, words)
-        found = {
+        read = {
             (r, c): _log_odds(numbers) if words else numbers[0]
             for (r, cs), row in zip(rows.items(), scored, strict=True)
             for c, numbers in zip(cs, row, strict=True)
         }
-        if words:
-            return found
-        return {(r, c): found[r, c] - found["-", c] for r, cs in missing.items() for c in cs}
+        firsts = {(a.response, a.criterion): a.keys[0] for a in missing}
+        found = {
+            firsts[r, c]: score - (read["-", c] if likelihood else 0.0)
+            for (r, c), score in read.items()
+            if (r, c) in firsts
+        }
+        self._keep({first: score for first, score in found.items() if math.isfinite(score)})
+        return {first: self._verdict(score) for first, score in found.items()}
 
-    def _split(self, response: str) -> tuple[list[int], str]:
+    def _split(self, request: Prompt) -> tuple[list[int], str]:
         """The tokens before the criterion, and the text after it up to where the answer stands."""
-        request = self.request(response, _HOLE)
         return (self.model if isinstance(request, str) else self.model.direct()).split(request, _HOLE)
 
-    def _by_text(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        requests = [self.request(*pair) for pair in pairs]
-        prompts = {self._key(p, 0): p for p in requests}  # each once
-        verdicts = self._known(prompts)
-        self.model.ledger.count(self.model.role, cache_hits=len(verdicts))
-        pending = [k for k in prompts if k not in verdicts]
+    def _by_text(self, missing: Sequence[_Asked]) -> dict[str, Verdict]:
+        verdicts = dict[str, Verdict]()
+        pending = list({a.keys[0]: a for a in missing}.values())  # pairs that come to the same are judged once
         for attempt in range(self.attempts):
             if not pending:
                 break
-            replies = self._ask([prompts[k] for k in pending], attempt)
-            verdicts |= {k: parse(reply) for k, reply in zip(pending, replies, strict=True)}
+            replies = self._ask(pending, attempt)
+            verdicts |= {a.keys[0]: parse(reply) for a, reply in zip(pending, replies, strict=True)}
             # a malformed reply may come right; the endpoint has retried its own failures
-            again = [k for k, r in zip(pending, replies, strict=True) if isinstance(r, Completion)]
-            pending = [k for k in again if verdicts[k].met is None]
-        found = [verdicts[self._key(p, 0)] for p in requests]
-        self.model.ledger.count(self.model.role, failures=sum(v.met is None for v in found))
-        return found
+            again = [a for a, reply in zip(pending, replies, strict=True) if isinstance(reply, Completion)]
+            pending = [a for a in again if verdicts[a.keys[0]].met is None]
+        return verdicts
 
     def _draw(self, attempt: int) -> Sampling:
         """How the n-th reply is drawn: a greedy one that was malformed would come again, so later ones are sampled."""
         temperature = self.sampling.temperature if attempt == 0 else max(0.7, self.sampling.temperature)
         return replace(self.sampling, temperature=temperature, seed=self.sampling.seed + 1000 * self.index + attempt)
 
-    def _key(self, prompt: Prompt, attempt: int) -> str:
-        drawn = asdict(self._draw(attempt))
-        return key(judge=self.identity, prompt=prompt, sampling=drawn, index=[self.index, attempt])
-
-    def _known(self, prompts: dict[str, Prompt]) -> dict[str, Verdict]:
-        """The verdicts that the cache holds. An entry that gives none counts as absent, whatever it is."""
-        if not self.cache:
-            return {}
-        places = {self._key(p, a): first for first, p in prompts.items() for a in range(self.attempts)}
-        known = dict[str, Verdict]()
-        for place, entry in self.cache.get(list(places)).items():
-            match entry:
-                case [str(text), "stop"] if (verdict := parse(Completion(text, (), "stop"))).met is not None:
-                    known.setdefault(places[place], verdict)
-        return known
-
-    def _ask(self, prompts: Sequence[Prompt], attempt: int) -> Sequence[Completion | AnswerError]:
+    def _ask(self, asked: Sequence[_Asked], attempt: int) -> Sequence[Completion | AnswerError]:
         """One reply each. Those with a verdict are kept as they come: an interrupt loses nothing that was paid."""
 
         def keep(i: int, reply: Completion) -> None:
-            if self.cache and parse(reply).met is not None:
-                self.cache.put({self._key(prompts[i], attempt): [reply.text, reply.finish]})
+            if parse(reply).met is not None:
+                self._keep({asked[i].keys[attempt]: [reply.text, reply.finish]})
 
-        return self.model.attempt(prompts, self._draw(attempt), keep)
+        return self.model.attempt([a.prompt for a in asked], self._draw(attempt), keep)
 
 
 def parse(reply: Completion | AnswerError) -> Verdict:

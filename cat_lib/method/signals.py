@@ -1,8 +1,8 @@
 """How good the training signal is, step by step, and a watch for the way it usually breaks.
 
 `label_accuracy`, `reward_accuracy` and `rollout_accuracy` read the gold answers, for plots alone: they are computed
-here, after the rewards, and nothing reads them back. Names and formulas of the first two are TTRL's
-(arXiv 2504.16084, `ttt_metrics.py`).
+here, after the rewards, and nothing reads them back. `label_accuracy` is TTRL's (arXiv 2504.16084, `ttt_metrics.py`);
+`reward_accuracy` is our own: theirs counts rewards that equal gold's, which means nothing for a fraction.
 """
 
 from __future__ import annotations
@@ -65,19 +65,34 @@ def gold_signals(
 ) -> dict[str, float]:
     """What only the gold answers tell, for plots alone; `correct` is the task's comparison of answer and gold.
 
-    `label_accuracy`: share of references with the right answer (none counts as wrong). `reward_accuracy`: share of
-    scored rollouts whose reward is the one gold would give. `rollout_accuracy`: share of right rollouts (TTRL's
+    `label_accuracy`: share of references with the right answer (none counts as wrong). `reward_accuracy`: see
+    the function. `rollout_accuracy`: share of right rollouts (TTRL's
     ground_truth_ratio). `pass_at_n`: share of groups with a right rollout (TTRL's pass@N).
     """
     right = [[correct(a, gold) for a in group.answers] for group, gold in zip(groups, golds, strict=True)]
-    scored = [(r, g) for rs, gs in zip(rewards, right, strict=True) for r, g in zip(rs, gs, strict=True)]
+    ordered = reward_accuracy(rewards, right)
     shares: dict[str, Sequence[float]] = {
         "label_accuracy": [correct(r.answer if r else None, g) for r, g in zip(references, golds, strict=True)],
-        "reward_accuracy": [r == float(g) for r, g in scored if r is not None],
-        "rollout_accuracy": [g for _, g in scored],
+        "reward_accuracy": [] if ordered is None else [ordered],
+        "rollout_accuracy": [g for group in right for g in group],
         "pass_at_n": [any(group) for group in right],
     }
     return {name: fmean(values) for name, values in shares.items() if values}
+
+
+def reward_accuracy(rewards: Rewards, right: Sequence[Sequence[bool]]) -> float | None:
+    """How well rewards of any kind order a group's rollouts: the chance that a right one has more than a wrong one.
+
+    Over all pairs of a right and a wrong rollout of one group, both scored: the share in which the right one has the
+    larger reward, a tie counting half; the mean over the groups that have such a pair, or None. A coin has 0.5.
+    """
+    shares = []
+    for group, known in zip(rewards, right, strict=True):
+        scored = [(r, g) for r, g in zip(group, known, strict=True) if r is not None]
+        pairs = [(good, bad) for good, g in scored if g for bad, b in scored if not b]
+        if pairs:
+            shares.append(fmean((good > bad) + (good == bad) / 2 for good, bad in pairs))
+    return fmean(shares) if shares else None
 
 
 def answer_dependence(answers: Iterable[Sequence[str | None]]) -> float:

@@ -83,7 +83,7 @@ import json, os, sys
 from types import SimpleNamespace
 from accelerate import PartialState
 from cat_lib.method.estimators.voting import majority
-from cat_lib.learning.trl import GroupReward
+from cat_lib.learning.trl import GroupReward, Signal
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.schema import Completion
 from cat_lib.tasks.arithmetic import Arithmetic
@@ -95,11 +95,14 @@ rows = [(e.id, f"{e.question[8:-1]} = {v}") for e, vs in zip(examples, [[1, 1, 2
         for v in vs]
 share = len(rows) // state.num_processes
 mine = rows[state.process_index * share :][:share]
-reward = GroupReward(task, examples, majority, verifiable, 4, lambda _, text, ids: Completion(text, tuple(ids), "stop"),
-                     lambda *a: {"groups": float(len(a[1]))})
+reward = GroupReward(task, examples, Signal(majority, verifiable), 4,
+                     lambda _, text, ids: Completion(text, tuple(ids), "stop"),
+                     lambda *a: {"groups": float(len(a[1])),
+                                 "logprobs": [r.mean_logprob for g in a[1] for r in g.rollouts]})
 logged = {}
 out = reward(prompts=[], completions=[t for _, t in mine], completion_ids=[[9]] * share,
-             example_id=[i for i, _ in mine], trainer_state=SimpleNamespace(global_step=0),
+             example_id=[i for i, _ in mine], mean_logprob=[-1.0 * rows.index(row) for row in mine],
+             trainer_state=SimpleNamespace(global_step=0),
              log_metric=logged.__setitem__)
 with open(f"{sys.argv[1]}.{state.num_processes}.{state.process_index}", "w") as f:
     json.dump([out, logged], f)
@@ -122,7 +125,8 @@ state.destroy_process_group()  # left to the interpreter's end, its threads may 
     ((whole, _),) = run(1)
     halves = run(2)
     assert halves[0][0] + halves[1][0] == whole == [1, 1, 0, 1, 0, 1, 1, 1, 1, 1, 1, 0]
-    assert halves[0][1] == {"groups": 3.0}
+    first_of_its_text = [0, 0, -2, 0, -4, -5, -5, -5, -8, -8, -8, -11]
+    assert halves[0][1] == {"groups": 3.0, "logprobs": first_of_its_text}  # each rollout's own fact stays with it
 
 
 def changed(path: Path, **metadata: object) -> Path:

@@ -52,7 +52,7 @@ examples = task.examples("train", None, 0)
 rule = RubricReward(Judge(EndpointModel("m", sys.argv[1]), "text"), physician(examples), max_failed=1.0)
 settings = GRPOSettings(steps=4, group_size=2, prompts_per_step=2, prompts_per_micro_batch=2, learning_rate=1e-4,
                         lora_rank=4, save_steps=50)
-train(tiny_policy(), task, examples, none, rule, settings, Run(Path(sys.argv[2])), resume=True, observe=rule.observe)
+train(tiny_policy(), task, examples, none, rule, settings, Run(Path(sys.argv[2])))
 """
 
 

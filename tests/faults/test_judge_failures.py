@@ -43,7 +43,7 @@ def run_with(share: float, folder):
     policy = add_lora(load_model("embedded"), 4, 0)
     examples = TASK.examples("train", None, 0)
     rule = RubricReward(failing(share), physician(examples))
-    return train(policy, TASK, examples, none, rule, SETTINGS, tracking.Run(folder), observe=rule.observe)
+    return train(policy, TASK, examples, none, rule, SETTINGS, tracking.Run(folder))
 
 
 def test_with_30_percent_of_calls_failing_training_goes_on_and_nothing_is_scored_0_for_it(tmp_path):
@@ -93,7 +93,7 @@ def test_a_resume_of_rubrics_written_once_a_question_changes_nothing(tmp_path):
     def trained(folder):
         rule = RubricReward(judge, from_question(Proposer(Drawing(), attempts=1), folder / "rubrics.jsonl"))
         run = tracking.Run(folder)
-        return train(tiny_policy(), TASK, examples, none, rule, settings, run, resume=True, observe=rule.observe)
+        return train(tiny_policy(), TASK, examples, none, rule, settings, run)
 
     whole = trained(tmp_path / "whole")
     for calls in (2, 3):

@@ -26,7 +26,7 @@ from cat_lib.suites import preflight
 
 pytestmark = pytest.mark.fault
 
-# Two steps on rollouts that depend on their row in the whole step alone. argv: folder, prompts, micro
+# Two steps on rollouts that depend on their row in the whole step alone. argv: folder, prompts, micro, rule
 FIXED = """
 import json, sys
 from pathlib import Path
@@ -92,11 +92,32 @@ def made(*args):
     return trainer
 cat_lib.learning.grpo._trainer = made
 
+class Counting:  # its rewards hang on how many groups it has seen before
+    seen = 0
+
+    def __call__(self, groups, references):
+        rewards = []
+        for group in groups:
+            self.seen += 1
+            rewards.append([float(self.seen * (i + 3) % 5) for i in range(len(group.rollouts))])
+        return rewards
+
+    def state(self):
+        return {"seen": self.seen}
+
+    def load(self, state):
+        self.seen = state["seen"]
+
+    def observe(self, step, folder):
+        return {"groups_seen": self.seen}
+
+rule = Counting() if sys.argv[4] == "counting" else verifiable
 settings = GRPOSettings(steps=2, group_size=4, prompts_per_step=prompts, prompts_per_micro_batch=micro,
                         learning_rate=1e-2, beta=0.1, lora_rank=4)
-trained = train(policy, task, examples, majority, verifiable, settings, Run(folder))
+trained = train(policy, task, examples, majority, rule, settings, Run(folder))
 spent = {role: [cost.tokens, cost.flops] for role, cost in trained.spent.items()}
-out = {"seen": seen, "gradients": gradients, "history": trained.history.to_dict("list"), "spent": spent}
+out = {"state": getattr(rule, "seen", None), "seen": seen, "gradients": gradients, "spent": spent}
+out = out | {"history": trained.history.to_dict("list")}
 (folder / f"out.{state.process_index}.json").write_text(json.dumps(out))
 state.destroy_process_group()
 """
@@ -108,13 +129,13 @@ def _port() -> int:
         return int(free.getsockname()[1])
 
 
-def _start(script: Path, folder: Path, prompts: int, micro: int, world: int) -> list[subprocess.Popen[bytes]]:
+def _start(script: Path, folder: Path, world: int, *given: object) -> list[subprocess.Popen[bytes]]:
     ranks: list[dict[str, str]] = [{}]
     if world > 1:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "WORLD_SIZE": str(world)}
         ranks = [place | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world)]
     folder.mkdir()
-    words = [sys.executable, str(script), str(folder), str(prompts), str(micro)]
+    words = [sys.executable, str(script), str(folder), *map(str, given)]
     return [subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"} | rank) for rank in ranks]
 
 
@@ -125,15 +146,21 @@ def _result(folder: Path, world: int) -> tuple[list, dict, pd.DataFrame, dict[st
     return seen, outs[0], rollouts, load_file(folder / "adapter/adapter_model.safetensors")
 
 
-@pytest.mark.parametrize(("prompts", "micro"), [(3, 3), (4, 4)], ids=["split groups", "whole groups"])
-def test_two_processes_train_as_one_does(tmp_path, prompts, micro):
+@pytest.mark.parametrize(
+    ("prompts", "micro", "rule"),
+    [(3, 3, "verifiable"), (4, 4, "verifiable"), (4, 4, "counting")],
+    ids=["split groups", "whole groups", "a rule with state"],
+)
+def test_two_processes_train_as_one_does(tmp_path, prompts, micro, rule):
     script = tmp_path / "fixed.py"
     script.write_text(FIXED)
-    started = [_start(script, tmp_path / str(w), prompts, micro, w) for w in (1, 2)]
+    started = [_start(script, tmp_path / str(w), w, prompts, micro, rule) for w in (1, 2)]
     assert [[p.wait(120) for p in processes] for processes in started] == [[0], [0, 0]]
     (seen1, one, rollouts1, adapter1), (seen2, two, rollouts2, adapter2) = (
         _result(tmp_path / str(w), w) for w in (1, 2)
     )
+    states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("*/out.*.json")]
+    assert states == [2 * prompts if rule == "counting" else None] * 3  # the same on all processes
     assert [s[:3] for s in seen1] == [s[:3] for s in seen2]  # the same rows, in the same order
     assert len(seen1) == 2 * prompts * 4
     advantages = [torch.tensor([s[3] for s in seen]) for seen in (seen1, seen2)]

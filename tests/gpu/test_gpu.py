@@ -24,7 +24,7 @@ def test_one_step(engine, tmp_path):
         pytest.skip("unsloth is not installed")
     task = Arithmetic()
     policy = add_lora(load_model("embedded", engine), 8, 0)
-    estimator = synthesis(policy.anchor(), task.extract, task.synthesis_prompt, 16)
+    estimator = synthesis(policy.anchor(), task)
     settings = GRPOSettings(steps=1, prompts_per_step=4, lora_rank=8)
     trained = train(policy, task, task.examples("train", 8, 0), estimator, verifiable, settings, Run(tmp_path))
     assert len(trained.rollouts) == 32

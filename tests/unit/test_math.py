@@ -439,7 +439,7 @@ def test_a_lost_answer_has_no_reward_and_is_counted():
 class Writer:
     """An anchor that writes one text."""
 
-    context = 1_000
+    context = 10_000
 
     def __init__(self, text, finish="stop"):
         self.written = said(text, finish)
@@ -465,9 +465,9 @@ class Writer:
 def test_a_synthesis_that_quotes_boxes_answers_in_its_last(text, answer):
     task = MathTask("math500", [])
     group = group_of(task, "1", "q", [said(r"\boxed{7}"), said(r"\boxed{5}")])
-    (reference,) = synthesis(Writer(text), task.extract, "reasoning", 64)([group])
+    (reference,) = synthesis(Writer(text), task)([group])
     assert (reference.answer, reference.text) == (answer, text)
-    (cut,) = synthesis(Writer(text, "length"), task.extract, "reasoning", 64)([group])
+    (cut,) = synthesis(Writer(text, "length"), task)([group])
     assert cut.answer is None
 
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from cat_lib.learning.trl import GroupReward, whole_groups
+from cat_lib.learning.trl import GroupReward, Signal, whole_groups
 from cat_lib.method.estimators.synthesis import synthesis, synthesis_prompt
 from cat_lib.method.estimators.voting import agreement, majority
 from cat_lib.method.rewards.verifiable import verifiable
-from cat_lib.method.signals import CollapseWatch, answer_dependence, gold_signals, signals
+from cat_lib.method.signals import CollapseWatch, answer_dependence, gold_signals, reward_accuracy, signals
 from cat_lib.models.fitting import fit
 from cat_lib.prompts import fence, fill, one_line
 from cat_lib.schema import Completion, Group, Reference
@@ -148,10 +148,10 @@ def test_synthesis_of_a_huge_group_fits_the_context(embedded):
 
 
 def test_synthesis_reads_an_agreeing_group(embedded):
-    (reference,) = synthesis(embedded.anchor(), TASK.extract, "few_shot", 16)([said(*["2 + 5 = 7"] * 8)])
+    (reference,) = synthesis(embedded.anchor(), TASK)([said(*["2 + 5 = 7"] * 8)])
     assert (reference.answer, reference.estimator) == ("7", "synthesis")
     with pytest.raises(ValueError, match="allowed are reasoning"):
-        synthesis(embedded, TASK.extract, "poem", 16)
+        synthesis(embedded, TASK, "poem")
 
 
 # rewards
@@ -173,7 +173,7 @@ def adapter(examples, record=None, size=2):
     def read(prompt, text, ids):
         return Completion(text, tuple(ids), "stop" if ids[-1] == 9 else "length")
 
-    return GroupReward(TASK, examples, majority, verifiable, size, read, on_step)
+    return GroupReward(TASK, examples, Signal(majority, verifiable), size, read, on_step)
 
 
 def call(reward, ids, texts, last=9):
@@ -202,7 +202,7 @@ def test_adapter_refuses_broken_groups():
     with pytest.raises(ValueError, match="whole groups of 2"):
         call(adapter([a]), [a.id] * 3, [""] * 3)
     with pytest.raises(ValueError, match="rows 2 to 3"):
-        whole_groups([("a", "", [])] * 3 + [("b", "", [])], 2, lambda id, rows: None)
+        whole_groups([("a", "", [], {})] * 3 + [("b", "", [], {})], 2, lambda id, rows: None)
 
 
 def test_gold_cannot_reach_a_reward():
@@ -232,9 +232,26 @@ def test_signals_on_hand_made_groups():
     assert known["zero_variance"] == 0.5
     gold = gold_signals(groups, references, rewards, ["7", "3", "1"], TASK.correct)
     assert gold["label_accuracy"] == pytest.approx(1 / 3)
-    # gold rewards of group 1 are 1 1 0 0, given are 0 0 1 0: one of four agrees; group 2 agrees wholly
-    assert gold["reward_accuracy"] == pytest.approx(5 / 8)
+    # group 1: two right rollouts with 0 0, two wrong ones with 1 0; of four pairs two are turned round, two tie.
+    # Groups 2 and 3 have no pair of a right and a wrong rollout that are scored
+    assert gold["reward_accuracy"] == pytest.approx(1 / 4)
     assert gold["rollout_accuracy"] == pytest.approx(6 / 12)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "right", "expected"),
+    [
+        ([[0.9, 0.2, 0.4]], [[True, False, False]], 1.0),
+        ([[-1.0, -0.2, 0.4]], [[True, False, False]], 0.0),  # rewards of any size, below zero as well
+        ([[0.5, 0.5, 0.1]], [[True, False, False]], 0.75),  # one tie, one as gold orders them
+        ([[None, 0.5, 0.1]], [[True, True, False]], 1.0),  # what is unscorable is in no pair
+        ([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], [[True, False], [True, False], [True, True]], 0.5),  # a mean of groups
+        ([[1.0, 0.0], [None, 1.0]], [[True, True], [True, False]], None),
+        ([], [], None),
+    ],
+)
+def test_reward_accuracy_is_the_share_of_pairs_that_a_reward_orders_as_gold_does(rewards, right, expected):
+    assert reward_accuracy(rewards, right) == expected
 
 
 def test_answer_dependence_is_mutual_information():

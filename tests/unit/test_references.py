@@ -8,11 +8,13 @@ from statistics import fmean
 
 import pytest
 
+from cat_lib import experiment
 from cat_lib.learning.grpo import add_lora, train
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.measuring.evaluation import sample_groups
-from cat_lib.method.estimators import NAMES, estimators, voting
+from cat_lib.method.estimators import voting
 from cat_lib.method.estimators.likelihood import min_ppl, mutual_predictability, self_bon
+from cat_lib.method.estimators.synthesis import of_first, synthesis
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.method.signals import gold_signals, signals
 from cat_lib.runs.tracking import Run
@@ -22,6 +24,16 @@ from cat_lib.tasks import group_of
 from cat_lib.tasks.arithmetic import Arithmetic, LenientArithmetic
 
 TASK = Arithmetic()
+MAKERS = {
+    "single": lambda anchor, golds: voting.single,
+    "majority": lambda anchor, golds: voting.majority,
+    "self_bon": lambda anchor, golds: self_bon(anchor, TASK.synthesis_prompt),
+    "min_ppl": lambda anchor, golds: min_ppl(anchor),
+    "mutual_predictability": lambda anchor, golds: mutual_predictability(anchor),
+    "synthesis_1": lambda anchor, golds: of_first(synthesis(anchor, TASK)),
+    "synthesis": lambda anchor, golds: synthesis(anchor, TASK),
+    "gold": lambda anchor, golds: voting.gold(golds),
+}
 
 
 def asked(*texts: str) -> Group:
@@ -37,7 +49,8 @@ def groups(embedded):
 
 def test_every_estimator_gives_one_reference_a_group_and_only_gold_reads_gold(embedded, groups):
     lies = {g.id: "123456" for g in groups}
-    for name, estimate in estimators(NAMES, embedded.anchor(), TASK, lies).items():
+    for name, make in MAKERS.items():
+        estimate = make(embedded.anchor(), lies)
         references = estimate(groups)
         assert len(references) == len(groups)
         assert [r.answer == "123456" for r in references if r] == [name == "gold"] * len(references)
@@ -90,22 +103,22 @@ def test_empty_rollouts_are_never_picked_and_none_is_left_where_all_are(embedded
 
 def test_a_group_without_any_answer_is_unscorable_whoever_reads_it(embedded):
     group = asked(" the answer is ten", " who knows")
-    for name, estimate in estimators(["single", "majority", "self_bon", "min_ppl"], embedded.anchor(), TASK).items():
+    for name in ("single", "majority", "self_bon", "min_ppl"):
+        estimate = MAKERS[name](embedded.anchor(), {})
         assert verifiable([group], estimate([group])) == [[None, None]], name
 
 
 @pytest.mark.parametrize(
-    ("names", "golds", "message"),
+    ("names", "message"),
     [
-        (["majorty"], None, "allowed are single, majority"),
-        (["majority", "majority"], None, "each once"),
-        ([], None, "an empty list"),
-        (["gold"], None, "reads labels"),
+        (["majorty"], "allowed are single, majority"),
+        (["majority", "majority"], "each once"),
+        ([], "an empty list"),
     ],
 )
-def test_names_that_cannot_be_used_are_refused(embedded, names, golds, message):
+def test_names_that_cannot_be_used_are_refused(names, message):
     with pytest.raises(ValueError, match=message):
-        estimators(names, embedded, TASK, golds)
+        experiment.check({"task": "arithmetic", "split": "heldout", "estimators": names})
 
 
 @pytest.mark.parametrize("name", ["single", "self_bon", "min_ppl", "mutual_predictability", "synthesis_1", "gold"])
@@ -114,7 +127,7 @@ def test_each_is_a_training_signal(name, tmp_path):
 
     policy = add_lora(load_model("embedded"), 4, 0)
     questions = TASK.examples("train", 4, 0)
-    teacher = estimators([name], policy.anchor(), TASK, {e.id: e.gold for e in questions})[name]
+    teacher = MAKERS[name](policy.anchor(), {e.id: e.gold for e in questions})
     settings = GRPOSettings(
         steps=1, group_size=4, prompts_per_step=4, prompts_per_micro_batch=2, learning_rate=1e-3, lora_rank=4
     )
@@ -153,8 +166,8 @@ def test_ttrl_metrics_follow_their_definitions_with_ties_gaps_and_other_notation
     assert gold["label_accuracy"] == pytest.approx(1 / 4)
     assert gold["rollout_accuracy"] == pytest.approx((2 + 2) / 16)  # ground_truth_ratio
     assert gold["pass_at_n"] == pytest.approx(2 / 4)
-    # scored rollouts: all 4, none of the tie's 4, none of the last 4 agree with gold's rewards
-    assert gold["reward_accuracy"] == pytest.approx(4 / 12)
+    # all pairs as gold has them, then the tie's all turned round; the others have no right and wrong that are scored
+    assert gold["reward_accuracy"] == pytest.approx((1 + 0) / 2)
 
 
 def test_careless_reading_takes_the_last_number_of_a_cut_text():

@@ -400,7 +400,7 @@ def test_model_as_judge_asks_for_the_same_meaning_as_the_reference():
     assert rule([group("a", "b")], [None]) == [[None, None]]
 
 
-def test_what_was_judged_is_written_with_its_metrics(tmp_path):
+def test_what_was_judged_is_told_with_its_metrics(tmp_path):
     proposal = replace(rules.Proposal(rubric(1, 1)), duplicates=2)
     rule = RubricReward(lambda pairs: [Verdict(r == "b") for r, _ in pairs], lambda g, r: [proposal])
     rule([group("a", "b", "b", "b")], [None])
@@ -408,7 +408,7 @@ def test_what_was_judged_is_written_with_its_metrics(tmp_path):
     assert metrics["met_share"] == 0.75
     assert metrics["verdict_agreement"] == 0.75
     assert (metrics["rubric_duplicates"], metrics["rubric_missing"], metrics["verdict_failed"]) == (2.0, 0.0, 0.0)
-    assert {p.parent.name for p in tmp_path.glob("*/step_00003_rank0.parquet")} == {"verdicts", "rubrics"}
+    assert {name: len(table) for name, table in rule.tables().items()} == {"verdicts": 8, "rubrics": 2}
 
 
 def test_hostile_text_never_makes_a_rubric_by_accident():

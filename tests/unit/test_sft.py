@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import tiny_policy
 
+from cat_lib.learning.callbacks import EpochLog
 from cat_lib.learning.grpo import add_lora
 from cat_lib.learning.sft import SFTSettings, _ended, _row, finetune, kept_references
 from cat_lib.ledger import Cost, Ledger
@@ -89,7 +92,7 @@ def test_a_resumed_run_ends_as_the_undisturbed_one_and_an_ended_one_is_not_train
 
     def tune(run, resume=False):
         policy = add_lora(load_model("embedded"), 8, 0)
-        tuned = finetune(policy, TASK, QUESTIONS, targets, settings, run, resume)
+        tuned = finetune(policy, TASK, QUESTIONS, targets, settings, run, resume=resume)
         return tuned, load_file(tuned.adapter / "adapter_model.safetensors"), policy
 
     whole, adapter, _ = tune(Run(tmp_path / "whole"))
@@ -105,6 +108,29 @@ def test_a_resumed_run_ends_as_the_undisturbed_one_and_an_ended_one_is_not_train
     assert "update" not in policy.ledger.roles
     assert ended.spent["update"] == resumed.spent["update"]
     assert ended.history.equals(whole.history)
+
+
+def test_ctrl_c_inside_an_epoch_saves_its_step_and_the_resume_ends_as_the_undisturbed_run(tmp_path, monkeypatch):
+    settings = SFTSettings(epochs=3, batch_size=4, learning_rate=2e-3, patience=3)
+
+    def tune(folder):
+        tuned = finetune(tiny_policy(), TASK, QUESTIONS, references(QUESTIONS), settings, Run(folder))
+        return tuned, load_file(tuned.adapter / "adapter_model.safetensors")
+
+    def interrupt(self, args, state, control, **_):
+        if state.global_step == 6:  # of four steps an epoch
+            raise KeyboardInterrupt
+
+    whole, adapter = tune(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochLog, "on_step_begin", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tune(tmp_path / "parts")
+    saved = tmp_path / "parts/checkpoints/checkpoint-6"
+    assert json.loads((saved / "interrupted.json").read_text()) == {"step": 6, "of": 12}
+    resumed, again = tune(tmp_path / "parts")
+    assert resumed.history.equals(whole.history)
+    assert all(torch.equal(again[name], value) for name, value in adapter.items())
 
 
 def test_references_are_made_once_a_run(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import tiny_policy
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 
@@ -16,11 +18,12 @@ from cat_lib.learning.callbacks import Spending, StepLog
 from cat_lib.learning.checkpoints import newest_checkpoint
 from cat_lib.learning.grpo import add_lora, train
 from cat_lib.learning.settings import GRPOSettings, grpo_arguments
-from cat_lib.learning.shared_prompt import Tree
+from cat_lib.learning.shared_prompt import SharedPromptTrainer, Tree
 from cat_lib.ledger import Ledger
-from cat_lib.method.estimators.voting import majority
+from cat_lib.method.estimators.voting import majority, none
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import load_model
+from cat_lib.models.local import LocalModel
 from cat_lib.runs.tracking import Run
 from cat_lib.tasks.arithmetic import Arithmetic
 
@@ -90,6 +93,12 @@ def test_settings_that_cannot_work_are_refused(change, message):
         GRPOSettings(**change)
 
 
+def test_settings_are_taken_from_parameters_by_name():
+    given = {"steps": 3, "group_size": 4, "model": "embedded", "seed": 1}
+    assert GRPOSettings.of(given, seed=2) == GRPOSettings(steps=3, group_size=4, seed=2)
+    assert GRPOSettings.of(iter(given.items())) == GRPOSettings(steps=3, group_size=4, seed=1)
+
+
 def _train(folder, steps, resume=False, estimator=majority, questions=8):
     task = Arithmetic()
     policy = add_lora(load_model("embedded"), 4, 0)
@@ -97,9 +106,8 @@ def _train(folder, steps, resume=False, estimator=majority, questions=8):
         steps=steps, group_size=4, prompts_per_step=2, prompts_per_micro_batch=2, learning_rate=1e-3, lora_rank=4,
         save_steps=2,
     )  # fmt: skip
-    return train(
-        policy, task, task.examples("train", questions, 0), estimator, verifiable, settings, Run(folder), resume
-    )
+    examples = task.examples("train", questions, 0)
+    return train(policy, task, examples, estimator, verifiable, settings, Run(folder), resume=resume)
 
 
 @pytest.mark.parametrize("questions", [8, 4])  # the resume is in the first epoch, and in the second
@@ -181,6 +189,100 @@ def test_a_checkpoint_that_a_kill_tore_is_passed_over_and_written_anew(tmp_path)
     assert newest_checkpoint(tmp_path / "run") == torn
     assert not (torn / "leftover").exists()
     assert newest_checkpoint(tmp_path / "none") is None
+
+
+class Counting:
+    """A rule whose rewards hang on how many groups it has seen, and which notes what it sees of them."""
+
+    def __init__(self, ends_at: int = 0) -> None:
+        self.seen, self.ends_at, self.facts = 0, ends_at, list[tuple[float, float, tuple, tuple]]()
+
+    def __call__(self, groups, references):
+        self.seen += len(groups)
+        if self.ends_at and self.seen >= self.ends_at:
+            raise KeyboardInterrupt
+        rollouts = [r for g in groups for r in g.rollouts]
+        self.facts += [(r.mean_logprob, r.mean_entropy, r.foreign, r.mask) for r in rollouts]
+        return [[float((self.seen * (i + 3)) % 5) for i in range(len(g.rollouts))] for g in groups]
+
+    def state(self):
+        return {"seen": self.seen}
+
+    def load(self, state):
+        self.seen = state["seen"]
+
+    def tables(self):
+        return {"counts": pd.DataFrame({"seen": [self.seen]})}
+
+    def observe(self, step, folder):
+        return {"groups_seen": float(self.seen), "noted": float((folder / "counts").is_dir())}
+
+
+def _train_tiny(folder, rule, steps=6, **change):
+    task = Arithmetic()
+    settings = GRPOSettings(
+        steps=steps, group_size=4, prompts_per_step=2, prompts_per_micro_batch=2, learning_rate=1e-2, lora_rank=4,
+        save_steps=change.pop("save_steps", 2),
+    )  # fmt: skip
+    return train(tiny_policy(), task, task.examples("train", 8, 0), none, rule, settings, Run(folder), **change)
+
+
+def test_a_rule_sees_what_the_rollout_s_own_pass_knew(tmp_path, monkeypatch):
+    generate = LocalModel.generate
+
+    def with_foreign(self, prompts, n, sampling):
+        groups = generate(self, prompts, n, sampling)
+        return [[replace(c, foreign=((1, 3),)) for c in group] for group in groups]
+
+    monkeypatch.setattr(LocalModel, "generate", with_foreign)
+    seen = []
+    masked = SharedPromptTrainer._generate_and_score_completions
+
+    def spied(self, inputs):
+        output = masked(self, inputs)
+        seen.append((output["tool_mask"], output["completion_mask"]))
+        return output
+
+    monkeypatch.setattr(SharedPromptTrainer, "_generate_and_score_completions", spied)
+    trained = _train_tiny(tmp_path, rule := Counting(), steps=1)
+    assert len(rule.facts) == 8
+    for logprob, entropy, foreign, mask in rule.facts:
+        assert -20 < logprob < 0 < entropy < 20
+        assert foreign == ((1, 3),)
+        assert mask[:4] == (1, 0, 0, 1)[: len(mask)]
+    ((tool_mask, completion_mask),) = seen
+    assert not tool_mask[:, 1:3][completion_mask[:, 1:3].bool()].any()  # TRL gives them no gradient
+    assert tool_mask[:, 0].all()
+    assert trained.history["noted"].tolist() == [1.0]
+    assert trained.history["reward_accuracy"].isna().all()  # no rollout is right, and there is nothing to order
+    assert "reward_accuracy_last" not in trained.signal_metrics()
+    assert pd.read_parquet(tmp_path / "counts.parquet")[["seen", "step"]].to_numpy().tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize("ends_at", [0, 9])  # stopped after a step, or in the fifth, after the rule has counted
+def test_a_resume_finds_the_state_of_the_rule(tmp_path, ends_at):
+    whole = _train_tiny(tmp_path / "whole", Counting(), save_steps=50)
+    assert whole.history["groups_seen"].tolist() == [2, 4, 6, 8, 10, 12]
+    if ends_at:
+        with pytest.raises(KeyboardInterrupt):
+            _train_tiny(tmp_path / "parts", Counting(ends_at), save_steps=3)
+        assert json.loads((tmp_path / "parts/checkpoints/checkpoint-4/signal.json").read_text()) == {
+            "rule": {"seen": 8}
+        }
+    else:
+        _train_tiny(tmp_path / "parts", Counting(), steps=4)
+    resumed = _train_tiny(tmp_path / "parts", Counting())
+    pd.testing.assert_frame_equal(resumed.rollouts, whole.rollouts)
+    assert resumed.history["groups_seen"].tolist() == whole.history["groups_seen"].tolist()
+    ended = Counting()
+    _train_tiny(tmp_path / "parts", ended)
+    assert ended.seen == 12  # loaded and not trained, with the state of the last step
+
+
+def test_a_checkpoint_without_the_state_that_a_rule_keeps_is_refused(tmp_path):
+    _train_tiny(tmp_path, lambda groups, _: [[1.0, 0.0, 0.0, 1.0] for _ in groups], steps=2)
+    with pytest.raises(ValueError, match=r"checkpoint-2 has no signal.json.*resume=False"):
+        _train_tiny(tmp_path, Counting())
 
 
 def test_costs_go_on_from_the_step_that_is_resumed_and_not_from_later_ones(tmp_path):

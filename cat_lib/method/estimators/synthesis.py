@@ -7,12 +7,13 @@ settled here: greedy decoding, rollouts in sampled order, and over-long groups c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
+from cat_lib.method.estimators.voting import first
 from cat_lib.models.fitting import fitted
 from cat_lib.prompts import fence, fill, one_line
-from cat_lib.schema import Completion, Estimator, Group, Lost, Model, Prompt, Reference, Sampling
+from cat_lib.schema import Completion, Estimator, Group, Lost, Model, Prompt, Reference, Sampling, Task
 from cat_lib.tasks.answers import boxes
 
 # `_b` and `_c` are other wordings, for the ablation of the prompt
@@ -20,18 +21,16 @@ KINDS = (
     *("reasoning", "reasoning_b", "reasoning_c", "freeform"),
     *("few_shot", "few_shot_b", "few_shot_c", "few_shot_freeform"),
 )
-Extract = Callable[[Completion, str], str | Lost | None]
 
 
-def synthesis(
-    anchor: Model, extract: Extract, kind: str, max_new_tokens: int, include_question: bool = False
-) -> Estimator:
-    """An estimator that asks `anchor` once a group, greedily, all groups in one batch.
+def synthesis(anchor: Model, task: Task, kind: str | None = None, include_question: bool = False) -> Estimator:
+    """An estimator that asks `anchor` once a group, greedily, all groups in one batch, at the length of a rollout.
 
-    A synthesis may quote what attempts have boxed, so that its answer is in the last of its boxes. A group whose
-    synthesis has no answer that `extract` finds gets a Reference with `answer=None`.
-    Raises ValueError for a kind that is not in KINDS.
+    `kind` is the prompt, one of KINDS; without one, the task's. A synthesis may quote what attempts have boxed, so that
+    its answer is in the last of its boxes. A group whose synthesis has no answer that the task extracts gets a
+    Reference with `answer=None`. Raises ValueError for a kind that is not in KINDS.
     """
+    kind, max_new_tokens = kind or task.synthesis_prompt, task.sampling.max_new_tokens
     if kind not in KINDS:
         raise ValueError(f"synthesis prompt {kind!r}: allowed are {', '.join(KINDS)}")
     sampling = Sampling(max_new_tokens, temperature=0, stop=("\n",) if kind.startswith("few_shot") else ())
@@ -39,13 +38,18 @@ def synthesis(
     def estimate(groups: Sequence[Group]) -> list[Reference | None]:
         prompts = [synthesis_prompt(anchor, group, kind, max_new_tokens, include_question) for group in groups]
         completions = [c for (c,) in anchor.generate(prompts, 1, sampling)]
-        answers = [extract(_concluded(c), group.question) for group, c in zip(groups, completions, strict=True)]
+        answers = [task.extract(_concluded(c), group.question) for group, c in zip(groups, completions, strict=True)]
         return [
             Reference(completion.text.strip(), None if isinstance(answer, Lost) else answer, "synthesis")
             for completion, answer in zip(completions, answers, strict=True)
         ]
 
     return estimate
+
+
+def of_first(estimator: Estimator) -> Estimator:
+    """The same estimator shown the first rollout of each group alone."""
+    return lambda groups: estimator(first(groups, 1))
 
 
 def _concluded(completion: Completion) -> Completion:

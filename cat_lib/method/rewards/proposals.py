@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Literal
 
@@ -76,6 +76,27 @@ class Proposal:
         )
 
 
+@dataclass
+class _Draft:
+    """A rubric on its way: what has been proposed from a text so far."""
+
+    text: str
+    seen: list[Criterion] = field(default_factory=list)  # distinct ones
+    kept: list[Criterion] = field(default_factory=list)  # those that the text meets
+    malformed: int = 0
+    duplicates: int = 0
+
+    def fresh(self, reply: Sequence[Criterion]) -> list[Criterion]:
+        """What a reply says that none before it said; it is counted, malformed if it says nothing."""
+        before = len(self.seen)
+        for criterion in reply:
+            if all(same_words(criterion.text, old.text) < _NEAR for old in self.seen):
+                self.seen.append(criterion)
+        self.malformed += not reply
+        self.duplicates += before + len(reply) - len(self.seen)
+        return self.seen[before:]
+
+
 @dataclass(frozen=True)
 class Proposer:
     """Asks `anchor` for rubrics, all of a call in one batch, `attempts` times at most.
@@ -96,42 +117,40 @@ class Proposer:
 
     def __call__(self, texts: Sequence[str | None], kind: Literal["reference", "question"]) -> list[Proposal]:
         """One proposal a text; None stands for a text that could not be had."""
-        seen, kept = ([list[Criterion]() for _ in texts] for _ in range(2))
-        malformed, duplicates = [0] * len(texts), [0] * len(texts)
-        pending = [i for i, text in enumerate(texts) if text]
+        drafts = [_Draft(text or "") for text in texts]
+        pending = [d for d in drafts if d.text]
         for attempt in range(self.attempts):
             if not pending:
                 break
             stop = ("###",) if self.prompt == "few_shot" else self.sampling.stop
             sampling = replace(self.sampling, seed=self.sampling.seed + attempt, stop=stop)
-            prompts = [self.request(texts[i] or "", kind) for i in pending]
-            fresh = list[tuple[int, Criterion]]()  # (text, criterion)
-            for i, replies in zip(pending, self.anchor.generate(prompts, self.replies, sampling), strict=True):
-                for reply in replies:
-                    parsed = self._parsed(reply)
-                    malformed[i] += not parsed
-                    for criterion in parsed:
-                        new = not any(same_words(criterion.text, old.text) >= _NEAR for old in seen[i])
-                        seen[i] += [criterion] if new else []
-                        fresh += [(i, criterion)] if new else []
-                        duplicates[i] += not new
-            for i, criterion in self._met(texts, fresh) if kind == "reference" else fresh:
-                kept[i].append(criterion)
-            pending = [i for i in pending if len(kept[i]) < self.minimum]
-        proposals = []
-        for i, text in enumerate(texts):
-            rubric, unmet, cause = Rubric(tuple(kept[i]), kind), len(seen[i]) - len(kept[i]), None
-            if not text:
-                cause = "no text to write a rubric from"
-            elif len(kept[i]) < self.minimum:
-                own = f" that the text meets, and {unmet} that it does not," if unmet else ""
-                cause = (
-                    f"{len(kept[i])} distinct criteria{own} after {self.attempts} attempts; {self.minimum} are needed"
-                )
-            elif rubric.possible <= 0:
-                cause = "no criterion with positive points is left"
-            proposals.append(Proposal(None if cause else rubric, text or "", malformed[i], duplicates[i], unmet, cause))
-        return proposals
+            prompts = [self.request(d.text, kind) for d in pending]
+            fresh = [
+                (draft, criterion)
+                for draft, replies in zip(pending, self.anchor.generate(prompts, self.replies, sampling), strict=True)
+                for reply in replies
+                for criterion in draft.fresh(self._parsed(reply))
+            ]
+            judged = self.judge if kind == "reference" else None  # a question meets no criteria
+            verdicts = judged([(draft.text, c.text) for draft, c in fresh]) if judged else [None] * len(fresh)
+            for (draft, criterion), verdict in zip(fresh, verdicts, strict=True):
+                if verdict is None or verdict.met is not (criterion.points < 0):  # a pitfall is failed by meeting it
+                    draft.kept.append(criterion)
+            pending = [d for d in pending if len(d.kept) < self.minimum]
+        return [self._proposal(draft, kind) for draft in drafts]
+
+    def _proposal(self, draft: _Draft, kind: str) -> Proposal:
+        rubric, unmet, cause = Rubric(tuple(draft.kept), kind), len(draft.seen) - len(draft.kept), None
+        if not draft.text:
+            cause = "no text to write a rubric from"
+        elif len(draft.kept) < self.minimum:
+            own = f" that the text meets, and {unmet} that it does not," if unmet else ""
+            cause = (
+                f"{len(draft.kept)} distinct criteria{own} after {self.attempts} attempts; {self.minimum} are needed"
+            )
+        elif rubric.possible <= 0:
+            cause = "no criterion with positive points is left"
+        return Proposal(None if cause else rubric, draft.text, draft.malformed, draft.duplicates, unmet, cause)
 
     def _parsed(self, reply: Completion) -> list[Criterion]:
         """The criteria of one reply, none if it was cut or is malformed."""
@@ -145,17 +164,10 @@ class Proposer:
     def request(self, text: str, kind: Literal["reference", "question"]) -> Prompt:
         """What the anchor is asked."""
         shots = self.prompt == "few_shot"
-        marks = {"points": "1", "plain": ""} if self.points else {"points": "", "plain": "1"}
         shown = one_line(text) if shots else fence(text)
+        marks = {"points": "1" * self.points, "plain": "1" * (not self.points)}
         filled = fill(f"rubric_{kind}_{self.prompt}", text=shown, minimum=str(self.minimum), **marks)
         return filled if shots else [{"role": "user", "content": filled}]
-
-    def _met(self, texts: Sequence[str | None], found: list[tuple[int, Criterion]]) -> list[tuple[int, Criterion]]:
-        """The criteria less those that their own text fails; a pitfall is failed by meeting it."""
-        if self.judge is None:
-            return found
-        verdicts = self.judge([(texts[i] or "", c.text) for i, c in found])
-        return [(i, c) for (i, c), v in zip(found, verdicts, strict=True) if v.met is not (c.points < 0)]
 
 
 def rubric_table(proposals: Mapping[str, Proposal]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -22,10 +22,9 @@ from typing import Literal
 import pandas as pd
 
 from cat_lib.files import append_line, read_lines
-from cat_lib.learning.record import write_step
 from cat_lib.method.rewards.proposals import Proposal, Proposer, rubric_table
 from cat_lib.prompts import one_line
-from cat_lib.schema import Criterion, Example, Group, Judging, Reference, Rubric, Verdict
+from cat_lib.schema import Completion, Criterion, Example, Group, Judging, Reference, Rubric, Verdict
 
 # a judge of whose last so many verdicts at least this share are alike is reported
 _WINDOW, _CONSTANT = 200, 0.98
@@ -54,29 +53,26 @@ def from_question(proposer: Proposer, path: Path | None = None) -> Rubrics:
     A question's rubric is written once, by a draw that hangs on the question's id and not on its place in a batch. It
     is kept in `path`, where a resume and other processes find it. One that failed stays failed: its draw is the same.
     """
-    known, offset = dict[str, Proposal](), 0
+    known = dict[str, Proposal]()
+
+    def write(group: Group) -> Proposal:
+        digest = hashlib.sha256(f"{proposer.sampling.seed} {group.id}".encode("utf-8", "surrogatepass")).digest()
+        drawn = replace(proposer.sampling, seed=int.from_bytes(digest[:4]) >> 1)
+        (proposal,) = replace(proposer, sampling=drawn)([group.question], "question")
+        if path:
+            kept = [[c.text, c.points] for c in proposal.rubric.criteria] if proposal.rubric else []
+            path.parent.mkdir(parents=True, exist_ok=True)
+            append_line(path, {"example": group.id, "text": proposal.text, "criteria": kept, "cause": proposal.cause})
+        known[group.id] = Proposal(proposal.rubric, proposal.text, cause=proposal.cause)  # the rest is counted once
+        return proposal
 
     def rubrics(groups: Sequence[Group], references: Sequence[Reference | None]) -> list[Proposal]:
-        nonlocal offset
-        for end, line in read_lines(path, offset) if path else ():
-            offset = end
+        for _, line in read_lines(path) if path else ():
             criteria = tuple(Criterion(text, points) for text, points in line["criteria"])
             rubric = Rubric(criteria, "question") if criteria else None
             known.setdefault(line["example"], Proposal(rubric, line["text"], cause=line["cause"]))
-        fresh = dict[str, Proposal]()
-        for g in groups:
-            if g.id not in known and g.id not in fresh:
-                digest = hashlib.sha256(f"{proposer.sampling.seed} {g.id}".encode("utf-8", "surrogatepass")).digest()
-                drawn = replace(proposer.sampling, seed=int.from_bytes(digest[:4]) >> 1)
-                (p,) = replace(proposer, sampling=drawn)([g.question], "question")
-                fresh[g.id] = p
-                if path:
-                    kept = [[c.text, c.points] for c in p.rubric.criteria] if p.rubric else []
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    append_line(path, {"example": g.id, "text": p.text, "criteria": kept, "cause": p.cause})
-        found = [fresh.get(g.id) or known[g.id] for g in groups]
-        known.update({id: Proposal(p.rubric, p.text, cause=p.cause) for id, p in fresh.items()})  # counted once
-        return found
+        fresh = {id: write(g) for id, g in {g.id: g for g in groups}.items() if id not in known}
+        return [fresh.get(g.id) or known[g.id] for g in groups]
 
     return rubrics
 
@@ -111,15 +107,16 @@ def rubrics_of(arm: str, proposer: Proposer, examples: Sequence[Example], folder
 
     Raises ValueError for a name that is not in ARMS.
     """
-    if arm not in ARMS:
+    makers: dict[str, Callable[[], Rubrics]] = {
+        "self-proposed": lambda: from_reference(proposer),
+        "question-only": lambda: from_question(proposer, folder / "question_rubrics.jsonl"),
+        "one rollout": lambda: from_rollout(proposer),
+        "physician": lambda: physician(examples),
+        "model-as-judge": equivalence,
+    }
+    if arm not in makers:
         raise ValueError(f"arm {arm!r}: allowed are {', '.join(ARMS)}")
-    if arm == "physician":
-        return physician(examples)
-    if arm == "model-as-judge":
-        return equivalence()
-    if arm == "question-only":
-        return from_question(proposer, folder / "question_rubrics.jsonl")
-    return from_reference(proposer) if arm == "self-proposed" else from_rollout(proposer)
+    return makers[arm]()
 
 
 def needs_reference(arm: str) -> bool:
@@ -159,7 +156,7 @@ class RubricReward:
     """A reward rule: rubrics from `rubrics`, verdicts from `judge`, one number a rollout.
 
     A group without a rubric, and a rollout with too few verdicts, are unscorable. Raises JudgeError when more than
-    `max_failed` of a call's verdicts failed. `observe` is for `training.train`: it writes what was judged.
+    `max_failed` of a call's verdicts failed. `tables` and `observe` say what was judged, for the record of a training.
     """
 
     judge: Judging
@@ -187,17 +184,12 @@ class RubricReward:
             for (g, i, _, c), v in zip(jobs, verdicts, strict=True)
         ]
         self._check(verdicts)
-        stream, rewards = iter(verdicts), list[list[float | None]]()
-        for group, proposal in zip(groups, proposals, strict=True):
-            row = list[float | None]()
-            for rollout in group.rollouts:
-                reward = None
-                if proposal.rubric:
-                    reward = share_met(proposal.rubric, [next(stream) for _ in proposal.rubric.criteria])
-                tokens = len(rollout.token_ids)
-                row.append(self.penalty(reward, tokens) if self.penalty else reward)
-            rewards.append(row)
-        return rewards
+        stream = iter(verdicts)
+        return [[self._reward(r, p.rubric, stream) for r in g.rollouts] for g, p in zip(groups, proposals, strict=True)]
+
+    def _reward(self, rollout: Completion, rubric: Rubric | None, verdicts: Iterator[Verdict]) -> float | None:
+        reward = share_met(rubric, [next(verdicts) for _ in rubric.criteria]) if rubric else None
+        return self.penalty(reward, len(rollout.token_ids)) if self.penalty else reward
 
     def _check(self, verdicts: Sequence[Verdict]) -> None:
         causes = Counter(v.cause for v in verdicts if v.met is None)
@@ -220,12 +212,13 @@ class RubricReward:
         columns = ["example", "rollout", "criterion", "points", "met", "score", "cause", "reason"]
         return pd.DataFrame(self.rows, columns=columns)
 
-    def observe(self, step: int, run_dir: Path) -> dict[str, float]:
-        """Write the last call's rubrics and verdicts into the run's folder; returns the step's metrics."""
-        verdicts = self.table.assign(step=step)
-        write_step(run_dir, "verdicts", step, verdicts)
-        write_step(run_dir, "rubrics", step, rubric_table(self.proposals).assign(step=step))
-        return verdict_signals(verdicts, list(self.proposals.values()))
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The last call's verdicts and rubrics."""
+        return {"verdicts": self.table, "rubrics": rubric_table(self.proposals)}
+
+    def observe(self, step: int, folder: Path) -> dict[str, float]:
+        """What the last call's judging looked like."""
+        return verdict_signals(self.table, list(self.proposals.values()))
 
 
 def verdict_signals(verdicts: pd.DataFrame, proposals: Sequence[Proposal]) -> dict[str, float]:
