@@ -30,9 +30,10 @@ def run(
     ] = None,
 ) -> None:
     """Execute one notebook as one tracked run; exit code 0 only if it finished."""
+    from cat_lib.runs.locks import BusyError
     from cat_lib.runs.parameters import ParameterError
     from cat_lib.runs.runner import ConfigurationError, RunError, run_notebook
-    from cat_lib.runs.tracking import BusyError, TrackingError
+    from cat_lib.runs.store import TrackingError
 
     given = dict(_pair(entry, "-p") for entry in parameter or [])
     try:
@@ -73,8 +74,9 @@ def suite(
     slurm: Annotated[list[str] | None, typer.Option(help="Slurm: name=value, as partition=gpu or time=600.")] = None,
 ) -> None:
     """Run a suite of notebooks; the same command again continues it. Exit code 0 only if no chosen entry failed."""
+    from cat_lib.learning.settings import GRPOSettings
     from cat_lib.models import ModelError
-    from cat_lib.runs.tracking import TrackingError
+    from cat_lib.runs.store import TrackingError
     from cat_lib.suites import batch, executors, preflight, progress
     from cat_lib.suites.suite import SuiteError, load_suite
 
@@ -83,7 +85,8 @@ def suite(
         loaded = load_suite(file, limit)
         chosen = loaded.only(only) if only else loaded.entries
         states = batch.plan(chosen, retry_failed)
-        need = preflight.check_all([s.entry for s in states if s.word == "waiting"], here)
+        waiting = [s.entry for s in states if s.word == batch.Word.WAITING]
+        need = preflight.check_all(waiting, here, GRPOSettings.of)
         if dry_run:
             console.print(progress.planned(states, need))
             return
@@ -101,7 +104,8 @@ def suite(
     except (SuiteError, ModelError, TrackingError, executors.ExecutorError) as error:
         _fail(str(error), 2)
     print("\n".join(progress.summary(states)))
-    raise typer.Exit(130 if stopped else 1 if any(s.word in ("FAILED", "KILLED") for s in states) else 0)
+    failed = any(s.word in (batch.Word.FAILED, batch.Word.KILLED) for s in states)
+    raise typer.Exit(130 if stopped else 1 if failed else 0)
 
 
 @app.command("import")
@@ -110,7 +114,7 @@ def import_(
 ) -> None:
     """Copy runs from their folders into the store that MLFLOW_TRACKING_URI names; again changes nothing."""
     from cat_lib.runs.mirror import import_run
-    from cat_lib.runs.tracking import TrackingError
+    from cat_lib.runs.store import TrackingError
 
     failed = False
     for folder in folders:
@@ -141,7 +145,7 @@ def doctor() -> None:
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """The MLflow UI on 127.0.0.1, over the store that runs are written to."""
     from cat_lib.runs.children import serve
-    from cat_lib.runs.tracking import tracking_uri
+    from cat_lib.runs.places import tracking_uri
 
     uri = tracking_uri()
     if uri.startswith("http"):

@@ -18,8 +18,8 @@ import psutil
 from cat_lib.masking import masked
 from cat_lib.models import memory as arithmetic
 from cat_lib.models.embedded import NAME, NEEDS_MB, WHEEL, cache_folder
-from cat_lib.runs import tracking
-from cat_lib.runs.store import connect
+from cat_lib.runs.places import tracking_uri
+from cat_lib.runs.store import TrackingError, connect
 
 SMOKE_GB = 6  # the promise of the smoke preset (README, "Limits")
 
@@ -151,6 +151,6 @@ def _hub() -> Check:
 def _tracking() -> Check:
     try:
         connect()
-    except tracking.TrackingError as error:
+    except TrackingError as error:
         return Check("tracking", "fix", str(error).split(" (")[0], "start the server or unset MLFLOW_TRACKING_URI")
-    return Check("tracking", "ok", masked(tracking.tracking_uri()).replace(str(Path.home()), "~"))
+    return Check("tracking", "ok", masked(tracking_uri()).replace(str(Path.home()), "~"))

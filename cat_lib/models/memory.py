@@ -145,3 +145,10 @@ def require_memory(name: str, work: Work) -> Memory | None:
         + (f"{batch}={fits} fits; or take " if fits else "take ")
         + 'a smaller model (model="embedded" needs least), a smaller group_size, or a machine with more'
     )
+
+
+def gpus() -> int:
+    """How many GPUs this process may use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

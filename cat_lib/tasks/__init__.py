@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cat_lib.schema import Completion, Group, Prompt, Task
+from cat_lib.schema import Completion, Group, Prompt, Sampling, Task
 from cat_lib.tasks.answers import lost
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tasks.clinic import clinic
@@ -64,3 +64,10 @@ def group_of(task: Task, id: str, question: str, rollouts: Sequence[Completion],
         if answers[i] is None and lost() > before:
             gone.add(i)
     return Group(id, question, tuple(rollouts), tuple(answers), prompt, frozenset(gone))
+
+
+def sampling_of(name: str) -> Sampling:
+    """How the task of that name draws its rollouts, before its data is read."""
+    if name in MATH:
+        return MathTask.sampling
+    return {"arithmetic": Arithmetic.sampling, "clinic": clinic().sampling}.get(name, HealthTask.sampling)
