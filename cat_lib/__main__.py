@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -47,21 +46,13 @@ def run(
     print(f"FINISHED: {folder}")
 
 
-class Where(StrEnum):
-    """Where a suite's runs execute."""
-
-    local = "local"
-    ray = "ray"
-    slurm = "slurm"
-
-
 @app.command()
 def suite(
     file: Annotated[Path, typer.Argument(help="The suite, e.g. notebooks/suites/smoke.yaml.")],
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at once (local: one a GPU, or 1; clusters: all that fit).")
     ] = None,
-    executor: Annotated[Where, typer.Option(help="Where runs execute.")] = Where.local,
+    executor: Annotated[Literal["local", "ray", "slurm"], typer.Option(help="Where runs execute.")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the runs, start none.")] = False,
     only: Annotated[str, typer.Option(help="Only entries of this name, or shell pattern.")] = "",
     retry_failed: Annotated[
@@ -80,7 +71,7 @@ def suite(
     from cat_lib.suites import batch, executors, preflight, progress
     from cat_lib.suites.suite import SuiteError, load_suite
 
-    console, here = Console(), executor is Where.local
+    console, here = Console(), executor == "local"
     try:
         loaded = load_suite(file, limit)
         chosen = loaded.only(only) if only else loaded.entries
@@ -91,9 +82,9 @@ def suite(
             console.print(progress.planned(states, need))
             return
         runner: executors.Executor
-        if executor is Where.ray:
+        if executor == "ray":
             runner = executors.Ray(jobs, address, cpus, gpus)
-        elif executor is Where.slurm:
+        elif executor == "slurm":
             options = dict(_pair(entry, "--slurm") for entry in slurm or [])
             runner = executors.Slurm(jobs, loaded.folder / "slurm", cpus, gpus, options)
         else:

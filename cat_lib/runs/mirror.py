@@ -232,8 +232,8 @@ def import_run(folder: Path) -> str:
     """
     if "notebook" not in read_config(folder):
         raise ValueError(f"{folder} holds no run: a run's folder has a config.json, as results/runs/<notebook>/<run>")
-    held = Lock(folder / "suite.lock").holder() if (folder / "suite.lock").exists() else None
-    if read_config(folder)["status"] not in ENDED and not held:
+    suite = folder / "suite.lock"
+    if not (suite.exists() and Lock(suite).holder()):
         settle(folder, "KILLED", "its process is gone")
     if read_config(folder)["status"] == "RUNNING":
         raise ValueError(f"{folder} still runs; its own process copies it")

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 
@@ -155,9 +156,11 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
         progress = {"cell": cell_index + 1, "cells": len(cells.cells) + 1, "started": started}  # + 1: the injected one
         write_json(run.dir / "progress.json", progress)
 
+    # bars would flood the log; steps are printed
+    environment = {"CAT_LIB_RUN_DIR": str(run.dir), "PYTHONWARNINGS": "ignore:IProgress not found"}
     stops: list[int] = []
     try:
-        with _kernel_environment(run), _interruptible(stops), _system_metrics(run.dir):
+        with patch.dict(os.environ, environment), _interruptible(stops), _system_metrics(run.dir):
             papermill.execute_notebook(
                 cells,
                 str(run.dir / "executed.ipynb"),
@@ -192,18 +195,6 @@ def _kernel(notebook: Any) -> str:
         return str(named)
     print(f"no kernel {named!r} here: executed by this Python", flush=True)
     return "python3"
-
-
-@contextmanager
-def _kernel_environment(run: Run) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ["CAT_LIB_RUN_DIR"] = str(run.dir)
-    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # bars would flood the log; steps are printed
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @contextmanager
