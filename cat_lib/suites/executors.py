@@ -199,13 +199,10 @@ class Slurm:
             self._executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=20)
             if gpus != int(gpus):
                 raise ValueError(f"--gpus {gpus:g}: Slurm gives whole GPUs")
-            named = (
-                {f"slurm_{k}": int(v) if v.isdigit() else v for k, v in options.items()} if cluster == "slurm" else {}
-            )
+            named = {f"slurm_{k}": int(v) if v.isdigit() else v for k, v in options.items() if cluster == "slurm"}
             minutes = int(named.pop("slurm_time", 24 * 60))
-            self._executor.update_parameters(
-                name="cat_lib", timeout_min=minutes, cpus_per_task=cpus, gpus_per_node=int(gpus), **named
-            )
+            about = {"name": "cat_lib", "timeout_min": minutes, "cpus_per_task": cpus, "gpus_per_node": int(gpus)}
+            self._executor.update_parameters(**about, **named)
         except (RuntimeError, ValueError, NameError) as error:
             raise ExecutorError(f"Slurm can't be used: {error}") from error
         self.jobs, self.cpus = jobs or 10_000, cpus
@@ -213,7 +210,7 @@ class Slurm:
     def start(self, spec: str, log: Path) -> Job:
         """Submit a job; pre-empted or out of time it is queued again, and goes on from its checkpoint."""
         try:
-            job: Job = self._executor.submit(Requeued(spec, str(log), self.cpus))
+            job: Job = self._executor.submit(Requeued(), spec, str(log), self.cpus)
         except RuntimeError as error:  # sbatch refused
             raise ExecutorError(f"Slurm did not take it: {_last(error)}") from error
         return job
@@ -222,17 +219,14 @@ class Slurm:
 class Requeued:
     """What a Slurm job calls: the run, and the same again when Slurm takes the machine away."""
 
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
+    def __call__(self, spec: str, log: str, cores: int) -> int:
+        return wait_for(spec, log, cores)
 
-    def __call__(self) -> int:
-        return wait_for(*self.arguments)
-
-    def checkpoint(self) -> Any:
+    def checkpoint(self, *arguments: Any) -> Any:
         """Called by submitit before a time-out or a pre-emption."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(Requeued(*self.arguments))
+        return DelayedSubmission(self, *arguments)
 
 
 def _last(error: Exception) -> str:
