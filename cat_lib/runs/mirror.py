@@ -58,7 +58,7 @@ def copy(folder: Path, client: Any = None, sent: Sent | None = None, ended: dict
     """
     client, sent, stamp = client or connect(), sent or Sent(), _stamp(folder / "config.json")
     config = read_config(folder) | (ended or {})
-    final = config["status"] in ENDED
+    final = config.get("status") in ENDED
     sent.run_id = sent.run_id or find_or_create(client, folder, config)
     if stamp != sent.files.get("about") or final:
         there = client.get_run(sent.run_id)
@@ -97,7 +97,7 @@ def _about(client: Any, there: Any, folder: Path, config: Mapping[str, Any]) -> 
             profile=json.dumps({"num_rows": entry["n"]}),
         )  # fmt: skip
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
-    if config["status"] not in ENDED and there.info.status != "RUNNING":
+    if config.get("status") not in ENDED and there.info.status != "RUNNING":
         client.update_run(run_id, status="RUNNING")
 
 
@@ -194,9 +194,9 @@ class Mirror:
         sent, ending = self._open[folder], self._ending.get(folder)
         try:
             config = read_config(folder)
-            if config and (ending is not None or config["status"] not in ENDED):  # else it is yet to be begun again
+            if config and (ending is not None or config.get("status") not in ENDED):  # else it is yet to begin again
                 copy(folder, self.client, sent, ending)
-                if not sent.reaped:
+                if ending is None and not sent.reaped:
                     reap(self.client, experiment_of(config))
                     sent.reaped = True
         except Exception as problem:  # every client, driver and network raises its own kinds
