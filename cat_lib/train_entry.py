@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cat_lib.masking import masked
+from cat_lib.models.memory import gpus
 from cat_lib.runs import places
 from cat_lib.runs.locks import BusyError, open_run
 from cat_lib.runs.parameters import Parameters, effective, resolve
@@ -53,11 +54,10 @@ def main(words: Sequence[str] | None = None) -> int:
             print(masked(error), file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside of training; inside, `callbacks.Together`
-    import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    world = PartialState(cpu=not torch.cuda.is_available())  # joins the others; this process's GPU is the current one
+    world = PartialState(cpu=not gpus())  # joins the others; this process's GPU is the current one
     folder = given.runs.absolute() / NOTEBOOK / given.run_id
 
     def train() -> tuple[str, str]:

@@ -147,8 +147,9 @@ def require_memory(name: str, work: Work) -> Memory | None:
     )
 
 
-def gpus() -> int:
-    """How many GPUs this process may use."""
+def gpus() -> list[str]:
+    """The names of the GPUs that this process may use."""
     import torch
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.cuda.get_device_name(i) for i in range(there)]

@@ -247,5 +247,5 @@ def _gpus() -> list[str]:
         return []
     from cat_lib.models.memory import gpus
 
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return named.split(",") if named and gpus() else [str(i) for i in range(gpus())]
+    there, named = gpus(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",") if there and named else [str(i) for i in range(len(there))]
