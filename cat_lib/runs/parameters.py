@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import difflib
 import functools
+import json
 import math
 import operator
 import re
@@ -110,8 +111,10 @@ def of(notebook: str, scope: Mapping[str, Any]) -> Parameters:
 
     Raises ParameterError for a preset that is none.
     """
-    given = {name: scope[name] for name in declared(places.NOTEBOOKS / f"{notebook}.ipynb")}
-    return effective(notebook, given)
+    path = places.NOTEBOOKS / f"{notebook}.ipynb"
+    cells = json.loads(path.read_text("utf-8"))["cells"]  # nbformat, a second to import, would find that it is one
+    (tagged,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    return effective(notebook, {name: scope[name] for name in _read("".join(tagged["source"]), path)})
 
 
 def effective(notebook: str, given: Mapping[str, Any]) -> Parameters:
