@@ -14,6 +14,7 @@ from cat_lib.files import write_json
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.runs import places, tracking
 from cat_lib.suites.batch import Batch, State, Word, plan
+from cat_lib.suites.executors import outcome
 from cat_lib.suites.preflight import check_all, require_together
 from cat_lib.suites.progress import Progress, summary
 from cat_lib.suites.suite import SuiteError, load_suite
@@ -169,6 +170,33 @@ def test_memory_and_parameters_that_cannot_work_are_refused_before_a_kernel(suit
     require_together([6.0, None, 4.0, 3.0], 2)
     with pytest.raises(Exception, match=r"3 at once need 13.0 GB of memory at most, and 10.0 GB are free: --jobs 2"):
         require_together([6.0, None, 4.0, 3.0], 3)
+
+
+class Ended:
+    """A job that its executor knows this of."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def result(self):
+        raise self.error
+
+
+def test_what_executors_know_of_an_end_is_told_apart():
+    from ray import exceptions
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    class TaskError(exceptions.RayTaskError, ValueError):  # as Ray raises it: of the cause's class too
+        def __init__(self):
+            ValueError.__init__(self, "Traceback\n  at work\nValueError: no such folder")
+
+        __str__ = ValueError.__str__
+
+    assert outcome(Ended(FailedJobError("Traceback\nOSError: no disk"))) == (1, "OSError: no disk")
+    assert outcome(Ended(TaskError())) == (1, "ValueError: no such folder")
+    assert outcome(Ended(UncompletedJobError("gone"))) == (-9, "")
+    assert outcome(Ended(exceptions.WorkerCrashedError())) == (-9, "")
+    assert outcome(Ended(exceptions.TaskCancelledError())) == (130, "")
 
 
 def under_way(loaded) -> Batch:
