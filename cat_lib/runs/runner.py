@@ -28,7 +28,7 @@ import psutil
 from cat_lib.files import append_line, write_json
 from cat_lib.runs import places
 from cat_lib.runs.children import on_stop
-from cat_lib.runs.folder import ENDED, Run, read_config
+from cat_lib.runs.folder import ENDED, Run, now, read_config
 from cat_lib.runs.locks import open_run, release
 from cat_lib.runs.parameters import resolve
 from cat_lib.runs.tracking import new_run_id
@@ -102,8 +102,8 @@ def require_same(folder: Path, parameters: Mapping[str, Any]) -> None:
 def differences(folder: Path, parameters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Which parameters of the run in this folder differ from these: name to (there, now)."""
     before = read_config(folder).get("given", parameters)
-    before, now = (json.loads(json.dumps(values)) for values in (before, dict(parameters)))
-    return {k: (before.get(k), now.get(k)) for k in sorted({**before, **now}) if before.get(k) != now.get(k)}
+    then, here = (json.loads(json.dumps(values)) for values in (before, dict(parameters)))
+    return {k: (then.get(k), here.get(k)) for k in sorted({**then, **here}) if then.get(k) != here.get(k)}
 
 
 def execute(
@@ -176,14 +176,12 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
     except PapermillExecutionError as error:
         status = "KILLED" if error.ename == "KeyboardInterrupt" else "FAILED"
         return status, f"cell {error.cell_index} raised {error.ename}: {error.evalue}"
-    except DeadKernelError:
+    except (RuntimeError, _Terminated) as error:
         if stops:
             return "KILLED", "terminated"
-        return "FAILED", "the kernel died (out of memory, or killed from outside); what it had logged is kept"
-    except RuntimeError as error:  # what a kernel that can't be started raises
-        return ("KILLED", "terminated") if stops else ("FAILED", f"the kernel did not start: {error}")
-    except _Terminated:
-        return "KILLED", "terminated"
+        if isinstance(error, DeadKernelError):
+            return "FAILED", "the kernel died (out of memory, or killed from outside); what it had logged is kept"
+        return "FAILED", f"the kernel did not start: {error}"
 
 
 def _kernel(notebook: Any) -> str:
@@ -241,7 +239,7 @@ def _system_metrics(folder: Path) -> Iterator[None]:
             used = {"cpu_utilization_percentage": cpu, "system_memory_usage_megabytes": memory} | _gpu(set(known))
             entry = {f"system/{k}": round(v, 1) for k, v in used.items()}
             try:
-                append_line(folder / "system.jsonl", {"time": int(time.time() * 1000), "step": step, "metrics": entry})
+                append_line(folder / "system.jsonl", {"time": now(), "step": step, "metrics": entry})
             except OSError:
                 return  # a full disk ends the run elsewhere, with its reason
             step += 1
