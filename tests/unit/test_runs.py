@@ -404,6 +404,18 @@ def test_notebooks_are_stored_clean_and_short(path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_name_parameters_that_they_declare(path):
+    code = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+    named = {
+        node.attr
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("p", "x.p")
+    }
+    assert named - {"given", "values"} <= declared(path).keys()
+    assert f'parameters.of("{path.stem}", globals())' in code
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_text_of_data_and_models_is_escaped_in_markdown(path):
     """What stands in a `Markdown(f"...")` is escaped, or words that cat_lib wrote."""
     for cell in nbformat.read(path, as_version=4).cells:
