@@ -25,7 +25,7 @@ from cat_lib.models import embedded as wheel
 from cat_lib.models.ledger import Ledger, cost_metrics
 from cat_lib.runs import provenance, runner, tracking
 from cat_lib.runs import store as store_
-from cat_lib.runs.mirror import copy, import_run, reap
+from cat_lib.runs.mirror import Sent, copy, import_run, reap
 from cat_lib.runs.parameters import ParameterError, declared, effective, of, presets, resolve
 from cat_lib.runs.runner import ConfigurationError, run_notebook
 
@@ -326,6 +326,24 @@ def test_a_part_of_a_run_has_its_own_folder_and_keys(store):
     assert client.get_metric_history(run_id, "an-arm/reward")[0].value == 0.5
     assert {a.path for a in client.list_artifacts(run_id, "an-arm")} == {"an-arm/adapter", "an-arm/config.json"}
     assert "trainer" not in json.loads((run.dir / "config.json").read_text())
+
+
+def test_a_copy_sends_what_is_new_once_and_nothing_of_what_has_ended(store, monkeypatch):
+    run, sent, client = tracking.open_run("small", {}, store / "runs" / "small" / "one"), Sent(), store_.connect()
+    logged, batch = [], client.log_batch
+    monkeypatch.setattr(client, "log_batch", lambda *a, **k: (logged.extend(k.get("metrics", ())), batch(*a, **k)))
+    for step in (1, 2, 2):  # the last as after a resume
+        run.step({"loss": 1 / step, "again": len(logged)}, step)
+        copy(run.dir, client, sent)
+    assert [(m.key, m.step, m.value) for m in logged] == [
+        ("loss", 1, 1.0), ("again", 1, 0.0), ("loss", 2, 0.5), ("again", 2, 2.0),
+    ]  # fmt: skip
+    run.end("FINISHED")
+    tracking.release(run.dir)
+    run_id = copy(run.dir, client, sent)
+    assert client.get_run(run_id).info.status == "FINISHED"
+    monkeypatch.setattr(client, "log_batch", None)
+    assert copy(run.dir, client) == run_id
 
 
 def test_an_unreachable_server_fails_before_anything_starts(store, monkeypatch):
