@@ -82,7 +82,7 @@ class Study:
 
     def calibrated(self, anchor: LocalModel) -> tuple[Study, Audit]:
         """The study with the judge's threshold set on our labelled pairs, and the judge's audit on the others."""
-        to_calibrate, to_audit = clinic_pairs()
+        to_calibrate, to_audit = (pairs[: self.p.audit_pairs] for pairs in clinic_pairs())
         judge = calibrate(self.judge(anchor), to_calibrate)
         return replace(self, threshold=judge.threshold), audit(judge, to_audit)
 
