@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from cat_lib.experiment import PRESETS
+from cat_lib.runs.parameters import presets
+from cat_lib.runs.places import ROOT, RUNS
 from cat_lib.runs.runner import run_notebook
-from cat_lib.runs.tracking import ROOT, RUNS
 
+NOTEBOOKS = [name for name in presets() if not name.startswith(("00", "02", "03"))]  # these have results of their own
 LARGE = {"rollouts"}  # one row a rollout: kept with the run, too large to publish
 
 
@@ -45,6 +46,6 @@ def publish(notebook: str) -> float | None:
 
 
 if __name__ == "__main__":
-    took = {name: publish(name) for name in sys.argv[1:] or PRESETS}
+    took = {name: publish(name) for name in sys.argv[1:] or NOTEBOOKS}
     for name, seconds in took.items():
         print(f"{name}  {'not run again' if seconds is None else f'{seconds:.0f} s'}")

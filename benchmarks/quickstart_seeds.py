@@ -17,8 +17,8 @@ import pandas as pd
 
 from cat_lib.measuring import plots
 from cat_lib.measuring.stats import over_seeds, paired_difference
+from cat_lib.runs.places import ROOT, RUNS
 from cat_lib.runs.runner import run_notebook
-from cat_lib.runs.tracking import ROOT, RUNS
 
 SEEDS = {"synthesis": (0, 1, 2), "majority": (0,)}
 published = ROOT / "results" / "published"

@@ -22,7 +22,7 @@ import nbformat
 from nbclient import NotebookClient
 
 N = 8
-TRIVIAL = "from cat_lib import tracking\nrun = tracking.start_run('small', {'x': x, 'seed': seed})\nrun.finish()"
+TRIVIAL = "from cat_lib.runs import tracking\nrun = tracking.start_run('small', {'x': x, 'seed': seed})\nrun.finish()"
 WORK = "import time\nend = time.process_time() + 4\nwhile time.process_time() < end:\n    sum(range(1000))\n"
 
 
@@ -42,8 +42,8 @@ def suite(jobs: int, work: str) -> float:
         folder = Path(name)
         write(folder, work)
         script = (
-            "import sys; from pathlib import Path; from cat_lib import tracking; "
-            "tracking.ROOT = Path(sys.argv.pop(1)); tracking.RUNS = tracking.ROOT / 'runs'; "
+            "import sys; from pathlib import Path; from cat_lib.runs import places; "
+            "places.ROOT = Path(sys.argv.pop(1)); places.RUNS = places.ROOT / 'runs'; "
             "from cat_lib.__main__ import app; app()"
         )
         environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "OMP_NUM_THREADS": "1"}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -30,9 +29,10 @@ def run(
     ] = None,
 ) -> None:
     """Execute one notebook as one tracked run; exit code 0 only if it finished."""
+    from cat_lib.runs.locks import BusyError
     from cat_lib.runs.parameters import ParameterError
     from cat_lib.runs.runner import ConfigurationError, RunError, run_notebook
-    from cat_lib.runs.tracking import BusyError, TrackingError
+    from cat_lib.runs.store import TrackingError
 
     given = dict(_pair(entry, "-p") for entry in parameter or [])
     try:
@@ -46,21 +46,13 @@ def run(
     print(f"FINISHED: {folder}")
 
 
-class Where(StrEnum):
-    """Where a suite's runs execute."""
-
-    local = "local"
-    ray = "ray"
-    slurm = "slurm"
-
-
 @app.command()
 def suite(
     file: Annotated[Path, typer.Argument(help="The suite, e.g. notebooks/suites/smoke.yaml.")],
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at once (local: one a GPU, or 1; clusters: all that fit).")
     ] = None,
-    executor: Annotated[Where, typer.Option(help="Where runs execute.")] = Where.local,
+    executor: Annotated[Literal["local", "ray", "slurm"], typer.Option(help="Where runs execute.")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the runs, start none.")] = False,
     only: Annotated[str, typer.Option(help="Only entries of this name, or shell pattern.")] = "",
     retry_failed: Annotated[
@@ -73,24 +65,26 @@ def suite(
     slurm: Annotated[list[str] | None, typer.Option(help="Slurm: name=value, as partition=gpu or time=600.")] = None,
 ) -> None:
     """Run a suite of notebooks; the same command again continues it. Exit code 0 only if no chosen entry failed."""
+    from cat_lib.learning.settings import GRPOSettings
     from cat_lib.models import ModelError
-    from cat_lib.runs.tracking import TrackingError
+    from cat_lib.runs.store import TrackingError
     from cat_lib.suites import batch, executors, preflight, progress
     from cat_lib.suites.suite import SuiteError, load_suite
 
-    console, here = Console(), executor is Where.local
+    console, here = Console(), executor == "local"
     try:
         loaded = load_suite(file, limit)
         chosen = loaded.only(only) if only else loaded.entries
         states = batch.plan(chosen, retry_failed)
-        need = preflight.check_all([s.entry for s in states if s.word == "waiting"], here)
+        waiting = [s.entry for s in states if s.word == batch.Word.WAITING]
+        need = preflight.check_all(waiting, here, GRPOSettings.of)
         if dry_run:
             console.print(progress.planned(states, need))
             return
         runner: executors.Executor
-        if executor is Where.ray:
+        if executor == "ray":
             runner = executors.Ray(jobs, address, cpus, gpus)
-        elif executor is Where.slurm:
+        elif executor == "slurm":
             options = dict(_pair(entry, "--slurm") for entry in slurm or [])
             runner = executors.Slurm(jobs, loaded.folder / "slurm", cpus, gpus, options)
         else:
@@ -101,7 +95,8 @@ def suite(
     except (SuiteError, ModelError, TrackingError, executors.ExecutorError) as error:
         _fail(str(error), 2)
     print("\n".join(progress.summary(states)))
-    raise typer.Exit(130 if stopped else 1 if any(s.word in ("FAILED", "KILLED") for s in states) else 0)
+    failed = any(s.word in (batch.Word.FAILED, batch.Word.KILLED) for s in states)
+    raise typer.Exit(130 if stopped else 1 if failed else 0)
 
 
 @app.command("import")
@@ -110,7 +105,7 @@ def import_(
 ) -> None:
     """Copy runs from their folders into the store that MLFLOW_TRACKING_URI names; again changes nothing."""
     from cat_lib.runs.mirror import import_run
-    from cat_lib.runs.tracking import TrackingError
+    from cat_lib.runs.store import TrackingError
 
     failed = False
     for folder in folders:
@@ -141,7 +136,7 @@ def doctor() -> None:
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """The MLflow UI on 127.0.0.1, over the store that runs are written to."""
     from cat_lib.runs.children import serve
-    from cat_lib.runs.tracking import tracking_uri
+    from cat_lib.runs.places import tracking_uri
 
     uri = tracking_uri()
     if uri.startswith("http"):

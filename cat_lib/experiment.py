@@ -1,4 +1,4 @@
-"""What the numbered experiments share: presets, the opening of a run, and one arm of training.
+"""What the numbered experiments share: the opening of a run, and one arm of training.
 
 An experiment has one task whose answers can be checked, one model, and questions that no arm trains on (or, where the
 task is transductive, the ones it trains on, as the paper does for MATH-500). The rubric experiments have `arms.py`.
@@ -6,7 +6,7 @@ task is transductive, the ones it trains on, as the paper does for MATH-500). Th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,58 +20,13 @@ from cat_lib.method.estimators.likelihood import min_ppl, mutual_predictability,
 from cat_lib.method.estimators.synthesis import KINDS, of_first, synthesis
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import load_model
-from cat_lib.models.memory import Work, machine, require_memory
+from cat_lib.models.memory import require_memory
 from cat_lib.runs import tracking
-from cat_lib.runs.parameters import with_preset
+from cat_lib.runs.parameters import Parameters
 from cat_lib.schema import Estimator, Example, Group, Model, Task
-from cat_lib.tasks import check_source, load_task, sampling_of
+from cat_lib.suites import preflight
+from cat_lib.tasks import load_task
 from cat_lib.tasks.arithmetic import LenientArithmetic
-
-_PROMPT_TOKENS = 256  # of a question, for the memory estimate, which comes before there is a tokenizer
-
-_INFERENCE: dict[str, dict[str, Any]] = {
-    "smoke": {"model": "embedded", "task": "arithmetic", "split": "heldout", "questions": 48},
-    "paper": {"model": "Qwen/Qwen3-4B", "task": "math500", "split": "transductive", "questions": 500},
-}
-# The paper's settings where it states them; `smoke` was chosen for its time on 2 cores. Several notebooks train, so
-# their smoke runs are half as long as the quickstart's, at twice its learning rate.
-_TRAINING: dict[str, dict[str, Any]] = {
-    "smoke": _INFERENCE["smoke"]
-    | {
-        "train_questions": 90,
-        "steps": 6,
-        "prompts_per_step": 8,
-        "learning_rate": 2e-4,
-        "prompts_per_micro_batch": 4,
-        "lora_rank": 16,
-    },
-    "paper": _INFERENCE["paper"]
-    | {
-        "train_questions": 500,
-        "steps": 1000,
-        "prompts_per_step": 32,
-        "learning_rate": 5e-7,
-        "prompts_per_micro_batch": 1,
-        "lora_rank": 32,
-    },
-}
-# What an arm learns that it was not trained on: MATH-500 cut in halves, against the paper's transductive set-up.
-_HELDOUT = {"split": "heldout", "questions": 200, "train_questions": 200}
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "01_rollouts_and_references": _INFERENCE,
-    "04_inference_time": _INFERENCE,
-    "05_scaling_rollouts": _INFERENCE,
-    "06_training_signals": {"smoke": _TRAINING["smoke"], "paper": _TRAINING["paper"] | _HELDOUT},
-    "07_ablations": {
-        "smoke": _TRAINING["smoke"] | {"sft_learning_rate": 2e-4, "sft_epochs": 5},
-        "paper": _TRAINING["paper"] | {"sft_learning_rate": 5e-5, "sft_epochs": 10, "other_model": "Qwen/Qwen3-1.7B"},
-    },
-    "08_compute": _TRAINING,
-    "09_sharpening": {
-        "smoke": _TRAINING["smoke"] | {"samples": 32},
-        "paper": _TRAINING["paper"] | _HELDOUT | {"samples": 64},
-    },
-}
 
 # what a parameter `estimators` may name; each is made of the anchor, the task, the golds by question, and synthesis'
 # own options
@@ -100,35 +55,34 @@ class Arm:
 class Experiment:
     """The open run of a notebook. `model` is the policy; training replaces it, and with it the anchor."""
 
-    p: dict[str, Any]
+    p: Parameters
     run: tracking.Run
     task: Task
     model: Model
     heldout: list[Example]
 
     @classmethod
-    def open(cls, notebook: str, given: Mapping[str, Any]) -> Experiment:
-        """Resolve the preset, refuse what can't work, open the run, load task and model, in this order.
+    def open(cls, notebook: str, p: Parameters) -> Experiment:
+        """Refuse what can't work, open the run, load task and model, in this order.
 
         Raises ValueError for parameters that can't work together (no or repeated seeds, unknown estimators, a task
         without checkable answers), ModelError for a model that this machine can't hold, before anything is loaded.
         """
-        p = with_preset(PRESETS[notebook], given)
         check(p)
-        for name, work in needs(p, sampling_of(p["task"]).max_new_tokens):
+        for name, work in preflight.needs(p):
             require_memory(name, work)
-        task = load_task(p["task"], p.get("data"), p["split"] == "transductive", p["skip_bad_rows"])
+        task = load_task(p.task, p.data, p.split == "transductive", p.skip_bad_rows)
         if not task.verifiable:
-            raise ValueError(f"task={p['task']!r} has no answers that can be checked; take arithmetic or a math task")
-        task = draw_as(task, p)
-        heldout = task.examples("heldout", p["questions"], 0)
-        if "steps" in p:
-            task.examples("train", p["train_questions"], 0)
-        run = tracking.start_run(notebook, dict(given))
-        run.parameters(p)
+            raise ValueError(f"task={p.task!r} has no answers that can be checked; take arithmetic or a math task")
+        task = draw_as(task, p.values)
+        heldout = task.examples("heldout", p.questions, 0)
+        if "steps" in p.values:
+            task.examples("train", p.train_questions, 0)
+        run = tracking.start_run(notebook, p.given)
+        run.parameters(p.values)
         run.update_config(skipped_rows=task.skipped)
         run.dataset("heldout", heldout, task.name)
-        return cls(p, run, task, load_model(p["model"], thinking=p["thinking"]), heldout)
+        return cls(p, run, task, load_model(p.model, thinking=p.thinking), heldout)
 
     @property
     def golds(self) -> dict[str, str]:
@@ -148,17 +102,17 @@ class Experiment:
     def evaluate(self, names: Sequence[str], seed: int) -> Evaluation:
         """The policy as it is now on the held-out questions. Rollouts of one seed are the same for all methods."""
         by_name = self.estimators([n for n in names if n != "single"]) if set(names) - {"single"} else {}
-        found = evaluate(self.model, self.task, self.heldout, self.p["group_size"], by_name, seed + 1)
+        found = evaluate(self.model, self.task, self.heldout, self.p.group_size, by_name, seed + 1)
         return replace(found, seed=seed)
 
     def fresh(self, seed: int) -> Any:
         """Replace the policy by the untrained model with a fresh adapter, and return it."""
-        self.model = add_lora(self.model, self.p["lora_rank"], seed)
+        self.model = add_lora(self.model, self.p.lora_rank, seed)
         return self.model
 
     def train_set(self, seed: int) -> list[Example]:
         """The training questions of a seed."""
-        return self.task.examples("train", self.p["train_questions"], seed)
+        return self.task.examples("train", self.p.train_questions, seed)
 
     def grpo(self, estimator: str, seed: int, after: Sequence[str] = ("majority", "synthesis")) -> Arm:
         """Train a fresh policy on one estimator's references and score it."""
@@ -173,7 +127,7 @@ class Experiment:
         policy, questions = self.fresh(seed), self.train_set(seed)
         golds = {e.id: e.gold for e in questions} if estimator == "gold" else {}
         teacher = _ESTIMATORS[estimator](policy.anchor(), self.task, golds)
-        settings = GRPOSettings.of(self.p, seed=seed)
+        settings = GRPOSettings.of(self.p.values, seed=seed)
         part = self.run.part(f"{estimator}_{seed}")
         return train(policy, self.task, questions, teacher, verifiable, settings, part)
 
@@ -188,10 +142,10 @@ class Experiment:
             steps=6,
             group_size=8,
             prompts_per_step=8,
-            prompts_per_micro_batch=4 if self.p["prompts_per_micro_batch"] >= 4 else 1,
+            prompts_per_micro_batch=4 if self.p.prompts_per_micro_batch >= 4 else 1,
             learning_rate=3e-4,
             beta=0.0,
-            lora_rank=self.p["lora_rank"],
+            lora_rank=self.p.lora_rank,
             seed=seed,
         )
         questions, part = task.examples("train", 90, seed), self.run.part("lesson")
@@ -201,53 +155,25 @@ class Experiment:
         """CaT-SFT: references of the training questions by the untrained model, then cross-entropy on them."""
         policy, questions = self.fresh(seed), self.train_set(seed)
         teacher = _ESTIMATORS[estimator](policy.anchor(), self.task, {})
-        settings = SFTSettings(self.p["sft_epochs"], learning_rate=self.p["sft_learning_rate"], seed=seed)
-        part, n = self.run.part(f"sft_{seed}"), self.p["group_size"]
+        settings = SFTSettings(self.p.sft_epochs, learning_rate=self.p.sft_learning_rate, seed=seed)
+        part, n = self.run.part(f"sft_{seed}"), self.p.group_size
         references, made = kept_references(part, policy.ledger, lambda: teacher(self.rollouts(n, seed, questions)))
         tuned = finetune(policy, self.task, questions, references, settings, part)
         return Arm(tuned, made | tuned.spent, self.evaluate(after, seed))
 
 
-def check(p: Mapping[str, Any]) -> None:
+def check(p: Parameters) -> None:
     """Raises ValueError for parameters that can't work together, before anything is loaded."""
-    check_source(p["task"], p.get("data"), p["split"] == "transductive")
-    seeds = p.get("seeds", [p.get("seed", 0)])
-    if not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int and s >= 0 for s in seeds):
-        raise ValueError(f"seeds={seeds}: give at least one whole number from 0, each once, e.g. seeds=[0]")
-    for names in (p.get("estimators", ["single"]), [p.get("teacher", "single")]):
+    preflight.check(p)
+    v = p.values
+    for names in (v.get("estimators", ["single"]), [v.get("teacher", "single")]):
         wrong = [n for n in names if n not in _ESTIMATORS or list(names).count(n) > 1]
         if wrong or not names:
             allowed = ", ".join(_ESTIMATORS)
             raise ValueError(
                 f"estimators={list(names)}: allowed are {allowed}, each once; look at {wrong or 'an empty list'}"
             )
-    if wrong := [w for w in p.get("wordings") or [] if w not in KINDS]:
-        raise ValueError(f"wordings={p['wordings']}: allowed are {', '.join(KINDS)}; look at {wrong}")
-    if "sizes" in p:
-        sizes, least = p["sizes"], 2 if "mutual_predictability" in p["estimators"] else 1
-        if len(set(sizes)) < 2 or not all(type(s) is int and least <= s <= p["rollouts"] for s in sizes):
-            raise ValueError(
-                f"sizes={sizes}: give two whole numbers or more from {least} to rollouts={p['rollouts']} (mutual "
-                "predictability needs groups of 2)"
-            )
-    if "steps" in p:
-        settings = GRPOSettings.of(p)
-        if p["train_questions"] < settings.prompts_per_step:
-            raise ValueError(
-                f"train_questions={p['train_questions']} are fewer than prompts_per_step={settings.prompts_per_step}; "
-                "raise the first or lower the second"
-            )
-    if "samples" in p and p["split"] == "transductive":
-        raise ValueError("split='transductive' leaves no held-out questions to compare with; take split='heldout'")
-
-
-def needs(p: Mapping[str, Any], new_tokens: int) -> list[tuple[str, Work]]:
-    """Each model of a run with these parameters, and the largest work it gets, for `require_memory`."""
-    largest = max(p.get(key) or 0 for key in ("group_size", "samples", "rollouts"))
-    answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens)
-    found = [(name, answer) for name in filter(None, (p["model"], p.get("other_model")))]
-    if "steps" in p:
-        gpu, prompts = machine()[1] == "cuda", GRPOSettings.of(p).prompts_per_micro_batch
-        step = replace(answer, train=True, prompts=prompts, group_size=p["group_size"], checkpointing=gpu)
-        found.append((p["model"], replace(step, lora_rank=p["lora_rank"])))
-    return found
+    if wrong := [w for w in v.get("wordings") or [] if w not in KINDS]:
+        raise ValueError(f"wordings={p.wordings}: allowed are {', '.join(KINDS)}; look at {wrong}")
+    if "steps" in v:
+        GRPOSettings.of(v)

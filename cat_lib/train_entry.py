@@ -24,10 +24,13 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from cat_lib.runs import tracking
-from cat_lib.runs.parameters import resolve, with_preset
+from cat_lib.models.memory import gpus
+from cat_lib.runs import places
+from cat_lib.runs.locks import BusyError, open_run
+from cat_lib.runs.parameters import Parameters, effective, resolve
+from cat_lib.runs.runner import RunError, lead, mirrored, require_same
+from cat_lib.runs.store import TrackingError
 from cat_lib.shown import masked
 
 NOTEBOOK = "06_training_signals"
@@ -40,48 +43,47 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cat_lib.train_entry", description="Train the arms of notebook 06.")
     parser.add_argument("--run-id", required=True, help="Name of the run's folder; an earlier one is continued.")
     parser.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="A parameter, repeatable.")
-    parser.add_argument("--runs", type=Path, default=tracking.RUNS, help="The folder of all runs.")
+    parser.add_argument("--runs", type=Path, default=places.RUNS, help="The folder of all runs.")
     given = parser.parse_args(words)
     first = os.environ.get("RANK", "0") == "0"
     try:
         check_launch(os.environ)
-        parameters = _parameters(given.p)
+        p = _parameters(given.p)
     except ValueError as error:
         if first:
             print(masked(error), file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside of training; inside, `callbacks.Together`
-    import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    world = PartialState(cpu=not torch.cuda.is_available())  # joins the others; this process's GPU is the current one
-    folder, mirrors, refused = given.runs.absolute() / NOTEBOOK / given.run_id, None, [""]
+    world = PartialState(cpu=not gpus())  # joins the others; this process's GPU is the current one
+    folder = given.runs.absolute() / NOTEBOOK / given.run_id
+
+    def train() -> tuple[str, str]:
+        """Status and error, once the first process has told all others that it begins."""
+        return ("REFUSED", "") if broadcast_object_list([not first])[0] else _trained(p, folder)
+
     if first:
         try:
-            mirrors = _begin(folder, parameters)
-        except (ValueError, tracking.TrackingError, tracking.BusyError) as error:
-            refused = [masked(error)]
-            print(refused[0], file=sys.stderr)
-    if broadcast_object_list(refused)[0]:
-        world.destroy_process_group()
-        return 2
-    status, message = "FAILED", "training did not start"
-    try:
-        train_arms(parameters, folder)
-        status, message = "FINISHED", ""
-    except KeyboardInterrupt:
-        status, message = "KILLED", "interrupted"
-    except Exception as error:  # whatever it was, the run says so
-        message = f"{type(error).__name__}: {error}"
-        traceback.print_exc()
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from a launcher whose other process ended; it kills after 30 s
-        if first:
-            _end(folder, mirrors, status, message)
-    if status == "FINISHED":
+            _require_room(folder, p)
+            with mirrored(folder):
+                run = open_run(NOTEBOOK, p.given, folder, {"stage": "training"})
+                print(f"run folder: {folder}", flush=True)
+                lead(run, train)
+            status = "FINISHED"
+            print(f"FINISHED: {folder}", flush=True)
+        except RunError as error:
+            status = error.status
+            print(f"{status}: {folder}", flush=True)
+        except (ValueError, TrackingError, BusyError) as error:
+            print(masked(error), file=sys.stderr)
+            (status,) = broadcast_object_list(["REFUSED"])
+    else:
+        status, _ = train()
+    if status in ("FINISHED", "REFUSED"):
         world.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
-    return {"FINISHED": 0, "FAILED": 1, "KILLED": 130}[status]
+    return {"FINISHED": 0, "FAILED": 1, "REFUSED": 2, "KILLED": 130}[status]
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
@@ -99,72 +101,58 @@ def check_launch(environment: Mapping[str, str]) -> None:
         )
 
 
-def train_arms(parameters: Mapping[str, Any], folder: Path) -> None:
+def train_arms(p: Parameters, folder: Path) -> None:
     """Train each estimator and seed of a run of the notebook, as `Experiment.grpo` does, without scoring them."""
     from cat_lib.experiment import Experiment
 
     os.environ["CAT_LIB_RUN_DIR"] = str(folder)  # the run is this program's, as under the runner
-    x = Experiment.open(NOTEBOOK, parameters)
-    for seed in x.p["seeds"]:
-        for name in x.p["estimators"]:
+    x = Experiment.open(NOTEBOOK, p)
+    for seed in p.seeds:
+        for name in p.estimators:
             if x.run.writes:
                 print(f"--- {name}, seed {seed}", flush=True)
             x.train(name, seed)
 
 
-def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
-    from cat_lib.experiment import PRESETS, check
+def _trained(p: Parameters, folder: Path) -> tuple[str, str]:
+    try:
+        train_arms(p, folder)
+        return "FINISHED", ""
+    except KeyboardInterrupt:
+        return "KILLED", "interrupted"
+    except Exception as error:  # whatever it was, the run says so
+        traceback.print_exc()
+        return "FAILED", f"{type(error).__name__}: {error}"
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from a launcher whose other process ended; it kills after 30 s
+
+
+def _parameters(pairs: Sequence[str]) -> Parameters:
+    from cat_lib.experiment import check
     from cat_lib.learning.settings import GRPOSettings, cut
 
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise ValueError(f"-p {wrong[0]}: give name=value")
     given = dict(pair.split("=", 1) for pair in pairs)
-    parameters = resolve(tracking.NOTEBOOKS / f"{NOTEBOOK}.ipynb", given, typed=False)
-    effective = with_preset(PRESETS[NOTEBOOK], parameters)
-    check(effective)
-    cut(GRPOSettings.of(effective), int(os.environ.get("WORLD_SIZE", "1")))
-    return parameters
+    p = effective(NOTEBOOK, resolve(places.NOTEBOOKS / f"{NOTEBOOK}.ipynb", given, typed=False))
+    check(p)
+    cut(GRPOSettings.of(p.values), int(os.environ.get("WORLD_SIZE", "1")))
+    return p
 
 
-def _begin(folder: Path, parameters: dict[str, Any]) -> Any:
-    """Lock and open the run; returns what copies it to MLflow, or None where tracking is off."""
+def _require_room(folder: Path, p: Parameters) -> None:
+    """Raises ValueError for a folder of another configuration, or processes that do not fit in memory together."""
+    from cat_lib.learning.settings import GRPOSettings
     from cat_lib.models import ModelError
-    from cat_lib.runs.runner import require_same
     from cat_lib.suites.preflight import preflight, require_together
 
-    require_same(folder, parameters)
+    require_same(folder, p.given)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
-        need = preflight(tracking.NOTEBOOKS / f"{NOTEBOOK}.ipynb", parameters, here=True)
+        need = preflight(places.NOTEBOOKS / f"{NOTEBOOK}.ipynb", p.given, here=True, settings=GRPOSettings.of)
         require_together([need] * here, here, "--num_processes")
     except ModelError as error:
         raise ValueError(str(error)) from error
-    mirrors = None
-    if os.environ.get("CAT_LIB_TRACKING") != "off":
-        from cat_lib.runs.mirror import Mirrors
-
-        mirrors = Mirrors()
-    try:
-        tracking.open_run(NOTEBOOK, parameters, folder)
-    except BaseException:
-        if mirrors:
-            mirrors.close()
-        raise
-    if mirrors:
-        mirrors.add(folder)
-    print(f"run folder: {folder}", flush=True)
-    return mirrors
-
-
-def _end(folder: Path, mirrors: Any, status: str, message: str) -> None:
-    run = tracking.Run(folder)
-    run.tag("stage", "training")
-    run.end(status, message)
-    if mirrors:
-        mirrors.end(folder)
-        mirrors.close()
-    tracking.release(folder)
-    print(f"{status}: {folder}", flush=True)
 
 
 if __name__ == "__main__":

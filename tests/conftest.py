@@ -28,9 +28,9 @@ def untracked(monkeypatch):
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch):
     """An empty MLflow store, and results under the test's folder."""
-    from cat_lib.runs import tracking
+    from cat_lib.runs import places
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setattr(tracking, "ROOT", tmp_path)
-    monkeypatch.setattr(tracking, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(places, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "RUNS", tmp_path / "runs")
     return tmp_path

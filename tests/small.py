@@ -46,9 +46,8 @@ def write_notebook(path: Path, *cells: str) -> Path:
 def start(results: Path, *words: object, **options: object) -> subprocess.Popen[str]:
     """`python -m cat_lib ...` with its results under another folder than the repository's."""
     script = (
-        "import sys; from pathlib import Path; from cat_lib.runs import tracking; "
-        "tracking.ROOT = Path(sys.argv.pop(1)); "
-        "tracking.RUNS = tracking.ROOT / 'runs'; from cat_lib.__main__ import app; app()"
+        "import sys; from pathlib import Path; from cat_lib.runs import places; places.ROOT = Path(sys.argv.pop(1)); "
+        "places.RUNS = places.ROOT / 'runs'; from cat_lib.__main__ import app; app()"
     )
     return subprocess.Popen(
         [sys.executable, "-c", script, str(results), *map(str, words)], text=True, stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The numbers of a training run: presets, the settings of GRPO, and what TRL is given for them.
+"""The numbers of a training run: the settings of GRPO, and what TRL is given for them.
 
 Defaults of `GRPOSettings` are the paper's (v1, appendix E) where it states them. Everything TRL or Unsloth would choose
 silently is set here.
@@ -20,55 +20,6 @@ import yaml
 from cat_lib.schema import Sampling, Task
 
 AnyTask = TypeVar("AnyTask", bound=Task)
-
-# What `preset`, the one dial of a training notebook, stands for. `smoke` was tuned on the embedded model (README).
-PRESETS: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "model": "embedded",
-        "steps": 12,
-        "prompts_per_step": 16,
-        "prompts_per_micro_batch": 4,
-        "learning_rate": 1e-4,
-    },
-    "paper": {
-        "model": "Qwen/Qwen3-4B",
-        "steps": 1000,
-        "prompts_per_step": 32,
-        "prompts_per_micro_batch": 1,
-        "learning_rate": 5e-7,
-    },
-}
-
-# The same for rubric rewards. The paper's judge is GPT-4o behind an endpoint; "anchor" needs no second model.
-RUBRIC_PRESETS: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "model": "embedded",
-        "task": "clinic",
-        "group_size": 4,
-        "steps": 4,
-        "prompts_per_step": 4,
-        "prompts_per_micro_batch": 4,
-        "learning_rate": 1e-4,
-        "heldout_questions": 20,
-        "heldout_samples": 2,
-        "rubric_tokens": 110,
-        "rubric_replies": 3,
-    },
-    "paper": {
-        "model": "Qwen/Qwen3-4B",
-        "task": "healthbench",
-        "group_size": 8,
-        "steps": 1000,
-        "prompts_per_step": 32,
-        "prompts_per_micro_batch": 1,
-        "learning_rate": 5e-7,
-        "heldout_questions": 500,
-        "heldout_samples": 1,
-        "rubric_tokens": 600,
-        "rubric_replies": 1,
-    },
-}
-
 
 # Temperature, top-k and top-p of the paper's models (v1, table 3), by what a model's name or its config's type holds.
 SAMPLING = {

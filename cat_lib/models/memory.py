@@ -160,3 +160,11 @@ def require_memory(name: str, work: Work) -> Memory | None:
         f"of {'GPU memory' if device == 'cuda' else 'memory'} are free: {f'{batch}={fits} fits; or ' if fits else ''}"
         'take a smaller model (model="embedded" needs least), a smaller group_size, or a machine with more'
     )
+
+
+def gpus() -> list[str]:
+    """The names of the GPUs that this process may use."""
+    import torch
+
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.cuda.get_device_name(i) for i in range(there)]

@@ -1,6 +1,6 @@
-"""Copies runs' folders to MLflow, from one thread, again and again until both say the same.
+"""Copies runs' folders to MLflow: `copy`, as often as wanted, and `Mirror`, which calls it from a thread.
 
-A folder is the truth, so nothing is lost while a store is away: what could not be sent is sent at the next round.
+A folder is the truth, so nothing is lost while a store is away: what could not be sent is sent at the next look.
 Sending twice changes nothing, so a copy that was cut off begins anew, `import_run` is the same copy into an empty
 store, and one process can serve all runs of a suite.
 
@@ -15,145 +15,156 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cat_lib.files import Lock, read_lines
-from cat_lib.runs import tracking
-from cat_lib.runs.store import SUITE, advice, connect, experiment_of, find_or_create, tags_of
-from cat_lib.runs.tracking import TrackingError, read_config
+from cat_lib.runs.folder import ENDED, read_config
+from cat_lib.runs.locks import settle
+from cat_lib.runs.store import SUITE, TrackingError, advice, connect, experiment_of, find_or_create, tags_of
 from cat_lib.shown import masked
 
 PATIENCE = float(os.environ.get("CAT_LIB_STORE_PATIENCE", "120"))  # seconds that the end waits for a store that is away
-_EVERY, _ARTIFACTS_EVERY = 1.0, 15.0  # seconds
+_EVERY, _FILES_EVERY = 1.0, 15.0  # seconds
 _PARAM_LIMIT, _TAG_LIMIT = 6000, 8000  # MLflow's, in characters
 _BATCH, _PARAMS = 1000, 100  # MLflow's, in one call
-# what a run keeps for itself: checkpoints, tables by step that are joined at the end, locks, notes of the mirror
+# what a run keeps for itself: checkpoints, tables by step that are joined at the end, locks, notes of the copy
 _SKIPPED = re.compile(
     r"(^|/)(checkpoints|rollouts|verdicts|rubrics|slurm|\.[^/]*)/|\.(lock|partial|db)$|^mlflow\.json$"
 )
+Stamp = tuple[int, int]  # when a file was changed, and its size
+
+
+@dataclass
+class Sent:
+    """What is known to be in the store. Forgetting it costs time and nothing else."""
+
+    run_id: str = ""
+    files: dict[str, Stamp | None] = field(default_factory=dict)  # by name, as they were when they were sent
+    steps: set[tuple[str, int]] = field(default_factory=set)  # of each metric
+    looked: float = 0.0  # at the files
+    reaped: bool = False  # the experiment's dead runs
+
+
+def copy(folder: Path, client: Any = None, sent: Sent | None = None, ended: dict[str, str] | None = None) -> str:
+    """Send what the store has not; returns the run's id there.
+
+    That a run has ended is sent last: a store that knows it has all the rest, and nothing is sent.
+    `ended` has the status and error of a run whose folder can't be written. Raises whatever the store raises; another
+    call goes on where this one stopped, with the same `sent`, or begins anew.
+    """
+    client, sent, stamp = client or connect(), sent or Sent(), _stamp(folder / "config.json")
+    config = read_config(folder) | (ended or {})
+    final = config.get("status") in ENDED
+    sent.run_id = sent.run_id or find_or_create(client, folder, config)
+    if stamp != sent.files.get("about") or final:
+        there = client.get_run(sent.run_id)
+        if final and (there.info.status, there.info.end_time) == (config["status"], config.get("ended")):
+            return sent.run_id
+        _about(client, there, folder, config)
+        sent.files["about"] = stamp
+    _history(client, folder, sent)
+    if final and (folder / "metrics.json").exists():
+        results, when = json.loads((folder / "metrics.json").read_text()), config.get("ended") or config["started"]
+        _log(client, sent.run_id, {(key, 0): (value, when) for key, value in results.items()})
+    if final or time.monotonic() - sent.looked > _FILES_EVERY:
+        _artifacts(client, folder, sent)
+        sent.looked = time.monotonic()
+    if final:
+        client.set_terminated(sent.run_id, config["status"], config.get("ended"))
+    return sent.run_id
+
+
+def _about(client: Any, there: Any, folder: Path, config: Mapping[str, Any]) -> None:
+    """Parameters, tags and datasets, and that it runs."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+    run_id, tags = there.info.run_id, tags_of(config, folder)
+    values = {k: masked(v)[:_PARAM_LIMIT] for k, v in config.get("parameters", {}).items() if v is not None}
+    fresh = [Param(k, v) for k, v in values.items() if k not in there.data.params]  # MLflow's cannot change
+    for i in range(0, len(fresh), _PARAMS):
+        client.log_batch(run_id, params=fresh[i : i + _PARAMS])
+    client.log_batch(run_id, tags=[RunTag(k, v[:_TAG_LIMIT]) for k, v in tags.items()])
+    if "error" in there.data.tags and "error" not in tags:  # of an earlier try
+        client.delete_tag(run_id, "error")
+    for context, entry in config.get("datasets", {}).items():
+        dataset = Dataset(
+            name=f"{entry['source']}"[:500], digest=entry["digest"], source_type="cat_lib",
+            source=json.dumps({"source": entry["source"], "context": context}),
+            profile=json.dumps({"num_rows": entry["n"]}),
+        )  # fmt: skip
+        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+    if config.get("status") not in ENDED and there.info.status != "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+
+
+def _history(client: Any, folder: Path, sent: Sent) -> None:
+    for name in ("metrics.jsonl", "system.jsonl"):
+        if (stamp := _stamp(folder / name)) == sent.files.get(f"steps of {name}"):
+            continue
+        fresh = dict[tuple[str, int], tuple[float, int]]()
+        for _, line in read_lines(folder / name):
+            for metric, value in line["metrics"].items():
+                if (metric, line["step"]) not in sent.steps:
+                    fresh.setdefault((metric, line["step"]), (value, line["time"]))
+        _log(client, sent.run_id, fresh)
+        sent.steps |= fresh.keys()
+        sent.files[f"steps of {name}"] = stamp
+
+
+def _log(client: Any, run_id: str, entries: Mapping[tuple[str, int], tuple[float, int]]) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [Metric(key, value, when, step) for (key, step), (value, when) in entries.items()]
+    for i in range(0, len(metrics), _BATCH):
+        client.log_batch(run_id, metrics=metrics[i : i + _BATCH])
+
+
+def _artifacts(client: Any, folder: Path, sent: Sent) -> None:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if _SKIPPED.search(name) or path.is_symlink() or not path.is_file():
+            continue
+        if (stamp := _stamp(path)) != sent.files.get(name):
+            parent = Path(name).parent.as_posix()
+            client.log_artifact(sent.run_id, str(path), None if parent == "." else parent)
+            sent.files[name] = stamp
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """Taken before a file is read, so that what comes meanwhile is sent at the next look."""
+    with suppress(OSError):
+        about = path.stat()
+        return about.st_mtime_ns, about.st_size
+    return None
 
 
 class Mirror:
-    """One folder's copy. `sync` raises whatever the store raises; the next call goes on where it stopped."""
-
-    def __init__(self, folder: Path, client: Any) -> None:
-        self.folder, self.client = folder, client
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin anew: the store has lost the run, as when its experiment was deleted meanwhile."""
-        self.run_id = ""
-        self._parameters: set[str] = set()
-        self._tags: dict[str, str] = {}
-        self._datasets: Any = None
-        self._status = ""
-        self._offsets: dict[str, int] = {}
-        self._steps: set[tuple[str, int]] = set()
-        self._files: dict[str, tuple[int, int]] = {}
-        self._artifacts_at = 0.0
-
-    def sync(self, final: bool = False, status: str | None = None, error: str = "") -> None:
-        """Send what the store has not. `final` sends all files and the status; `status` speaks for a full disk."""
-        config = read_config(self.folder)
-        if not config:
-            return
-        config |= {"status": status, "error": error} if status else {}
-        if not self.run_id:
-            self.run_id = find_or_create(self.client, self.folder, config)
-            known = self.client.get_run(self.run_id).data
-            self._parameters, self._tags = set(known.params), dict(known.tags)
-        if not final and not self._status:
-            self._status = "RUNNING"
-            self.client.update_run(self.run_id, status="RUNNING")
-        self._words(config)
-        for name in ("metrics.jsonl", "system.jsonl"):
-            self._history(name)
-        results = self.folder / "metrics.json"
-        if final and results.exists():
-            when = config.get("ended") or config.get("started", 0)
-            self._log([(k, v, when, 0) for k, v in json.loads(results.read_text()).items()])
-        if final or time.monotonic() - self._artifacts_at > _ARTIFACTS_EVERY:
-            self._artifacts()
-            self._artifacts_at = time.monotonic()
-        if final:
-            self.client.set_terminated(self.run_id, config["status"], config.get("ended"))
-
-    def _words(self, config: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param, RunTag
-
-        values = {k: masked(v)[:_PARAM_LIMIT] for k, v in config.get("parameters", {}).items() if v is not None}
-        fresh = [Param(k, v) for k, v in values.items() if k not in self._parameters]  # MLflow's cannot change
-        for i in range(0, len(fresh), _PARAMS):
-            self.client.log_batch(self.run_id, params=fresh[i : i + _PARAMS])
-        tags = {k: v[:_TAG_LIMIT] for k, v in tags_of(config, self.folder).items()}
-        if changed := [RunTag(k, v) for k, v in tags.items() if self._tags.get(k) != v]:
-            self.client.log_batch(self.run_id, tags=changed)
-        if "error" in self._tags and "error" not in tags:  # of an earlier try
-            self.client.delete_tag(self.run_id, "error")
-            del self._tags["error"]
-        self._parameters |= set(values)
-        self._tags |= tags
-        if (datasets := config.get("datasets")) and datasets != self._datasets:
-            self.client.log_inputs(self.run_id, list(_inputs(datasets)))
-            self._datasets = datasets
-
-    def _history(self, name: str) -> None:
-        entries, seen, end = [], set[tuple[str, int]](), self._offsets.get(name, 0)
-        for offset, line in read_lines(self.folder / name, end):
-            end = offset
-            fresh = {(k, line["step"]): v for k, v in line["metrics"].items()}
-            for key in fresh.keys() - self._steps - seen:
-                entries.append((key[0], fresh[key], line["time"], key[1]))
-                seen.add(key)
-        self._log(entries)
-        self._offsets[name] = end
-        self._steps |= seen
-
-    def _log(self, entries: list[tuple[str, float, int, int]]) -> None:
-        from mlflow.entities import Metric
-
-        for i in range(0, len(entries), _BATCH):
-            self.client.log_batch(self.run_id, metrics=[Metric(*entry) for entry in entries[i : i + _BATCH]])
-
-    def _artifacts(self) -> None:
-        for path in sorted(self.folder.rglob("*")):
-            name = path.relative_to(self.folder).as_posix()
-            if _SKIPPED.search(name) or path.is_symlink() or not path.is_file():
-                continue
-            about = path.stat()
-            if self._files.get(name) != (about.st_mtime_ns, about.st_size):
-                parent = Path(name).parent.as_posix()
-                self.client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
-                self._files[name] = (about.st_mtime_ns, about.st_size)
-
-
-class Mirrors:
     """Keeps folders and the store the same from one thread. Raises TrackingError if the store can't be used now."""
 
     def __init__(self) -> None:
         self.client = connect()
-        self._open: dict[Path, Mirror] = {}
-        self._ending: dict[Path, tuple[Mirror, str | None, str]] = {}
-        self._reaped: set[str] = set()
-        self._lock, self._stop, self._away = threading.Lock(), threading.Event(), 0.0
+        self._open: dict[Path, Sent] = {}
+        self._ending: dict[Path, dict[str, str]] = {}  # to what speaks for the folder, if that can't be written
+        self._stop, self._away = threading.Event(), 0.0
         self._thread = threading.Thread(target=self._rounds, name="mirror", daemon=True)
         self._thread.start()
 
     def add(self, folder: Path) -> None:
         """Begin to copy a folder; its config.json may come later."""
-        with self._lock:
-            self._open[folder] = Mirror(folder, self.client)
+        self._ending.pop(folder, None)
+        self._open[folder] = Sent()
 
-    def end(self, folder: Path, status: str | None = None, error: str = "") -> None:
-        """Send the rest of a folder, in the background; `status` speaks for a folder that can't be written."""
-        with self._lock:
-            mirror = self._open.pop(folder, None) or Mirror(folder, self.client)
-            self._ending[folder] = (mirror, status, error)
+    def end(self, folder: Path, **ended: str) -> None:
+        """Send the rest of a folder, in the background; `status` and `error` speak for one that can't be written."""
+        self._open.setdefault(folder, Sent())
+        self._ending[folder] = ended
 
-    def close(self) -> list[Path]:
-        """End the thread. Returns the folders that the store did not take whole within PATIENCE, and says so."""
+    def close(self) -> None:
+        """End the thread once the store has everything, or has been away for PATIENCE, and say what it did not take."""
         closing = time.monotonic()
         while self._ending and self._thread.is_alive():  # however long it takes, while the store takes it
             if self._away and time.monotonic() - max(self._away, closing) > PATIENCE:
@@ -164,47 +175,38 @@ class Mirrors:
         for folder in self._ending:
             print(f"the store did not take {folder} within {PATIENCE:.0f} s; the folder has everything. Once the store")
             print(f"answers: python -m cat_lib import {folder}", flush=True)
-        return list(self._ending)
 
     def _rounds(self) -> None:
         while not self._stop.is_set():
             started = time.monotonic()
-            failed = self._round()
+            failed = [why for folder in list(self._open) if (why := self._look(folder))]
             if failed and not self._away:
                 self._away = started
-                print(f"not sent to the store, trying again: {failed}", flush=True)
+                print(f"not sent to the store, trying again: {failed[-1]}", flush=True)
             elif self._away and not failed:
                 print(f"the store has everything again, after {started - self._away:.0f} s", flush=True)
                 self._away = 0.0
             while time.monotonic() - started < _EVERY and (failed or not self._ending) and not self._stop.is_set():
                 time.sleep(0.02)
 
-    def _round(self) -> str:
-        """One look at each folder; one that fails does not hold up the others. Returns the last failure."""
-        with self._lock:
-            running, ending = list(self._open.values()), dict(self._ending)
-        failed = ""
-        for mirror, status, error in [*((m, None, "") for m in running), *ending.values()]:
-            final = mirror.folder in ending
-            try:
-                mirror.sync(final, status, error)
-                if not final and (config := read_config(mirror.folder)):
-                    self._reap(experiment_of(config))
-            except Exception as problem:  # every client, driver and network raises its own kinds
-                text = masked(" ".join(str(problem).split()))[:200]
-                if "'active' state" in text or "RESOURCE_DOES_NOT_EXIST" in text:
-                    mirror.forget()
-                failed = f"{mirror.folder.name}: {type(problem).__name__}: {text}"
-                continue
-            if final:
-                with self._lock:
-                    del self._ending[mirror.folder]
-        return failed
-
-    def _reap(self, experiment: str) -> None:
-        if experiment not in self._reaped:
-            reap(self.client, experiment)
-            self._reaped.add(experiment)
+    def _look(self, folder: Path) -> str:
+        """Send what is new in one folder; one that fails does not hold up the others. Returns why it failed."""
+        sent, ending = self._open[folder], self._ending.get(folder)
+        try:
+            config = read_config(folder)
+            if config and (ending is not None or config.get("status") not in ENDED):  # else it is yet to begin again
+                copy(folder, self.client, sent, ending)
+                if ending is None and not sent.reaped:
+                    reap(self.client, experiment_of(config))
+                    sent.reaped = True
+        except Exception as problem:  # every client, driver and network raises its own kinds
+            text = masked(" ".join(str(problem).split()))[:200]
+            if "'active' state" in text or "RESOURCE_DOES_NOT_EXIST" in text:  # deleted meanwhile: begin anew
+                self._open[folder] = Sent()
+            return f"{folder.name}: {type(problem).__name__}: {text}"
+        if ending is not None and self._ending.get(folder) is ending:
+            del self._open[folder], self._ending[folder]
+        return ""
 
 
 def reap(client: Any, experiment: str) -> None:
@@ -218,9 +220,9 @@ def reap(client: Any, experiment: str) -> None:
         folder = Path(tags.get("run_dir", ""))
         if tags.get("host") != socket.gethostname() or tags.get("notebook") == SUITE or not read_config(folder):
             continue
-        tracking.settle(folder, "KILLED", "its process is gone")
-        if read_config(folder)["status"] in tracking.ENDED:
-            Mirror(folder, client).sync(final=True)
+        settle(folder, "KILLED", "its process is gone")
+        if read_config(folder)["status"] in ENDED:
+            copy(folder, client)
 
 
 def import_run(folder: Path) -> str:
@@ -230,26 +232,13 @@ def import_run(folder: Path) -> str:
     """
     if "notebook" not in read_config(folder):
         raise ValueError(f"{folder} holds no run: a run's folder has a config.json, as results/runs/<notebook>/<run>")
-    held = Lock(folder / "suite.lock").holder() if (folder / "suite.lock").exists() else None
-    if read_config(folder)["status"] not in tracking.ENDED and not held:
-        tracking.settle(folder, "KILLED", "its process is gone")
+    suite = folder / "suite.lock"
+    if not (suite.exists() and Lock(suite).holder()):
+        settle(folder, "KILLED", "its process is gone")
     if read_config(folder)["status"] == "RUNNING":
         raise ValueError(f"{folder} still runs; its own process copies it")
-    mirror = Mirror(folder, connect())
+    client = connect()
     try:
-        mirror.sync(final=True)
+        return copy(folder, client)
     except Exception as error:  # every client, driver and network raises its own kinds
         raise TrackingError(f"{folder} is not copied: {advice(error)}") from error
-    return mirror.run_id
-
-
-def _inputs(datasets: Mapping[str, Mapping[str, Any]]) -> Iterator[Any]:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    for context, entry in datasets.items():
-        about = Dataset(
-            name=f"{entry['source']}"[:500], digest=entry["digest"], source_type="cat_lib",
-            source=json.dumps({"source": entry["source"], "context": context}),
-            profile=json.dumps({"num_rows": entry["n"]}),
-        )  # fmt: skip
-        yield DatasetInput(about, [InputTag("mlflow.data.context", context)])

@@ -1,26 +1,36 @@
-"""A notebook's parameters: read from its tagged cell, checked before any kernel starts.
+"""A notebook's parameters: read from its tagged cell, checked before any kernel starts, filled in from a preset.
 
 papermill only warns of an unknown name, so a misspelt parameter would run the default. Here the tagged cell is the
 declaration: the annotation (or the default's type) is the type, and the comment above a name may hold
-`one of: a, b, c` (to the end of its line) or `at least N`. Values are literals: nothing is executed to read them.
+`one of: a, b, c` (to the end of its line, and on where that is a comma), the same with `each of:` for a list whose
+items are of these, or `at least N`. Values are literals: nothing is executed to read them. What is None takes the
+value that notebooks/presets.yaml has for it under the notebook's name and `preset`.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import json
 import math
+import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
-_ONE_OF = re.compile(r"one of: (.+)")
-_LARGEST = 1e308  # of what becomes a float
-_AT_LEAST = re.compile(r"at least (-?[0-9.]+)")
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from cat_lib.runs import places
+
+_TYPES: dict[str, Any] = {
+    "int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "None": None,
+}  # fmt: skip
+_CHOICES = re.compile(r"(one|each) of: ((?:.*,\n)*.+)")
+_AT_LEAST = re.compile(r"at least (-?[0-9.]*[0-9])")
 
 
 class ParameterError(ValueError):
@@ -33,46 +43,94 @@ class Parameter:
 
     name: str
     default: Any
-    types: tuple[str, ...]  # of _TYPES, or "None"
+    types: tuple[str, ...]  # of _TYPES
     help: str
+
+    @property
+    def _adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(functools.reduce(operator.or_, (_TYPES[t] for t in self.types)))
 
     def check(self, value: Any) -> Any:
         """The value, an int widened to float where declared so. Raises ParameterError naming what is allowed."""
-        kind = "None" if value is None else type(value).__name__
-        if kind == "int" and "int" not in self.types and "float" in self.types and abs(value) < _LARGEST:
-            value, kind = float(value), "float"
-        if not _finite(value):
+        try:
+            taken = self._adapter.validate_python(value, strict=True)
+        except ValidationError:
+            kind = type(value).__name__
+            raise ParameterError(f"{self.name}={value!r} is {kind}; allowed is {' or '.join(self.types)}") from None
+        if not _finite(taken):
             raise ParameterError(f"{self.name}={value!r}: allowed is a finite number; nan and infinity are none")
-        if kind not in self.types:
-            raise ParameterError(f"{self.name}={value!r} is {kind}; allowed is {' or '.join(self.types)}")
-        if value is None:
-            return value
-        if choices := _ONE_OF.search(self.help):
-            allowed = [c.strip() for c in choices[1].split(",")]
-            if str(value) not in allowed:
-                hint = nearest(str(value), allowed)
-                raise ParameterError(f"{self.name}={value!r}: allowed is one of {', '.join(allowed)}{hint}")
-        if (least := _AT_LEAST.search(self.help)) and value < float(least[1].rstrip(".")):
-            raise ParameterError(f"{self.name}={value!r}: allowed is {least[1].rstrip('.')} or more")
-        return value
+        if taken is None:
+            return None
+        if choices := _CHOICES.search(self.help):
+            self._chosen(taken, choices[1] == "each", [c.strip() for c in choices[2].split(",")])
+        if (least := _AT_LEAST.search(self.help)) and taken < float(least[1]):
+            raise ParameterError(f"{self.name}={taken!r}: allowed is {least[1]} or more")
+        return taken
+
+    def _chosen(self, value: Any, each: bool, allowed: list[str]) -> None:
+        items = list(map(str, value)) if each else [str(value)]
+        if items and set(items) <= set(allowed) and len(set(items)) == len(items):
+            return
+        hint = next((nearest(item, allowed) for item in items if item not in allowed), "")
+        what = "at least one, each once, of" if each else "one of"
+        raise ParameterError(f"{self.name}={value!r}: allowed is {what} {', '.join(allowed)}{hint}")
 
     def parse(self, text: str) -> Any:
         """A value typed on the command line, read as this parameter's type. Raises ParameterError if it is not."""
         if text == "None" and "None" in self.types:
             return None
-        if "bool" in self.types and text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        for kind in (k for k in ("int", "float") if k in self.types):
+        for read in (self._adapter.validate_strings, self._adapter.validate_json):
             try:
-                return _TYPES[kind](text)
-            except ValueError:
+                return read(text)
+            except ValidationError:
                 continue
-        if "str" in self.types:
-            return text
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            raise ParameterError(f"{self.name}={text!r}: allowed is {' or '.join(self.types)}") from None
+        raise ParameterError(f"{self.name}={text!r}: allowed is {' or '.join(self.types)}")
+
+
+class Parameters:
+    """What takes effect in a run, by name: `p.task`. `given` are the cell's own values; `dict(p)` is what takes effect.
+
+    A parameter that is found out later, as the sampling that a model's family asks for, is written into `values`.
+    """
+
+    def __init__(self, given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        self.given, self.values = dict(given), dict(values)
+
+    def __getattr__(self, name: str) -> Any:
+        values = self.__dict__.get("values", {})  # not there yet while a copy is made
+        if name not in values:
+            raise AttributeError(f"no parameter {name!r}{nearest(name, values)}")
+        return values[name]
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self.values.items())
+
+
+def of(notebook: str, scope: Mapping[str, Any]) -> Parameters:
+    """The parameters of `notebook` (its name in notebooks/) as they are in `scope`, its `globals()`, and its preset's.
+
+    Raises ParameterError for a preset that is none.
+    """
+    path = places.NOTEBOOKS / f"{notebook}.ipynb"
+    cells = json.loads(path.read_text("utf-8"))["cells"]  # nbformat, a second to import, would find that it is one
+    (tagged,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    return effective(notebook, {name: scope[name] for name in _read("".join(tagged["source"]), path)})
+
+
+def effective(notebook: str, given: Mapping[str, Any]) -> Parameters:
+    """`given` with each None filled from the preset that `given["preset"]` names: explicit values win."""
+    known = presets().get(notebook, {})
+    if known and given["preset"] not in known:
+        raise ParameterError(f"preset={given['preset']!r}: allowed is one of {', '.join(known)}")
+    preset = known[given["preset"]] if known else {}
+    return Parameters(given, {name: preset.get(name) if value is None else value for name, value in given.items()})
+
+
+@functools.cache
+def presets() -> dict[str, dict[str, dict[str, Any]]]:
+    """notebooks/presets.yaml: notebook to preset to parameter to value."""
+    content = yaml.safe_load((places.NOTEBOOKS / "presets.yaml").read_text("utf-8"))
+    return {name: entry for name, entry in content.items() if not name.startswith(".")}  # what several share
 
 
 def declared(notebook: Path) -> dict[str, Parameter]:
@@ -80,7 +138,7 @@ def declared(notebook: Path) -> dict[str, Parameter]:
 
     Raises ParameterError if it is none, is in another language than Python, or has not exactly one tagged cell.
     """
-    import nbformat  # here: a kernel that asks for presets alone has no use for it
+    import nbformat
 
     try:
         content = nbformat.read(notebook, as_version=4)
@@ -124,12 +182,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def with_preset(presets: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with each None filled from the preset that `given["preset"]` names: explicit values win."""
-    preset = presets[given["preset"]]
-    return {name: preset.get(name) if value is None else value for name, value in given.items()}
-
-
 def _finite(value: Any) -> bool:
     if isinstance(value, list | dict):
         return all(map(_finite, value.values() if isinstance(value, dict) else value))
@@ -152,23 +204,19 @@ def _read(source: str, notebook: Path) -> dict[str, Parameter]:
         target = node.target if isinstance(node, ast.AnnAssign) else target
         if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(target, ast.Name) or node.value is None:
             raise ParameterError(f"{notebook}: line {node.lineno} of the parameters cell is no plain assignment")
+        name = target.id
         try:
             default = ast.literal_eval(node.value)
         except (ValueError, TypeError, RecursionError, MemoryError):
-            raise ParameterError(f"{notebook}: parameter {target.id!r} is no literal value") from None
-        if isinstance(node, ast.AnnAssign):
-            types = tuple(t.strip() for t in ast.unparse(node.annotation).split("|"))
-        else:
-            types = (type(default).__name__,)
-        if unknown := [t for t in types if t not in _TYPES and t != "None"]:
-            raise ParameterError(
-                f"{notebook}: parameter {target.id!r} has the type {unknown[0]}; use {', '.join(_TYPES)}"
-            )
-        first = node.lineno - 1
-        start = first
+            raise ParameterError(f"{notebook}: parameter {name!r} is no literal value") from None
+        written = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(default).__name__
+        types = tuple(t.strip() for t in written.replace("NoneType", "None").split("|"))
+        if unknown := [t for t in types if t not in _TYPES]:
+            allowed = ", ".join(t for t in _TYPES if t != "None")
+            raise ParameterError(f"{notebook}: parameter {name!r} has the type {unknown[0]}; use {allowed}")
+        start = end = node.lineno - 1
         while start and lines[start - 1].lstrip().startswith("#"):
             start -= 1
-        found[target.id] = Parameter(
-            target.id, default, types, "\n".join(line.lstrip("# ") for line in lines[start:first])
-        )
+        comment = "\n".join(line.lstrip("# ") for line in lines[start:end])
+        found[name] = Parameter(name, default, types, comment)
     return found

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cat_lib.runs.parameters import presets
 from cat_lib.shown import masked
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "papermill", "unsloth", "vllm")
@@ -20,11 +21,10 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def code_version(notebook: Path) -> str:
-    """A digest of cat_lib and the notebook's code cells: other prose or another commit is the same code."""
-    digest = hashlib.sha256()
-    package = _PACKAGE
-    for path in sorted(p for p in package.rglob("*") if p.suffix in _CODE):
-        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    """A digest of cat_lib, the notebook's code cells and presets: other prose or another commit is the same code."""
+    digest = hashlib.sha256(json.dumps(presets().get(notebook.stem)).encode())
+    for path in sorted(p for p in _PACKAGE.rglob("*") if p.suffix in _CODE):
+        digest.update(str(path.relative_to(_PACKAGE)).encode() + path.read_bytes())
     if notebook.exists():
         cells = json.loads(notebook.read_text())["cells"]
         digest.update(json.dumps(["".join(c["source"]) for c in cells if c["cell_type"] == "code"]).encode())

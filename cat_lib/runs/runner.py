@@ -17,16 +17,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 
 from cat_lib.files import append_line, write_json
-from cat_lib.runs import tracking
+from cat_lib.runs import places
+from cat_lib.runs.children import on_stop
+from cat_lib.runs.folder import ENDED, Run, now, read_config
+from cat_lib.runs.locks import open_run, release
 from cat_lib.runs.parameters import resolve
+from cat_lib.runs.tracking import new_run_id
 
 GRACE = 25  # seconds from SIGTERM to the end of the kernel: Slurm kills after 30
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -55,29 +60,36 @@ def run_notebook(
     """Execute `notebook` with `given` parameters; returns the run's folder under results/runs/<notebook>/.
 
     With the `run_id` of an earlier run it continues in that folder, where training resumes from its checkpoint;
-    the parameters must be the same. Raises ParameterError, ConfigurationError, tracking.TrackingError or BusyError
-    before a kernel starts, and RunError if the notebook did not run to its end.
+    the parameters must be the same. Raises ParameterError, ConfigurationError, TrackingError or BusyError before a
+    kernel starts, and RunError if the notebook did not run to its end.
     """
     parameters = resolve(notebook, given, typed)
-    folder = (runs or tracking.RUNS) / notebook.stem / (run_id or tracking.new_run_id())
+    folder = (runs or places.RUNS) / notebook.stem / (run_id or new_run_id())
     require_same(folder, parameters)
-    if os.environ.get("CAT_LIB_TRACKING") == "off":
+    with mirrored(folder):
         execute(notebook, parameters, folder)
-        return folder
-    from cat_lib.runs.mirror import Mirrors
+    return folder
 
-    mirrors, status, message = Mirrors(), None, ""
-    mirrors.add(folder)
+
+@contextmanager
+def mirrored(folder: Path) -> Iterator[None]:
+    """Meanwhile a run's folder is copied to MLflow, unless tracking is off. Raises TrackingError if it can't be."""
+    if not places.tracked():
+        yield
+        return
+    from cat_lib.runs.mirror import Mirror
+
+    mirror, ended = Mirror(), dict[str, str]()
+    mirror.add(folder)
     try:
-        execute(notebook, parameters, folder)
+        yield
     except RunError as error:
-        status, message = error.status, str(error)
+        ended = {"status": error.status, "error": str(error)}
         raise
     finally:
-        if status or tracking.read_config(folder).get("status") in tracking.ENDED:
-            mirrors.end(folder, status, message)
-        mirrors.close()
-    return folder
+        if ended or read_config(folder).get("status") in ENDED:
+            mirror.end(folder, **ended)
+        mirror.close()
 
 
 def require_same(folder: Path, parameters: Mapping[str, Any]) -> None:
@@ -89,9 +101,9 @@ def require_same(folder: Path, parameters: Mapping[str, Any]) -> None:
 
 def differences(folder: Path, parameters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Which parameters of the run in this folder differ from these: name to (there, now)."""
-    before = tracking.read_config(folder).get("given", parameters)
-    before, now = (json.loads(json.dumps(values)) for values in (before, dict(parameters)))
-    return {k: (before.get(k), now.get(k)) for k in sorted({**before, **now}) if before.get(k) != now.get(k)}
+    before = read_config(folder).get("given", parameters)
+    then, here = (json.loads(json.dumps(values)) for values in (before, dict(parameters)))
+    return {k: (then.get(k), here.get(k)) for k in sorted({**then, **here}) if then.get(k) != here.get(k)}
 
 
 def execute(
@@ -103,26 +115,34 @@ def execute(
 ) -> None:
     """Execute `notebook` in `folder`, and say there how it ended; `once`: not again if it has finished.
 
-    Raises RunError if it did not run to its end, tracking.BusyError or FinishedError before a kernel starts.
+    Raises RunError if it did not run to its end, BusyError or FinishedError before a kernel starts.
     """
-    run = tracking.open_run(notebook.stem, parameters, folder, labels, once)
+    run = open_run(notebook.stem, parameters, folder, labels, once)
+    lead(run, lambda: _papermill(notebook, parameters, run))
+
+
+def lead(run: Run, work: Callable[[], tuple[str, str]]) -> None:
+    """Work on an open run to its end, say in its folder how it ended, and leave it. `work` returns status and error.
+
+    Raises RunError if that is not FINISHED, whatever the reason.
+    """
     status, message, storage = "FAILED", "the run did not start", False
     try:
-        status, message = _papermill(notebook, parameters, run)
+        status, message = work()
     except OSError as error:
         storage = error.errno in STORAGE
-        message = f"could not write to {folder}: {error.strerror}" if storage else f"{type(error).__name__}: {error}"
+        message = f"could not write to {run.dir}: {error.strerror}" if storage else f"{type(error).__name__}: {error}"
     finally:
         try:
             run.end(status, message)
         except OSError as error:  # then the exit code says it
-            storage, message = True, f"could not write to {folder}: {error.strerror}"
-        tracking.release(folder)
+            storage, message = True, f"could not write to {run.dir}: {error.strerror}"
+        release(run.dir)
     if status != "FINISHED":
-        raise RunError(message, status, folder, storage)
+        raise RunError(message, status, run.dir, storage)
 
 
-def _papermill(notebook: Path, parameters: dict[str, Any], run: tracking.Run) -> tuple[str, str]:
+def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[str, str]:
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -136,9 +156,11 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: tracking.Run) ->
         progress = {"cell": cell_index + 1, "cells": len(cells.cells) + 1, "started": started}  # + 1: the injected one
         write_json(run.dir / "progress.json", progress)
 
+    # bars would flood the log; steps are printed
+    environment = {"CAT_LIB_RUN_DIR": str(run.dir), "PYTHONWARNINGS": "ignore:IProgress not found"}
     stops: list[int] = []
     try:
-        with _kernel_environment(run), _signals(stops), _system_metrics(run.dir):
+        with patch.dict(os.environ, environment), _interruptible(stops), _system_metrics(run.dir):
             papermill.execute_notebook(
                 cells,
                 str(run.dir / "executed.ipynb"),
@@ -154,14 +176,12 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: tracking.Run) ->
     except PapermillExecutionError as error:
         status = "KILLED" if error.ename == "KeyboardInterrupt" else "FAILED"
         return status, f"cell {error.cell_index} raised {error.ename}: {error.evalue}"
-    except DeadKernelError:
+    except (RuntimeError, _Terminated) as error:
         if stops:
             return "KILLED", "terminated"
-        return "FAILED", "the kernel died (out of memory, or killed from outside); what it had logged is kept"
-    except RuntimeError as error:  # what a kernel that can't be started raises
-        return ("KILLED", "terminated") if stops else ("FAILED", f"the kernel did not start: {error}")
-    except _Terminated:
-        return "KILLED", "terminated"
+        if isinstance(error, DeadKernelError):
+            return "FAILED", "the kernel died (out of memory, or killed from outside); what it had logged is kept"
+        return "FAILED", f"the kernel did not start: {error}"
 
 
 def _kernel(notebook: Any) -> str:
@@ -176,28 +196,10 @@ def _kernel(notebook: Any) -> str:
 
 
 @contextmanager
-def _kernel_environment(run: tracking.Run) -> Iterator[None]:
-    mine = {
-        "CAT_LIB_RUN_DIR": str(run.dir),
-        "PYTHONWARNINGS": "ignore:IProgress not found",  # bars would flood the log; steps are printed
-    }
-    before = {key: os.environ.get(key) for key in mine}
-    os.environ.update(mine)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
-@contextmanager
-def _signals(stops: list[int]) -> Iterator[None]:
+def _interruptible(stops: list[int]) -> Iterator[None]:
     """Take Ctrl-C, SIGTERM and SIGHUP, and note each in `stops`."""
 
-    def stop(number: int, _: object) -> None:
+    def stop(number: int) -> None:
         stops.append(number)
         kernels = psutil.Process().children()
         if len(stops) > 1 or not kernels or number == signal.SIGALRM:
@@ -209,15 +211,11 @@ def _signals(stops: list[int]) -> Iterator[None]:
         if number != signal.SIGINT:
             signal.alarm(GRACE)
 
-    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
-    # one that is ignored stays so: nohup ignores SIGHUP
-    before = {n: signal.signal(n, stop) for n in caught if signal.getsignal(n) is not signal.SIG_IGN}
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with on_stop(stop, signal.SIGALRM):
+        try:
+            yield
+        finally:
+            signal.alarm(0)
 
 
 @contextmanager
@@ -241,7 +239,7 @@ def _system_metrics(folder: Path) -> Iterator[None]:
             used = {"cpu_utilization_percentage": cpu, "system_memory_usage_megabytes": memory} | _gpu(set(known))
             entry = {f"system/{k}": round(v, 1) for k, v in used.items()}
             try:
-                append_line(folder / "system.jsonl", {"time": int(time.time() * 1000), "step": step, "metrics": entry})
+                append_line(folder / "system.jsonl", {"time": now(), "step": step, "metrics": entry})
             except OSError:
                 return  # a full disk ends the run elsewhere, with its reason
             step += 1

@@ -1,4 +1,4 @@
-"""The MLflow store: reaching it, naming things in it, finding a run again, marking what died.
+"""The MLflow store: reaching it within seconds, saying what to do where that fails, and finding a run in it.
 
 A run is found by its tag `cat_lib.run` ("<notebook>/<folder>"), so a process that was killed anywhere, and an import,
 meet the same MLflow run. A suite's runs share an experiment with their parent; other runs have one by notebook.
@@ -18,15 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from cat_lib.files import Lock, write_json
-from cat_lib.runs import tracking
-from cat_lib.runs.tracking import TrackingError, read_config, tracking_uri
+from cat_lib.runs import places
+from cat_lib.runs.folder import read_config
+from cat_lib.runs.places import tracking_uri
 from cat_lib.shown import masked
 
 SUITE = "suite"  # the "notebook" of a parent run
+_TAGGED = ("preset", "model", "task", "estimator", "estimators", "seed", "seeds")
 _REACH = 5  # seconds that a database has for its answer
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _PATIENCE = {"pg8000": "timeout"} | dict.fromkeys(("psycopg2", "psycopg", "pymysql", "mysqldb"), "connect_timeout")
-_TAGGED = ("preset", "model", "task", "estimator", "estimators", "seed", "seeds")
+
+
+class TrackingError(RuntimeError):
+    """The tracking server does not answer, or refuses."""
 
 
 def connect() -> Any:
@@ -77,6 +82,31 @@ def advice(error: Exception) -> str:
     )
 
 
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Among the processes that share this store's file, or this results folder."""
+    uri = tracking_uri()
+    beside = Path(uri.removeprefix("sqlite:///") + ".lock") if uri.startswith("sqlite:///") else None
+    guard = Lock(beside or places.ROOT / "results" / "store.lock")
+    guard.path.parent.mkdir(parents=True, exist_ok=True)
+    while not guard.acquire():
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        guard.release()
+
+
+def run_key(notebook: str, run: str) -> str:
+    """What a run is found by. MLflow's filters know no escape for quotes, so those are written as in addresses."""
+    return re.sub(r"['\"`%\\]", lambda found: f"%{ord(found[0]):02X}", f"{notebook}/{run}")
+
+
+def run_id_of(folder: Path) -> str:
+    """The id that this folder's run has in the store of the tracking URI. Raises KeyError if it was never there."""
+    return str(_known(folder)[masked(tracking_uri())])
+
+
 def experiment_of(config: Mapping[str, Any]) -> str:
     """The MLflow experiment: a suite's runs are together, others by notebook."""
     suite = config.get("tags", {}).get("suite")
@@ -85,8 +115,8 @@ def experiment_of(config: Mapping[str, Any]) -> str:
 
 def tags_of(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Words to filter by: what ran, on what, in which state of the code, and how it failed."""
-    parameters = config.get("parameters", {})
-    chosen = {k: parameters[k] for k in _TAGGED if parameters.get(k) is not None}
+    about = config.get("parameters", {})
+    chosen = {k: about[k] for k in _TAGGED if about.get(k) is not None}
     chosen |= {
         k: config[k] for k in ("notebook", "commit", "dirty", "code", "error") if config.get(k) not in (None, "")
     }
@@ -102,53 +132,29 @@ def find_or_create(client: Any, folder: Path, config: Mapping[str, Any]) -> str:
     """The id of this folder's run in the store, made if it is not there; two processes at once make one."""
     key, suite = run_key(config["notebook"], config.get("run", folder.name)), config.get("tags", {}).get("suite")
     with _one_at_a_time():
-        experiment = _experiment(client, experiment_of(config))
-        run_id = _find(client, experiment, key)
-        if not run_id:
-            tags = {"cat_lib.run": key} | tags_of(config, folder)
-            if suite and config["notebook"] != SUITE:
-                tags["mlflow.parentRunId"] = _parent(client, experiment, suite, config.get("started"))
-            name = tags.get("entry", folder.name)
-            run_id = client.create_run(experiment, config.get("started"), tags, name).info.run_id
+        experiment, tags = _experiment(client, experiment_of(config)), tags_of(config, folder)
+        if suite and config["notebook"] != SUITE:
+            # its start cannot change later, so it is that of the suite's own folder
+            about = read_config(places.ROOT / "results" / "suites" / suite)
+            started, words = about.get("started", config.get("started")), {"suite": suite, "notebook": SUITE}
+            parent, made = _made(client, experiment, run_key(SUITE, suite), suite, started, words)
+            if made:
+                client.set_terminated(parent, "KILLED")  # until the suite's own folder says otherwise
+            tags["mlflow.parentRunId"] = parent
+        name = tags.get("entry", folder.name)
+        run_id, _ = _made(client, experiment, key, name, config.get("started"), tags)
     with suppress(OSError):  # a full or closed disk must not keep the store from learning of it
         write_json(folder / "mlflow.json", _known(folder) | {masked(tracking_uri()): run_id})
-    return str(run_id)
+    return run_id
 
 
-def run_key(notebook: str, run: str) -> str:
-    """What a run is found by. MLflow's filters know no escape for quotes, so those are written as in addresses."""
-    return re.sub(r"['\"`%\\]", lambda found: f"%{ord(found[0]):02X}", f"{notebook}/{run}")
-
-
-def run_id_of(folder: Path) -> str:
-    """The id that this folder's run has in the store of the tracking URI. Raises KeyError if it was never there."""
-    return str(_known(folder)[masked(tracking_uri())])
-
-
-def statuses(client: Any, experiment: str) -> dict[str, str]:
-    """The status of each run of an experiment, by its key "<notebook>/<folder>"."""
-    found = client.get_experiment_by_name(experiment)
-    known, token = dict[str, str](), None
-    while found and token != "":
-        page = client.search_runs([found.experiment_id], max_results=1000, page_token=token)
-        known |= {run.data.tags["cat_lib.run"]: run.info.status for run in page if "cat_lib.run" in run.data.tags}
-        token = page.token or ""
-    return known
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Among the processes that share this store's file, or this results folder."""
-    uri = tracking_uri()
-    beside = Path(uri.removeprefix("sqlite:///") + ".lock") if uri.startswith("sqlite:///") else None
-    guard = Lock(beside or tracking.ROOT / "results" / "store.lock")
-    guard.path.parent.mkdir(parents=True, exist_ok=True)
-    while not guard.acquire():
-        time.sleep(0.05)
-    try:
-        yield
-    finally:
-        guard.release()
+def _made(
+    client: Any, experiment: str, key: str, name: str, started: int | None, tags: dict[str, str]
+) -> tuple[str, bool]:
+    """The id of the run of this key, and whether it was made now: it is, if it is not there."""
+    if found := client.search_runs([experiment], f"tags.`cat_lib.run` = '{key}'", max_results=1):
+        return str(found[0].info.run_id), False
+    return str(client.create_run(experiment, started, {"cat_lib.run": key} | tags, name).info.run_id), True
 
 
 def _experiment(client: Any, name: str) -> str:
@@ -159,24 +165,8 @@ def _experiment(client: Any, name: str) -> str:
     if known:
         return str(known.experiment_id)
     # beside the database, or MLflow would put artifacts under whatever folder this process started in
-    local = (tracking.ROOT / "results" / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
+    local = (places.ROOT / "results" / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
     return str(client.create_experiment(name, artifact_location=local))
-
-
-def _parent(client: Any, experiment: str, suite: str, started: int | None) -> str:
-    key = run_key(SUITE, suite)
-    if known := _find(client, experiment, key):
-        return known
-    tags = {"cat_lib.run": key, "suite": suite, "notebook": SUITE}
-    started = read_config(tracking.ROOT / "results" / "suites" / suite).get("started", started)  # cannot change later
-    made = client.create_run(experiment, started, tags, suite).info.run_id
-    client.set_terminated(made, "KILLED")  # until the suite's own folder says otherwise
-    return str(made)
-
-
-def _find(client: Any, experiment: str, key: str) -> str:
-    found = client.search_runs([experiment], f"tags.`cat_lib.run` = '{key}'", max_results=1)
-    return str(found[0].info.run_id) if found else ""
 
 
 def _known(folder: Path) -> dict[str, str]:

@@ -8,23 +8,26 @@ Two suites at once share a store, and even the same suite: a run that another pr
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from cat_lib.files import Lock
-from cat_lib.runs import tracking
-from cat_lib.runs.mirror import Mirrors
-from cat_lib.runs.store import SUITE, experiment_of, run_key, statuses
-from cat_lib.runs.tracking import Run, read_config
-from cat_lib.suites.entry import BUSY, CHANGED, KILLED, STORAGE
-from cat_lib.suites.executors import Executor, ExecutorError, Job
+from cat_lib.runs import places
+from cat_lib.runs.children import on_stop
+from cat_lib.runs.folder import ENDED, Run, now, read_config
+from cat_lib.runs.locks import BusyError, settle
+from cat_lib.runs.mirror import Mirror
+from cat_lib.runs.provenance import environment
+from cat_lib.runs.store import SUITE
+from cat_lib.suites.entry import BUSY, CHANGED, STORAGE
+from cat_lib.suites.entry import KILLED as KILLED_CODE
+from cat_lib.suites.executors import Executor, ExecutorError, Job, outcome
 from cat_lib.suites.suite import Entry, Suite, SuiteError
 
 _LOOK = 0.1  # seconds between looks at running processes
@@ -33,12 +36,26 @@ _ASK_AGAIN = 10.0  # seconds until an executor that refused a run is asked again
 _PATIENCE = 60.0  # seconds of refusals with nothing of ours running, after which entries fail by them
 
 
+class Word(StrEnum):
+    """Where an entry stands."""
+
+    WAITING = "waiting"  # until there is room
+    RUNNING = "running"  # a job of this suite's
+    ELSEWHERE = "elsewhere"  # another process works on it: finished there, or waiting again if that dies
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    KILLED = "KILLED"  # stopped by us, or from outside
+    SKIPPED = "skipped"  # finished before, or by another process meanwhile
+    LEFT = "left"  # --retry-failed, and it had not failed
+    NOT_STARTED = "not started"  # the suite was stopped first
+
+
 @dataclass
 class State:
-    """Where an entry stands: waiting, running, elsewhere, or how it ended (FINISHED, FAILED, KILLED, skipped)."""
+    """An entry, where it stands and why."""
 
     entry: Entry
-    word: str = "waiting"
+    word: Word = Word.WAITING
     error: str = ""
     job: Job | None = None
     started: float = 0.0
@@ -53,46 +70,42 @@ class Batch:
     suite: Suite
     states: list[State]
     executor: Executor
-    mirrors: Mirrors | None
+    mirror: Mirror | None
     show: Callable[[Batch], None]
     stops: int = 0
     _waiting: deque[State] = field(default_factory=deque)
-    refusal: str = ""  # why the executor takes no more runs now
-    _refused: float = 0.0  # when it refused first
-    _again: float = 0.0  # when to ask it again
-    _ended_last: float = 0.0  # when a run of ours did
+    refusal: str = ""  # why the executor takes no more runs now: queues have limits, and count a run that has ended
+    _ask: float = 0.0  # when to ask it again
+    _idle: float = 0.0  # since when it refuses and nothing of ours runs
 
     def run(self) -> list[State]:
         """Start, look and end, until nothing waits and nothing runs."""
-        self._waiting.extend(s for s in self.states if s.word == "waiting")
+        self._waiting.extend(s for s in self.states if s.word == Word.WAITING)
         told = 0
-        while self._waiting or self._in("running", "elsewhere"):
-            while self._waiting and not self.stops and len(self._in("running")) < self.executor.jobs:
-                if self.refusal and time.time() < self._again:
+        while self._waiting or self._in(Word.RUNNING, Word.ELSEWHERE):
+            while self._waiting and not self.stops and len(self._in(Word.RUNNING)) < self.executor.jobs:
+                if self.refusal and time.time() < self._ask:
                     break
                 self._start(self._waiting.popleft())
-            for state in self._in("running"):
-                code = state.job.poll() if state.job else None
-                if code is not None:
-                    self._ended(state, code)
-            for state in self._in("elsewhere"):
+            for state in self._in(Word.RUNNING):
+                if state.job and state.job.done():
+                    self._ended(state, *outcome(state.job))
+            for state in self._in(Word.ELSEWHERE):
                 self._look_elsewhere(state)
             if self.stops:
-                for state in self._waiting:
-                    state.word = "not started"
+                for state in (*self._waiting, *self._in(Word.ELSEWHERE)):
+                    state.word = Word.NOT_STARTED
                 self._waiting.clear()
-                if told < self.stops:
-                    told = self.stops
-                    for state in self._in("running"):
-                        if state.job:
-                            state.job.stop(told > 1)
-                for state in self._in("elsewhere"):
-                    state.word = "not started"
+            if told < min(self.stops, 2):  # the second time ends them at once
+                told += 1
+                for state in self._in(Word.RUNNING):
+                    if state.job:
+                        state.job.cancel()
             self.show(self)
             time.sleep(_LOOK)
         return self.states
 
-    def _in(self, *words: str) -> list[State]:
+    def _in(self, *words: Word) -> list[State]:
         return [s for s in self.states if s.word in words]
 
     def _start(self, state: State) -> None:
@@ -104,57 +117,48 @@ class Batch:
             "folder": str(entry.folder),
             "labels": tags,
         }
+        if not self.refusal or self._in(Word.RUNNING):
+            self._idle = time.time()
         try:
             state.job = self.executor.start(json.dumps(spec), entry.folder / "output.log")
         except (OSError, ExecutorError) as error:
-            if isinstance(error, ExecutorError) and self._may_pass(str(error)):
+            if isinstance(error, ExecutorError) and time.time() - self._idle < _PATIENCE:
+                self.refusal, self._ask = str(error), time.time() + _ASK_AGAIN
                 self._waiting.appendleft(state)
-                return
-            state.word, state.error = "FAILED", f"could not be started: {error}"
+            else:  # and those that wait are refused at once, not after as many waits
+                state.word, state.error = Word.FAILED, f"could not be started: {error}"
             return
-        state.word, state.started, self.refusal = "running", time.time(), ""
-        if self.mirrors:
-            self.mirrors.add(entry.folder)
+        state.word, state.started, self.refusal = Word.RUNNING, time.time(), ""
+        if self.mirror:
+            self.mirror.add(entry.folder)
 
-    def _may_pass(self, refusal: str) -> bool:
-        """Whether to ask again later: queues have limits, and count a run for a while after it has ended."""
-        now = time.time()
-        if not self.refusal:
-            self._refused = now
-        self.refusal = refusal
-        if self._in("running") or now - max(self._refused, self._ended_last) < _PATIENCE:
-            self._again = now + _ASK_AGAIN
-            return True
-        return False  # and those that wait are refused at once, not after as many waits
-
-    def _ended(self, state: State, code: int) -> None:
-        folder, job, state.seconds = state.entry.folder, state.job, time.time() - state.started
-        state.job, self._ended_last = None, time.time()
+    def _ended(self, state: State, code: int, known: str) -> None:
+        folder, state.seconds, state.job = state.entry.folder, time.time() - state.started, None
+        self._idle = time.time()
         if code == BUSY:
-            state.word = "elsewhere"
+            state.word = Word.ELSEWHERE
             return
         if code == CHANGED:
-            state.word, state.error = "FAILED", "the code has changed since the suite started; start the suite again"
+            state.word = Word.FAILED
+            state.error = "the code has changed since the suite started; start the suite again"
             return
         # a process killed from outside leaves a folder that says RUNNING, and a full disk one that can't be written
-        said = "KILLED" if code < 0 or code == KILLED else "FAILED"
+        said = Word.KILLED if code < 0 or code == KILLED_CODE else Word.FAILED
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        if job and job.reason:
-            reason = job.reason
         if code == STORAGE:
-            reason = (
-                f"could not write to {folder}: {_last_line(folder / 'output.log') or 'the disk is full or read-only'}"
-            )
+            line = _last_line(folder / "output.log") or "the disk is full or read-only"
+            reason = f"could not write to {folder}: {line}"
+        reason = known or reason
         try:
-            tracking.settle(folder, said, reason)
-        except (OSError, tracking.BusyError) as error:
+            settle(folder, said, reason)
+        except (OSError, BusyError) as error:
             reason = f"{reason}; {error}"
         config = read_config(folder)
-        ended = config.get("status") in tracking.ENDED
-        state.word = config["status"] if ended else said
-        state.error = (config.get("error") if ended else "") or ("" if state.word == "FINISHED" else reason)
-        if self.mirrors:
-            self.mirrors.end(folder, *(() if ended else (said, reason)))
+        ended = config.get("status") in ENDED
+        state.word = Word(config["status"]) if ended else said
+        state.error = (config.get("error") if ended else "") or ("" if state.word == Word.FINISHED else reason)
+        if self.mirror:
+            self.mirror.end(folder, **({} if ended else {"status": said, "error": reason}))
 
     def _look_elsewhere(self, state: State) -> None:
         """Another process works on it: done if it finishes there, ours again if it dies."""
@@ -164,11 +168,11 @@ class Batch:
         if Lock(state.entry.folder / "run.lock").holder():
             return
         if state.entry.status == "FINISHED":
-            state.word, state.note = "skipped", "finished by another process"
-            if self.mirrors:
-                self.mirrors.end(state.entry.folder)
+            state.word, state.note = Word.SKIPPED, "finished by another process"
+            if self.mirror:
+                self.mirror.end(state.entry.folder)
         else:
-            state.word = "waiting"
+            state.word = Word.WAITING
             self._waiting.append(state)
 
 
@@ -178,9 +182,9 @@ def plan(chosen: Sequence[Entry], retry_failed: bool) -> list[State]:
     for entry in chosen:
         state, known = State(entry), entry.status
         if known == "FINISHED":
-            state.word, state.note = "skipped", "finished before, same parameters and code"
+            state.word, state.note = Word.SKIPPED, "finished before, same parameters and code"
         elif retry_failed and known not in ("FAILED", "KILLED", "RUNNING"):
-            state.word, state.note = "left", "not failed before"
+            state.word, state.note = Word.LEFT, "not failed before"
         elif known != "missing":
             state.note = f"was {known}: again" + (", from its checkpoint" if _checkpoints(entry.folder) else "")
         elif changed := entry.changed():
@@ -199,78 +203,57 @@ def run_suite(suite: Suite, states: list[State], executor: Executor, show: Calla
         lock = Lock(suite.folder / "suite.lock")
         (suite.folder / "suite.yaml").write_bytes(suite.file.read_bytes())
         lock.acquire(shared=True)
-        mirrors = None if os.environ.get("CAT_LIB_TRACKING") == "off" else Mirrors()
+        mirror = Mirror() if places.tracked() else None
         parent = _parent(suite, executor)
     except OSError as error:
         advice = "make room or change its rights"
         raise SuiteError(f"{suite.folder} can't be written ({error.strerror}): {advice}") from error
-    batch = Batch(suite, states, executor, mirrors, show)
-    if mirrors:
-        mirrors.add(parent.dir)
-        _catch_up(mirrors, parent, states)
-    with _signals(batch):
+    batch = Batch(suite, states, executor, mirror, show)
+    if mirror:
+        mirror.add(parent.dir)
+        for state in states:  # what finished while the store, or the suite that would have sent it, was away
+            if state.word == Word.SKIPPED:
+                mirror.end(state.entry.folder)
+
+    def stop(_: int) -> None:
+        batch.stops += 1
+
+    with on_stop(stop):
         try:
             batch.run()
         finally:
             lock.release()
             if lock.acquire():  # or another process still runs this suite, and says how it ended
                 _end(parent, batch)
-            if mirrors:
-                mirrors.close()
+            if mirror:
+                mirror.close()
             lock.release()
     return batch.stops > 0
 
 
 def _end(parent: Run, batch: Batch) -> None:
     words = Counter(s.word for s in batch.states)
-    failed = words["FAILED"] + words["KILLED"]
-    open_ = failed + words["running"] + words["waiting"] + words["elsewhere"]  # the latter after an error of our own
-    status = "KILLED" if batch.stops else "FAILED" if open_ else "FINISHED"
-    finished = words["FINISHED"] + words["skipped"]
+    failed = words[Word.FAILED] + words[Word.KILLED]
+    open_ = words[Word.RUNNING] + words[Word.WAITING] + words[Word.ELSEWHERE]  # after an error of our own
+    status = "KILLED" if batch.stops else "FAILED" if failed + open_ else "FINISHED"
+    finished = words[Word.FINISHED] + words[Word.SKIPPED]
     counts = {"entries": len(batch.suite.entries), "entries_finished": finished, "entries_failed": failed}
     try:
         parent.metrics(counts)
         parent.end(status)
     except OSError as error:
         print(f"the suite's own result could not be written: {error}", flush=True)
-    if batch.mirrors:
-        batch.mirrors.end(parent.dir, status)
+    if batch.mirror:
+        batch.mirror.end(parent.dir, status=status)
 
 
 def _parent(suite: Suite, executor: Executor) -> Run:
     run = Run(suite.folder)
     known = read_config(suite.folder)
     tags = {"suite": suite.name, "executor": type(executor).__name__.lower(), "host": socket.gethostname()}
-    about = {"notebook": SUITE, "run": suite.name, "started": int(time.time() * 1000)} | known
-    run.update_config(**about | {"tags": tags, "status": "RUNNING", "ended": None, **tracking.environment()})
+    about = {"notebook": SUITE, "run": suite.name, "started": now()} | known
+    run.update_config(**about | {"tags": tags, "status": "RUNNING", "ended": None, **environment()})
     return run
-
-
-def _catch_up(mirrors: Mirrors, parent: Run, states: Sequence[State]) -> None:
-    """Send what finished while the store, or the suite that would have sent it, was away."""
-    try:
-        there = statuses(mirrors.client, experiment_of(read_config(parent.dir)))
-    except Exception:  # the store has gone away since; all is sent again, which changes nothing
-        there = {}
-    for state in states:
-        folder = state.entry.folder
-        if state.word == "skipped" and there.get(run_key(state.entry.notebook.stem, folder.name)) != "FINISHED":
-            mirrors.end(folder)
-
-
-@contextmanager
-def _signals(batch: Batch) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        batch.stops += 1
-
-    # one that is ignored stays so: nohup ignores SIGHUP
-    known = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    before = {n: signal.signal(n, stop) for n, handler in known.items() if handler is not signal.SIG_IGN}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _checkpoints(folder: Path) -> bool:

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cat_lib.runs.locks import BusyError, FinishedError
 from cat_lib.runs.provenance import code_version
-from cat_lib.runs.tracking import BusyError, FinishedError
 from cat_lib.shown import masked
 
 FINISHED, FAILED, KILLED, STORAGE, BUSY, CHANGED = 0, 1, 130, 74, 75, 76

@@ -1,8 +1,8 @@
 """Where a suite's runs execute: here, on a Ray cluster, or by Slurm. The same process everywhere: entry.py.
 
-An executor starts a run and says how it ended; it knows nothing of suites. Machines share the results folder and an
-environment with cat_lib in it. Ray and submitit are imported when asked for; submitit writes job files with pickle
-into the suite's own folder and reads back what it wrote itself.
+An executor starts a run and gives a job to ask how it went; it knows nothing of suites. Machines share the results
+folder and an environment with cat_lib in it. Ray and submitit are imported when asked for; submitit writes job files
+with pickle into the suite's own folder and reads back what it wrote itself.
 
 Left out: moving files between machines, starting clusters.
 """
@@ -27,15 +27,16 @@ class ExecutorError(RuntimeError):
 
 
 class Job(Protocol):
-    """One started run; `reason` is what its executor knows of a failure that the run could not write down."""
+    """One started run, as submitit's jobs are."""
 
-    reason: str
+    def done(self) -> bool:
+        """Whether it has ended."""
 
-    def poll(self) -> int | None:
-        """Its exit code, negative for a signal, or None while it runs."""
+    def result(self) -> int:
+        """Its exit code, negative for a signal; raises what its executor knows instead (`outcome` reads it)."""
 
-    def stop(self, hard: bool) -> None:
-        """Ask it to save and end; `hard` ends it at once."""
+    def cancel(self) -> Any:
+        """Ask it to save and end; a second time, end it at once where that can be done."""
 
 
 class Executor(Protocol):
@@ -44,35 +45,69 @@ class Executor(Protocol):
     jobs: int
 
     def start(self, spec: str, log: Path) -> Job:
-        """Start a run, its output added to `log`."""
+        """Start a run, its output added to `log`. Raises ExecutorError, if it takes none now."""
 
 
-def spawn(spec: str, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """The process of one run, the head of a process group of its own."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "cat_lib.suites.entry", spec],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **environment, "CAT_LIB_PARENT": str(os.getpid())},
-        )
-
-
-def end(process: subprocess.Popen[bytes], hard: bool) -> None:
-    """Ctrl-C for a run, or the end of all its processes; a kernel has a session of its own and is found by descent."""
+def outcome(job: Job) -> tuple[int, str]:
+    """The exit code of a job that is done, and the reason of a failure that the run itself could not write down."""
     try:
-        if not hard:
-            process.send_signal(signal.SIGINT)
+        return int(job.result()), ""
+    except Exception as error:  # Ray's and submitit's, which may not be installed
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if "TaskCancelledError" in kinds:
+            return 130, ""
+        if kinds & {"RayTaskError", "FailedJobError"}:  # the task itself could not start the run
+            return 1, _last(error)
+        return -signal.SIGKILL, ""  # the worker or its machine is gone
+
+
+class Process:
+    """The process of one run, the head of a process group of its own."""
+
+    def __init__(self, spec: str, log: Path, environment: Mapping[str, str]) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "cat_lib.suites.entry", spec],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **environment, "CAT_LIB_PARENT": str(os.getpid())},
+            )
+        self._cancelled = False
+
+    def done(self) -> bool:
+        return self._process.poll() is not None
+
+    def result(self) -> int:
+        return self._process.wait()
+
+    def cancel(self) -> None:
+        """Ctrl-C; again, the end of all its processes. A kernel has a session of its own and is found by descent."""
+        hard, self._cancelled = self._cancelled, True
+        try:
+            if not hard:
+                self._process.send_signal(signal.SIGINT)
+                return
+            tree = psutil.Process(self._process.pid).children(recursive=True)
+            os.killpg(self._process.pid, signal.SIGKILL)
+            for child in tree:
+                child.kill()
+        except (ProcessLookupError, psutil.NoSuchProcess):
             return
-        tree = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGKILL)
-        for child in tree:
-            child.kill()
-    except (ProcessLookupError, psutil.NoSuchProcess):
-        return
+
+
+def wait_for(spec: str, log: str, cores: int) -> int:
+    """Run an entry to its end, in a process of a cluster; that process's own end is the run's too."""
+    process = Process(spec, Path(log), {"OMP_NUM_THREADS": str(cores)})
+    while True:
+        try:
+            while not process.done():
+                time.sleep(0.1)
+            return process.result()
+        except KeyboardInterrupt:  # how Ray cancels
+            process.cancel()
 
 
 class Local:
@@ -89,48 +124,22 @@ class Local:
         if self.jobs > cores:
             raise ExecutorError(f"--jobs {self.jobs}: this machine has {cores} cores; allowed are 1 to {cores}")
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // self.jobs)))}
-        self._slots: list[dict[str, str]] = [
-            threads | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {}) for i in range(self.jobs)
-        ]
-        self._taken: dict[int, subprocess.Popen[bytes]] = {}
+        self._slots = [threads | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {}) for i in range(self.jobs)]
+        self._taken: dict[int, Process] = {}
 
     def start(self, spec: str, log: Path) -> Job:
         """Start in a slot that is free."""
-        slot = next(i for i in range(self.jobs) if i not in self._taken or self._taken[i].poll() is not None)
+        slot = next(i for i in range(self.jobs) if i not in self._taken or self._taken[i].done())
         environment = self._slots[slot] | {"UNSLOTH_COMPILE_LOCATION": str(log.parent / "unsloth")}
-        self._taken[slot] = spawn(spec, log, environment)
-        return _Process(self._taken[slot])
-
-
-class _Process:
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process, self.reason = process, ""
-
-    def poll(self) -> int | None:
-        return self.process.poll()
-
-    def stop(self, hard: bool) -> None:
-        end(self.process, hard)
-
-
-def wait_for(spec: str, log: str, cores: int) -> int:
-    """Run an entry to its end, in a process of a cluster; that process's own end is the run's too."""
-    process, stops = spawn(spec, Path(log), {"OMP_NUM_THREADS": str(cores)}), 0
-    while True:
-        try:
-            while process.poll() is None:
-                time.sleep(0.1)
-            return process.returncode
-        except KeyboardInterrupt:  # how Ray cancels
-            stops += 1
-            end(process, stops > 1)
+        self._taken[slot] = Process(spec, log, environment)
+        return self._taken[slot]
 
 
 class Ray:
     """Tasks on a Ray cluster that exists. Raises ExecutorError if it does not answer."""
 
     def __init__(self, jobs: int | None, address: str, cpus: int, gpus: float) -> None:
-        _require("ray", "ray")
+        _require("ray")
         host, colon, port = address.removeprefix("ray://").rpartition(":")
         if colon:
             try:
@@ -159,32 +168,22 @@ class Ray:
 
     def start(self, spec: str, log: Path) -> Job:
         """Queue a task; Ray starts it when its resources are free."""
-        return _RayJob(self._task.remote(spec, str(log), self.cpus))
+        return _Task(self._task.remote(spec, str(log), self.cpus))
 
 
-class _RayJob:
+class _Task:
+    """Ray's future, whose own `cancel` would leave the task running."""
+
     def __init__(self, reference: Any) -> None:
-        self.reference, self.reason = reference, ""
+        self._reference, self._cancelled = reference, False
+        future = reference.future()
+        self.done, self.result = future.done, future.result
 
-    def poll(self) -> int | None:
+    def cancel(self) -> None:
         import ray
 
-        if not ray.wait([self.reference], timeout=0)[0]:
-            return None
-        try:
-            return int(ray.get(self.reference))
-        except ray.exceptions.TaskCancelledError:
-            return 130
-        except ray.exceptions.RayTaskError as error:  # the task itself could not start the run
-            self.reason = _last(error)
-            return 1
-        except ray.exceptions.RayError:  # the worker or its machine is gone
-            return -signal.SIGKILL
-
-    def stop(self, hard: bool) -> None:
-        import ray
-
-        ray.cancel(self.reference, force=hard)
+        ray.cancel(self._reference, force=self._cancelled)
+        self._cancelled = True
 
 
 class Slurm:
@@ -193,20 +192,17 @@ class Slurm:
     def __init__(
         self, jobs: int | None, folder: Path, cpus: int, gpus: float, options: Mapping[str, str], cluster: str = "slurm"
     ) -> None:
-        _require("submitit", "submitit")
+        _require("submitit")
         import submitit
 
         try:
             self._executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=20)
             if gpus != int(gpus):
                 raise ValueError(f"--gpus {gpus:g}: Slurm gives whole GPUs")
-            named = (
-                {f"slurm_{k}": int(v) if v.isdigit() else v for k, v in options.items()} if cluster == "slurm" else {}
-            )
+            named = {f"slurm_{k}": int(v) if v.isdigit() else v for k, v in options.items() if cluster == "slurm"}
             minutes = int(named.pop("slurm_time", 24 * 60))
-            self._executor.update_parameters(
-                name="cat_lib", timeout_min=minutes, cpus_per_task=cpus, gpus_per_node=int(gpus), **named
-            )
+            about = {"name": "cat_lib", "timeout_min": minutes, "cpus_per_task": cpus, "gpus_per_node": int(gpus)}
+            self._executor.update_parameters(**about, **named)
         except (RuntimeError, ValueError, NameError) as error:
             raise ExecutorError(f"Slurm can't be used: {error}") from error
         self.jobs, self.cpus = jobs or 10_000, cpus
@@ -214,46 +210,23 @@ class Slurm:
     def start(self, spec: str, log: Path) -> Job:
         """Submit a job; pre-empted or out of time it is queued again, and goes on from its checkpoint."""
         try:
-            return _SlurmJob(self._executor.submit(Requeued(spec, str(log), self.cpus)))
+            job: Job = self._executor.submit(Requeued(), spec, str(log), self.cpus)
         except RuntimeError as error:  # sbatch refused
             raise ExecutorError(f"Slurm did not take it: {_last(error)}") from error
+        return job
 
 
 class Requeued:
     """What a Slurm job calls: the run, and the same again when Slurm takes the machine away."""
 
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
+    def __call__(self, spec: str, log: str, cores: int) -> int:
+        return wait_for(spec, log, cores)
 
-    def __call__(self) -> int:
-        return wait_for(*self.arguments)
-
-    def checkpoint(self) -> Any:
+    def checkpoint(self, *arguments: Any) -> Any:
         """Called by submitit before a time-out or a pre-emption."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(Requeued(*self.arguments))
-
-
-class _SlurmJob:
-    def __init__(self, job: Any) -> None:
-        self.job, self.reason = job, ""
-
-    def poll(self) -> int | None:
-        from submitit.core.utils import FailedJobError, UncompletedJobError
-
-        if not self.job.done():
-            return None
-        try:
-            return int(self.job.result())
-        except FailedJobError as error:  # the job itself could not start the run
-            self.reason = _last(error)
-            return 1
-        except UncompletedJobError:
-            return -signal.SIGKILL
-
-    def stop(self, hard: bool) -> None:
-        self.job.cancel()  # SIGTERM, and SIGKILL when Slurm's patience ends
+        return DelayedSubmission(self, *arguments)
 
 
 def _last(error: Exception) -> str:
@@ -261,10 +234,10 @@ def _last(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
 
 
-def _require(module: str, package: str) -> None:
+def _require(package: str) -> None:
     from importlib.util import find_spec
 
-    if find_spec(module) is None:
+    if find_spec(package) is None:
         raise ExecutorError(f"{package} is not installed: pip install -r requirements-cluster.txt -c locks/cpu.txt")
 
 
@@ -272,9 +245,7 @@ def _gpus() -> list[str]:
     """Ids of the GPUs that this process may use; torch, seconds to import, is asked only where there is a driver."""
     if not Path("/dev/nvidiactl").exists():
         return []
-    import torch
+    from cat_lib.models.memory import gpus
 
-    if not torch.cuda.is_available():
-        return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+    there, named = gpus(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",") if there and named else [str(i) for i in range(len(there))]

@@ -2,53 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cat_lib.models import ModelError
-from cat_lib.models.memory import machine, require_memory
-from cat_lib.runs.parameters import with_preset
-from cat_lib.runs.tracking import NOTEBOOKS
+from cat_lib.models.memory import Work, machine, require_memory
+from cat_lib.runs import places
+from cat_lib.runs.parameters import Parameters, effective, presets
 from cat_lib.suites.suite import Entry, SuiteError
+from cat_lib.tasks import check_source, sampling_of
+
+_PROMPT_TOKENS = 256  # of a question, for the memory estimate, which comes before there is a tokenizer
 
 
-def preflight(notebook: Path, parameters: Mapping[str, Any], here: bool) -> float | None:
+def preflight(notebook: Path, given: dict[str, Any], here: bool, settings: Callable[[Any], Any]) -> float | None:
     """GB of memory that a run of this notebook needs here at most; None where we can't know.
 
     That is a notebook or a model that we know nothing of, and a run on other machines than this one (`here` false).
-    Raises ValueError or ModelError, saying what would work, for parameters that can't.
+    `settings` makes a training's settings of parameters and refuses what these can't be. Raises ValueError or
+    ModelError, saying what would work, for parameters that can't.
     """
-    if notebook.parent != NOTEBOOKS:
+    if notebook.parent != places.NOTEBOOKS or notebook.stem not in presets():
         return None
-    from cat_lib import experiment  # seconds of imports
-    from cat_lib.learning import settings  # seconds of imports
-    from cat_lib.tasks import check_source, sampling_of
-
-    presets = {
-        "00_quickstart": settings.PRESETS,
-        "02_rubrics_and_judge": settings.RUBRIC_PRESETS,
-        "03_cat_rl_rubrics": settings.RUBRIC_PRESETS,
-    } | experiment.PRESETS
-    if notebook.stem not in presets:
+    p = effective(notebook.stem, given)
+    check(p)
+    if "steps" in p.values:
+        settings(p.values)
+    if not here:
         return None
-    p = with_preset(presets[notebook.stem], parameters)
-    check_source(p["task"], p.get("data"), p.get("split") == "transductive")
-    if notebook.stem in experiment.PRESETS:
-        experiment.check(p)
-    elif "steps" in p:
-        settings.GRPOSettings.of(p)
-    work = experiment.needs(p, sampling_of(p["task"]).max_new_tokens) if here else []
-    needed = [require_memory(model, most) for model, most in work]
+    needed = [require_memory(model, most) for model, most in needs(p)]
     return max((need.total for need in needed if need), default=None)
 
 
-def check_all(entries: Sequence[Entry], here: bool) -> dict[str, float | None]:
+def check(p: Parameters) -> None:
+    """Raises ValueError for parameters that can't work together; a notebook has some of these."""
+    v = p.values
+    check_source(p.task, v.get("data"), v.get("split") == "transductive")
+    seeds = v.get("seeds", [v.get("seed", 0)])
+    if not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int and s >= 0 for s in seeds):
+        raise ValueError(f"seeds={seeds}: give at least one whole number from 0, each once, e.g. seeds=[0]")
+    if "sizes" in v:
+        least = 2 if "mutual_predictability" in p.estimators else 1
+        if len(set(p.sizes)) < 2 or not all(type(s) is int and least <= s <= p.rollouts for s in p.sizes):
+            raise ValueError(
+                f"sizes={p.sizes}: give two whole numbers or more from {least} to rollouts={p.rollouts} (mutual "
+                "predictability needs groups of 2)"
+            )
+    if "train_questions" in v and p.train_questions < p.prompts_per_step:
+        raise ValueError(
+            f"train_questions={p.train_questions} are fewer than prompts_per_step={p.prompts_per_step}; raise the "
+            "first or lower the second"
+        )
+    if "samples" in v and p.split == "transductive":
+        raise ValueError("split='transductive' leaves no held-out questions to compare with; take split='heldout'")
+
+
+def needs(p: Parameters) -> list[tuple[str, Work]]:
+    """Each model of a run with these parameters, and the largest work it gets, for `require_memory`."""
+    v, new_tokens = p.values, sampling_of(p.task).max_new_tokens
+    largest = max(v.get(key) or 0 for key in ("group_size", "samples", "rollouts"))
+    answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens)
+    found = [(name, answer) for name in filter(None, (p.model, v.get("other_model")))]
+    if "steps" in v:
+        gpu = machine()[1] == "cuda"
+        step = replace(answer, train=True, group_size=p.group_size, checkpointing=gpu, lora_rank=p.lora_rank)
+        found.append((p.model, replace(step, prompts=p.prompts_per_micro_batch)))
+    return found
+
+
+def check_all(entries: Sequence[Entry], here: bool, settings: Callable[[Any], Any]) -> dict[str, float | None]:
     """GB that each entry needs, by name. Raises SuiteError with all that can't work."""
     need, wrong = dict[str, float | None](), dict[str, list[str]]()
     for entry in entries:
         try:
-            need[entry.name] = preflight(entry.notebook, entry.parameters, here)
+            need[entry.name] = preflight(entry.notebook, entry.parameters, here, settings)
         except (ValueError, ModelError) as error:
             wrong.setdefault(str(error), []).append(entry.name)
     if wrong:

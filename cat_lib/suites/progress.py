@@ -16,11 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from cat_lib.files import read_lines
-from cat_lib.suites.batch import Batch, State
+from cat_lib.suites.batch import Batch, State, Word
 
 _PLAIN_EVERY = 60.0  # seconds between two lines of a running entry
 _SHOWN = ("reward", "label_accuracy", "agreement", "validation_loss", "loss")  # the first there is, else any
-_COLOURS = {"FINISHED": "green", "FAILED": "red", "KILLED": "yellow"}
+_COLOURS = {Word.FINISHED: "green", Word.FAILED: "red", Word.KILLED: "yellow"}
 
 
 @dataclass
@@ -75,21 +75,25 @@ class Progress:
 
     def show(self, batch: Batch) -> None:
         """One look at all that runs."""
-        rows = [self._row(batch, s) for s in batch.states if s.word == "running"]
+        rows = [self._row(batch, s) for s in batch.states if s.word == Word.RUNNING]
         if self.live:
-            table = Table("entry", "cell", "step", "elapsed", "remaining", "last metric", title=self._title(batch))
-            for row in rows:
-                table.add_row(*(escape(cell) for cell in row))
-            ended = [s for s in batch.states if s.word in _COLOURS]
-            for state in ended[-8:]:
-                word = f"[{_COLOURS[state.word]}]{state.word}[/]"
-                table.add_row(
-                    escape(state.entry.name), word, "", clock(state.seconds), "", escape(shown(state.error)[:80])
-                )
-            self.live.update(table)
-            return
+            self.live.update(self._table(batch, rows))
+        else:
+            self._lines(batch, rows)
+
+    def _table(self, batch: Batch, rows: list[tuple[str, ...]]) -> Table:
+        table = Table("entry", "cell", "step", "elapsed", "remaining", "last metric", title=self._title(batch))
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        ended = [s for s in batch.states if s.word in _COLOURS]
+        for state in ended[-8:]:
+            word = f"[{_COLOURS[state.word]}]{state.word}[/]"
+            table.add_row(escape(state.entry.name), word, "", clock(state.seconds), "", escape(shown(state.error)[:80]))
+        return table
+
+    def _lines(self, batch: Batch, rows: list[tuple[str, ...]]) -> None:
         for state in batch.states:
-            if self.words.get(state.entry.name, "waiting") != state.word:
+            if self.words.get(state.entry.name, Word.WAITING) != state.word:
                 took = f" in {clock(state.seconds)}" if state.seconds else ""
                 print(f"{state.word}: {state.entry.name}{took} {shown(state.error or state.note)}".rstrip(), flush=True)
             self.words[state.entry.name] = state.word
@@ -105,7 +109,7 @@ class Progress:
         seen = self.seen.setdefault(state.entry.folder, Seen())
         seen.look(state.entry.folder)
         elapsed = time.time() - state.started
-        same = [s.seconds for s in batch.states if s.word == "FINISHED" and s.entry.notebook == state.entry.notebook]
+        same = [s.seconds for s in batch.states if s.word == Word.FINISHED and s.entry.notebook == state.entry.notebook]
         step = f"{seen.step}/{seen.of}" if seen.of else str(seen.step or "")
         remaining = seen.remaining(elapsed, median(same) if same else None)
         return state.entry.name, seen.cell, step, clock(elapsed), remaining, seen.metric
@@ -123,15 +127,10 @@ def planned(states: list[State], gigabytes: Mapping[str, float | None]) -> Table
     table = Table("", "entry", "parameters set", "would", "GB", title=f"{len(states)} entries")
     for i, state in enumerate(states, 1):
         given = ", ".join(f"{k}={v}" for k, v in state.entry.given.items())
-        would = "run" if state.word == "waiting" else "be " + state.word
+        would = "run" if state.word == Word.WAITING else f"be {state.word}"
         need = gigabytes.get(state.entry.name)
-        cells = (
-            state.entry.name,
-            given,
-            f"{would}; {state.note}" if state.note else would,
-            f"{need:.1f}" if need else "?",
-        )
-        table.add_row(str(i), *(escape(cell) for cell in cells))
+        cells = (state.entry.name, given, f"{would}; {state.note}" if state.note else would)
+        table.add_row(str(i), *map(escape, cells), f"{need:.1f}" if need else "?")
     return table
 
 
@@ -140,12 +139,10 @@ def summary(states: list[State]) -> list[str]:
     counts = Counter(s.word for s in states)
     lines = [", ".join(f"{n} {word}" for word, n in counts.items())]
     for state in states:
-        if state.word in ("FAILED", "KILLED"):
-            lines += [
-                f"{state.word}: {state.entry.name}: {shown(state.error)}",
-                f"    tail -n 40 '{state.entry.folder}/output.log'",
-            ]
-    if any(s.word in ("FAILED", "KILLED", "not started") for s in states):
+        if state.word in (Word.FAILED, Word.KILLED):
+            lines.append(f"{state.word}: {state.entry.name}: {shown(state.error)}")
+            lines.append(f"    tail -n 40 '{state.entry.folder}/output.log'")
+    if any(s.word in (Word.FAILED, Word.KILLED, Word.NOT_STARTED) for s in states):
         lines.append("the same command again runs what is missing; training goes on from its checkpoints")
     return lines
 

@@ -24,23 +24,51 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cat_lib.runs import tracking
+from cat_lib.runs import places
+from cat_lib.runs.folder import read_config
 from cat_lib.runs.parameters import ParameterError, declared, nearest, resolve
 from cat_lib.runs.provenance import code_version
-from cat_lib.runs.tracking import read_config
 
 LIMIT = 500  # runs in a suite, unless raised
-_KEYS = {"suite": str, "parameters": dict, "entries": list}
-_ENTRY = {"notebook": str, "name": str, "parameters": dict, "grid": dict, "seeds": list}
 _LARGEST = 1_000_000  # bytes of a suite's file
 
 
 class SuiteError(ValueError):
     """A suite that can't be run as it stands; one line for each thing that is wrong."""
+
+
+class _Written(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _SuiteFile(_Written):
+    """What a suite's file may hold."""
+
+    suite: str = ""
+    parameters: dict[str, Any] = {}
+    entries: list[Any] = []  # of _EntryWritten, each read by itself, so that all that is wrong is said
+
+
+class _EntryWritten(_Written):
+    notebook: str
+    name: str = ""
+    parameters: dict[str, Any] = {}
+    grid: dict[str, Any] = {}
+    seeds: list[Any] | None = None
+
+    @property
+    def runs(self) -> int:
+        """How many this entry makes, without making them."""
+        sizes = [len(v) for v in self.grid.values() if isinstance(v, list)]
+        return math.prod(sizes) * (1 if self.seeds is None else len(self.seeds))
+
+
+_Kind = TypeVar("_Kind", bound=_Written)
 
 
 @dataclass(frozen=True)
@@ -84,7 +112,7 @@ class Suite:
 
     @property
     def folder(self) -> Path:
-        return tracking.ROOT / "results" / "suites" / self.name
+        return places.ROOT / "results" / "suites" / self.name
 
     def only(self, pattern: str) -> tuple[Entry, ...]:
         """Entries whose name matches a shell pattern, or holds it as a part. Raises SuiteError if there are none."""
@@ -99,29 +127,33 @@ class Suite:
 
 def load_suite(file: Path, limit: int = LIMIT, runs: Path | None = None) -> Suite:
     """Read, expand and check a suite. Raises SuiteError with all that is wrong."""
-    content = _read(file)
-    _require(content, _KEYS, "the suite")
-    if not content.get("entries"):
+    written = _parse(_SuiteFile, _read(file), "the suite")
+    if not written.entries:
         raise SuiteError(f"{file} has no entries; write at least one: entries: [{{notebook: 00_quickstart}}]")
-    name = content.get("suite", file.stem)
+    name = written.suite or file.stem
     if not re.fullmatch(r"\w[\w.-]{,59}", name):
         raise SuiteError(
             f"suite: {name!r} names a folder; allowed are letters, digits, '_', then also '-' and '.', 60 at most"
         )
-    total = sum(_count(e) for e in content["entries"] if isinstance(e, dict))
-    if total > limit:
+    read, wrong = list[tuple[int, _EntryWritten]](), list[tuple[int, str]]()
+    for i, raw in enumerate(written.entries, 1):
+        try:
+            read.append((i, _entry(raw)))
+        except SuiteError as error:
+            wrong.append((i, str(error)))
+    if (total := sum(entry.runs for _, entry in read)) > limit:
         raise SuiteError(
             f"{file} makes {total} runs; allowed are {limit}: narrow its grids, or raise it: --limit {total}"
         )
-    entries, wrong = list[Entry](), list[str]()
-    for i, raw in enumerate(content["entries"]):
+    entries = list[Entry]()
+    for i, entry in read:
         try:
-            entries += _expand(raw, i, content.get("parameters") or {}, name, file, runs or tracking.RUNS)
+            entries += _expand(entry, written.parameters, name, file, runs or places.RUNS)
         except (SuiteError, ParameterError) as error:
-            wrong += [f"entry {i + 1}: {line}" for line in str(error).split("\n")]
-    wrong += _twice(entries)
-    if wrong:
-        raise SuiteError("\n".join(wrong[:30] + ([f"... and {len(wrong) - 30} more"] if len(wrong) > 30 else [])))
+            wrong += [(i, line) for line in str(error).split("\n")]
+    lines = [f"entry {i}: {line}" for i, line in sorted(wrong)] + _twice(entries)
+    if lines:
+        raise SuiteError("\n".join(lines[:30] + ([f"... and {len(lines) - 30} more"] if len(lines) > 30 else [])))
     return Suite(name, file, tuple(entries))
 
 
@@ -150,42 +182,40 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _require(content: Mapping[Any, Any], allowed: Mapping[str, type], what: str) -> None:
-    for key, value in content.items():
-        if key not in allowed:
-            raise SuiteError(
-                f"{what} has the unknown key {key!r}{nearest(str(key), allowed)}; known are {', '.join(allowed)}"
-            )
-        if not isinstance(value, allowed[key]):
-            raise SuiteError(f"{key}: {value!r} is {type(value).__name__}; allowed is {allowed[key].__name__}")
+def _parse(kind: type[_Kind], content: Mapping[Any, Any], what: str) -> _Kind:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+    key, known = first["loc"][0], kind.model_fields
+    if first["type"] in ("extra_forbidden", "invalid_key"):
+        raise SuiteError(f"{what} has the unknown key {key!r}{nearest(str(key), known)}; known are {', '.join(known)}")
+    needed = {"string_type": "str", "dict_type": "dict", "list_type": "list"}.get(first["type"], first["msg"])
+    raise SuiteError(f"{key}: {content[key]!r} is {type(content[key]).__name__}; allowed is {needed}")
 
 
-def _count(raw: Mapping[str, Any]) -> int:
-    """Runs that an entry makes, without making them."""
-    grid, seeds = raw.get("grid"), raw.get("seeds")
-    sizes = [len(v) for v in grid.values() if isinstance(v, list)] if isinstance(grid, dict) else []
-    return math.prod(sizes) * (len(seeds) if isinstance(seeds, list) else 1)
-
-
-def _expand(raw: Any, index: int, shared: Mapping[str, Any], suite: str, file: Path, runs: Path) -> Iterator[Entry]:
+def _entry(raw: Any) -> _EntryWritten:
     if not isinstance(raw, dict) or "notebook" not in raw:
         raise SuiteError(f"{raw!r} is no entry: it needs a notebook, as in {{notebook: 00_quickstart}}")
-    _require(raw, _ENTRY, "it")
-    notebook = _notebook(raw["notebook"], file)
+    return _parse(_EntryWritten, raw, "it")
+
+
+def _expand(entry: _EntryWritten, shared: Mapping[str, Any], suite: str, file: Path, runs: Path) -> Iterator[Entry]:
+    notebook = _notebook(entry.notebook, file)
     known, code = declared(notebook), code_version(notebook)
     axes: dict[str, list[Any]] = {}
-    for key, values in (raw.get("grid") or {}).items():
+    for key, values in entry.grid.items():
         if not isinstance(values, list) or not values:
             raise SuiteError(f"grid: {key}: {values!r} is no list of values; write {key}: [{values!r}]")
         axes[key] = values
-    if "seeds" in raw:
-        if not raw["seeds"]:
+    if entry.seeds is not None:
+        if not entry.seeds:
             raise SuiteError("seeds: [] makes no run; leave it out, or give at least one, e.g. seeds: [0]")
         seeded = next((k for k in ("seed", "seeds") if k in known), None)
         if not seeded:
             raise SuiteError(f"{notebook.name} has no parameter 'seed'; leave out seeds")
-        axes[seeded] = [s if seeded == "seed" else [s] for s in raw["seeds"]]
-    fixed = {**shared, **(raw.get("parameters") or {})}
+        axes[seeded] = [s if seeded == "seed" else [s] for s in entry.seeds]
+    fixed = {**shared, **entry.parameters}
     if both := sorted(fixed.keys() & axes.keys()):
         raise SuiteError(f"{', '.join(both)} stands both among the parameters and in the grid or seeds; leave out one")
     wrong = set[str]()
@@ -199,7 +229,7 @@ def _expand(raw: Any, index: int, shared: Mapping[str, Any], suite: str, file: P
             wrong.add(str(error))
             continue
         words = [f"{k}={varied[k][0] if k == 'seeds' else parameters[k]}" for k in varied]
-        name = " ".join([raw.get("name", notebook.stem), *words])
+        name = " ".join([entry.name or notebook.stem, *words])
         yield Entry(
             name, notebook, given, parameters, code, runs / notebook.stem / _folder(suite, name, parameters, code)
         )
@@ -210,7 +240,7 @@ def _expand(raw: Any, index: int, shared: Mapping[str, Any], suite: str, file: P
 def _notebook(name: str, file: Path) -> Path:
     """A path from the suite's file, or a name in notebooks/."""
     path = (file.parent / name).resolve()
-    return path if path.exists() else tracking.NOTEBOOKS / f"{name.removesuffix('.ipynb')}.ipynb"
+    return path if path.exists() else places.NOTEBOOKS / f"{name.removesuffix('.ipynb')}.ipynb"
 
 
 def _typed(parameter: Any, value: Any) -> Any:

@@ -19,7 +19,7 @@ from cat_lib.runs.runner import RunError, run_notebook
 
 pytestmark = pytest.mark.fault
 ROOT = Path(__file__).parents[2]
-START = "from cat_lib import tracking\nrun = tracking.start_run('small', {'x': x})\nrun.step({'seen': 1.0}, 1)"
+START = "from cat_lib.runs import tracking\nrun = tracking.start_run('small', {'x': x})\nrun.step({'seen': 1.0}, 1)"
 
 
 def notebook(folder: Path, *sources: str) -> Path:
@@ -55,8 +55,8 @@ def test_a_run_that_is_stopped_is_killed_and_says_so(store, number):
         "import os, time, pathlib\npathlib.Path('kernel.pid').write_text(str(os.getpid()))",
         "try:\n    time.sleep(120)\nexcept KeyboardInterrupt:\n    pathlib.Path('interrupted').touch()\n    raise",
     )
-    script = "import sys; from pathlib import Path; from cat_lib import tracking; " \
-        f"tracking.ROOT = Path({str(store)!r}); tracking.RUNS = tracking.ROOT / 'runs'; " \
+    script = "import sys; from pathlib import Path; from cat_lib.runs import places; " \
+        f"places.ROOT = Path({str(store)!r}); places.RUNS = places.ROOT / 'runs'; " \
         "sys.argv = ['cat_lib', 'run', 'small.ipynb', '--run-id', 'one']; " \
         "from cat_lib.__main__ import app; app()"  # fmt: skip
     notebook(store, *cells)

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from cat_lib import train_entry
 from cat_lib.files import read_lines
 from cat_lib.learning.settings import GRPOSettings, cut
+from cat_lib.runs.folder import read_config
+from cat_lib.runs.places import ROOT
 from cat_lib.runs.runner import differences
-from cat_lib.runs.tracking import ROOT, read_config
 from cat_lib.suites import preflight
 
 pytestmark = pytest.mark.fault
@@ -221,7 +222,7 @@ def test_accelerate_launches_one_run_on_two_processes(tmp_path, monkeypatch):
     assert steps == [1, 2, 3]
     assert (arm / "adapter/adapter_model.safetensors").exists()
     assert (config["status"], config["tags"]["stage"], read_config(arm)["processes"]) == ("FINISHED", "training", 2)
-    assert not differences(folder, train_entry._parameters(PARAMETERS))  # the notebook goes on in this folder
+    assert not differences(folder, train_entry._parameters(PARAMETERS).given)  # the notebook goes on in this folder
     client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert run.info.status == "FINISHED"

@@ -284,5 +284,6 @@ def test_a_notebook_of_any_name_is_copied_and_found_again(store, name):
     run.end("FINISHED")
     tracking.release(run.dir)
     assert import_run(run.dir) == import_run(run.dir) == store_.run_id_of(run.dir)
-    (key,) = store_.statuses(store_.connect(), name)
-    assert key == store_.run_key(name, "one")
+    client = store_.connect()
+    (found,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    assert found.data.tags["cat_lib.run"] == store_.run_key(name, "one")

@@ -22,7 +22,7 @@ from mlflow.entities import ViewType
 from cat_lib.learning.checkpoints import newest_checkpoint
 from cat_lib.runs import store as store_
 from cat_lib.runs import tracking
-from cat_lib.runs.mirror import Mirror
+from cat_lib.runs.mirror import copy
 from cat_lib.suites import batch, executors
 from cat_lib.suites.batch import plan, run_suite
 from cat_lib.suites.suite import load_suite
@@ -145,7 +145,7 @@ def test_a_store_that_was_away_at_the_end_gets_everything_when_the_next_run_star
     file = suite_file(store, 2, STEPS)
     (first, _) = load_suite(file, runs=store / "runs").entries
     run = tracking.open_run("small", first.parameters, first.folder, {"suite": "s", "entry": "e", "code": first.code})
-    Mirror(run.dir, store_.connect()).sync()
+    copy(run.dir)
     run.metrics({"sum": 36.0})
     run.end("FINISHED")
     tracking.release(run.dir)  # and now the process is gone
@@ -298,7 +298,7 @@ class Limited:
 
     def start(self, spec, log):
         for job in self.started:
-            if job.poll() is not None:
+            if job.done():
                 self.ended.setdefault(job, time.time())
         if sum(time.time() < self.ended.get(job, math.inf) + 1 for job in self.started) >= self.most:
             raise executors.ExecutorError("QOSMaxSubmitJobPerUserLimit")

@@ -14,7 +14,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cat_lib.experiment import PRESETS
 from cat_lib.runs import store as store_
 from cat_lib.runs.runner import run_notebook
 
@@ -90,7 +89,7 @@ def test_what_moves_further_than_another_draw_is_found(changed, found):
     assert set(moved_too_far(before, before | changed)) == found
 
 
-@pytest.mark.parametrize("notebook", PRESETS)
+@pytest.mark.parametrize("notebook", EFFECTS)
 def test_smoke_run_gives_what_is_published(notebook, store):
     folder = run_notebook(ROOT / "notebooks" / f"{notebook}.ipynb", {}, runs=store / "runs")
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -15,6 +15,8 @@ from cat_lib.measuring import analysis, plots, tables, words
 from cat_lib.measuring.evaluation import Evaluation, Score, comparison_metrics
 from cat_lib.method.estimators import voting
 from cat_lib.models import ModelError, memory
+from cat_lib.runs import places
+from cat_lib.runs.parameters import effective, presets
 from cat_lib.schema import Completion, Example, Group, Reference
 from cat_lib.tasks.arithmetic import Arithmetic
 
@@ -225,11 +227,12 @@ def test_figures_take_the_tables_and_name_their_axes():
 
 @pytest.fixture
 def given(untracked, monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment.tracking, "RUNS", tmp_path)
+    monkeypatch.setattr(places, "RUNS", tmp_path)
     return {
         "preset": "smoke",
         "model": None,
         "task": None,
+        "data": None,
         "split": None,
         "questions": None,
         "group_size": 8,
@@ -242,10 +245,14 @@ def given(untracked, monkeypatch, tmp_path):
     }
 
 
+def opened(notebook: str, given: dict) -> Experiment:
+    return Experiment.open(notebook, effective(notebook, given))
+
+
 @pytest.mark.parametrize("seeds", [[], [1, 1], [-1], ["0"], [0.5]])
 def test_seeds_that_make_no_run_are_refused(given, seeds):
     with pytest.raises(ValueError, match="give at least one whole number"):
-        Experiment.open("04_inference_time", given | {"seeds": seeds})
+        opened("04_inference_time", given | {"seeds": seeds})
 
 
 @pytest.mark.parametrize(
@@ -267,24 +274,24 @@ def test_seeds_that_make_no_run_are_refused(given, seeds):
 def test_parameters_that_cannot_work_are_refused_before_a_model_is_loaded(given, monkeypatch, change, message):
     monkeypatch.setattr(experiment, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match=message):
-        Experiment.open("06_training_signals", given | change)
+        opened("06_training_signals", given | change)
 
 
 def test_a_paper_preset_that_does_not_fit_is_refused_before_anything_is_loaded(given, monkeypatch):
     monkeypatch.setattr(memory, "machine", lambda: (24.0, "cpu", 2))
-    training = given | {"preset": "paper"} | dict.fromkeys(experiment.PRESETS["06_training_signals"]["paper"])
+    training = given | {"preset": "paper"} | dict.fromkeys(presets()["06_training_signals"]["paper"])
     with pytest.raises(ModelError, match=r"needs about \d+\.\d GB to train on"):
-        Experiment.open("06_training_signals", training)
+        opened("06_training_signals", training)
 
 
 def test_a_task_without_checkable_answers_is_refused(given):
     with pytest.raises(ValueError, match="no answers that can be checked"):
-        Experiment.open("04_inference_time", given | {"task": "clinic"})
+        opened("04_inference_time", given | {"task": "clinic"})
 
 
 def test_an_open_run_holds_the_resolved_parameters(given, tmp_path):
-    x = Experiment.open("04_inference_time", given | {"questions": 4})
-    assert x.p["model"] == "embedded"
+    x = opened("04_inference_time", given | {"questions": 4})
+    assert x.p.model == "embedded"
     assert [e.id for e in x.heldout] == [e.id for e in TASK.examples("heldout", 4, 0)]
     config = json.loads((x.run.dir / "config.json").read_text())
     assert config["parameters"]["questions"] == 4

@@ -9,13 +9,15 @@ import pytest
 
 from cat_lib import doctor
 from cat_lib.learning import shared_prompt as trainer
-from cat_lib.learning.settings import PRESETS, GRPOSettings
+from cat_lib.learning.settings import GRPOSettings
 from cat_lib.models import ModelError, local, memory, tree
 from cat_lib.models.memory import Work, estimate, require_memory, shape_of
+from cat_lib.runs.parameters import presets
 
 SMOKE = Work(train=True, prompts=4, group_size=8, prompt_tokens=60, new_tokens=16, lora_rank=16)
 CLINIC = Work(train=True, prompts=4, group_size=4, prompt_tokens=227, new_tokens=64, lora_rank=16)
 PAPER = Work(train=True, prompts=4, group_size=8, prompt_tokens=256, new_tokens=1536)
+PRESETS = presets()["00_quickstart"]
 MODEL = PRESETS["paper"]["model"]
 
 

@@ -25,8 +25,8 @@ from cat_lib.models import ModelError, load_model
 from cat_lib.models import embedded as wheel
 from cat_lib.runs import provenance, runner, tracking
 from cat_lib.runs import store as store_
-from cat_lib.runs.mirror import Mirror, import_run, reap
-from cat_lib.runs.parameters import ParameterError, declared, resolve, with_preset
+from cat_lib.runs.mirror import Sent, copy, import_run, reap
+from cat_lib.runs.parameters import ParameterError, declared, effective, of, presets, resolve
 from cat_lib.runs.runner import ConfigurationError, run_notebook
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +109,7 @@ def test_ledger_measures_a_block_by_role():
         ({"group_sise": "8"}, "unknown parameter 'group_sise'.*did you mean 'group_size'"),
         ({"steps": "many"}, "steps='many': allowed is int or None"),
         ({"group_size": "1"}, "group_size=1: allowed is 2 or more"),
-        ({"preset": "smok"}, "allowed is one of smoke, paper; did you mean 'smoke'"),
+        ({"preset": "smok"}, "allowed is one of tiny, smoke, paper; did you mean 'smoke'"),
         ({"estimator": "gold"}, "allowed is one of synthesis, majority"),
         ({"include_question": "perhaps"}, "include_question='perhaps'"),
         ({"beta": "nan"}, "beta=nan: allowed is a finite number"),
@@ -126,15 +126,44 @@ def test_bad_parameters_are_refused_and_say_what_is_allowed(given, message):
 def test_parameters_are_typed_and_defaults_filled():
     values = resolve(QUICKSTART, {"beta": "0", "steps": "3", "include_question": "True", "model": "./m"}, typed=False)
     assert (values["beta"], values["steps"], values["include_question"], values["model"]) == (0.0, 3, True, "./m")
-    assert values["group_size"] == 8
+    assert (values["group_size"], values["lora_rank"]) == (None, 16)
     with pytest.raises(ParameterError, match="is str"):
         resolve(QUICKSTART, {"steps": "3"})
 
 
 def test_explicit_values_win_over_the_preset():
-    assert with_preset({"smoke": {"steps": 12, "x": 1}}, {"preset": "smoke", "steps": 3, "x": None}) == {
-        "preset": "smoke", "steps": 3, "x": 1,
-    }  # fmt: skip
+    given = resolve(QUICKSTART, {"steps": 3})
+    p = effective("00_quickstart", given)
+    assert (p.steps, p.group_size, p.beta) == (3, 8, 1e-3)
+    assert (p.given, given["group_size"]) == (given, None)
+    assert dict(p) == p.values == given | {**presets()["00_quickstart"]["smoke"], "steps": 3}
+    with pytest.raises(AttributeError, match="no parameter 'step'; did you mean 'steps'"):
+        p.step  # noqa: B018
+    assert of("00_quickstart", given | {"other": 1}).values == p.values
+    with pytest.raises(ParameterError, match="preset='smok': allowed is one of tiny, smoke, paper"):
+        effective("00_quickstart", given | {"preset": "smok"})
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_hold_what_their_notebook_declares_and_takes(name):
+    known = declared(ROOT / "notebooks" / f"{name}.ipynb")
+    entry = presets()[name]
+    assert set(entry) == {"tiny", "smoke", "paper"}
+    for preset, values in entry.items():
+        assert {key: known[key].check(value) for key, value in values.items()} == values
+        assert all(known[key].default is None for key in values)
+        filled = effective(name, resolve(ROOT / "notebooks" / f"{name}.ipynb", {"preset": preset}))
+        assert {key for key in values if filled.values[key] is None} == set()
+    assert set(entry["tiny"]) >= set(entry["smoke"]) <= set(entry["paper"])
+
+
+def test_a_list_holds_each_of_its_choices_once(tmp_path):
+    path = notebook(tmp_path, "# who votes\n# each of: single, majority,\n# synthesis\nnames: list | None = None")
+    assert resolve(path, {"names": '["majority", "synthesis"]'}, typed=False) == {"names": ["majority", "synthesis"]}
+    for wrong, hint in ((["majorty"], "; did you mean 'majority'"), ([], ""), (["single", "single"], "")):
+        allowed = f"allowed is at least one, each once, of single, majority, synthesis{re.escape(hint)}"
+        with pytest.raises(ParameterError, match=allowed):
+            resolve(path, {"names": wrong})
 
 
 def notebook(folder: Path, *sources: str, tag: bool = True) -> Path:
@@ -249,7 +278,7 @@ def test_a_full_or_closed_cache_says_how_much_is_needed(tmp_path, monkeypatch):
 def test_a_run_is_a_folder_and_the_same_in_mlflow(store):
     path = notebook(
         store, "x = 2",
-        "from cat_lib import tracking\nrun = tracking.start_run('small', {'x': x})\n"
+        "from cat_lib.runs import tracking\nrun = tracking.start_run('small', {'x': x})\n"
         "run.step({'loss': 1.0, 'nan': float('nan')}, 1)\nrun.metrics({'score': x / 4})\nrun.finish()",
     )  # fmt: skip
     folder = run_notebook(path, {"x": 3}, runs=store / "runs")
@@ -273,7 +302,7 @@ def test_what_a_runs_processes_use_is_sampled_and_copied(store, monkeypatch):
     monkeypatch.setattr(runner, "_SYSTEM_EVERY", 0.2)
     path = notebook(
         store, "x = 2",
-        "import time\nfrom cat_lib import tracking\nrun = tracking.start_run('small', {'x': x})\n"
+        "import time\nfrom cat_lib.runs import tracking\nrun = tracking.start_run('small', {'x': x})\n"
         "kept = b'x' * 400_000_000\ntime.sleep(1.5)\nrun.finish()",
     )  # fmt: skip
     folder = run_notebook(path, {}, runs=store / "runs")
@@ -299,6 +328,24 @@ def test_a_part_of_a_run_has_its_own_folder_and_keys(store):
     assert "trainer" not in json.loads((run.dir / "config.json").read_text())
 
 
+def test_a_copy_sends_what_is_new_once_and_nothing_of_what_has_ended(store, monkeypatch):
+    run, sent, client = tracking.open_run("small", {}, store / "runs" / "small" / "one"), Sent(), store_.connect()
+    logged, batch = [], client.log_batch
+    monkeypatch.setattr(client, "log_batch", lambda *a, **k: (logged.extend(k.get("metrics", ())), batch(*a, **k)))
+    for step in (1, 2, 2):  # the last as after a resume
+        run.step({"loss": 1 / step, "again": len(logged)}, step)
+        copy(run.dir, client, sent)
+    assert [(m.key, m.step, m.value) for m in logged] == [
+        ("loss", 1, 1.0), ("again", 1, 0.0), ("loss", 2, 0.5), ("again", 2, 2.0),
+    ]  # fmt: skip
+    run.end("FINISHED")
+    tracking.release(run.dir)
+    run_id = copy(run.dir, client, sent)
+    assert client.get_run(run_id).info.status == "FINISHED"
+    monkeypatch.setattr(client, "log_batch", None)
+    assert copy(run.dir, client) == run_id
+
+
 def test_an_unreachable_server_fails_before_anything_starts(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -314,9 +361,9 @@ def test_a_metric_that_is_no_number_is_refused(tmp_path):
 
 def test_a_run_whose_process_is_gone_is_marked_killed(store):
     script = (
-        "import os, signal, sys; from pathlib import Path; from cat_lib import mirror, store, tracking\n"
+        "import os, signal, sys; from pathlib import Path; from cat_lib.runs import mirror, tracking\n"
         "run = tracking.open_run('small', {'a': 1}, Path(sys.argv[1]))\n"
-        "mirror.Mirror(run.dir, store.connect()).sync()\n"
+        "mirror.copy(run.dir)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     folder = store / "runs" / "small" / "one"
@@ -324,7 +371,7 @@ def test_a_run_whose_process_is_gone_is_marked_killed(store):
     client = store_.connect()
     assert client.get_run(store_.run_id_of(folder)).info.status == "RUNNING"
     held = tracking.open_run("small", {"a": 1}, store / "runs" / "small" / "two")  # one that lives is left alone
-    Mirror(held.dir, client).sync()
+    copy(held.dir, client)
     reap(client, "small")
     assert client.get_run(store_.run_id_of(folder)).info.status == "KILLED"
     assert client.get_run(store_.run_id_of(held.dir)).info.status == "RUNNING"
@@ -372,6 +419,18 @@ def test_notebooks_are_stored_clean_and_short(path):
     plain = [c for c in code if "parameters" not in c.metadata.get("tags", [])]
     assert max(len(c.source.splitlines()) for c in plain) <= 18
     assert all(p.help for p in declared(path).values())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_name_parameters_that_they_declare(path):
+    code = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+    named = {
+        node.attr
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("p", "x.p")
+    }
+    assert named - {"given", "values"} <= declared(path).keys()
+    assert f'parameters.of("{path.stem}", globals())' in code
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)

@@ -11,8 +11,10 @@ import pytest
 from rich.console import Console
 
 from cat_lib.files import write_json
-from cat_lib.runs import tracking
-from cat_lib.suites.batch import Batch, State, plan
+from cat_lib.learning.settings import GRPOSettings
+from cat_lib.runs import places, tracking
+from cat_lib.suites.batch import Batch, State, Word, plan
+from cat_lib.suites.executors import outcome
 from cat_lib.suites.preflight import check_all, require_together
 from cat_lib.suites.progress import Progress, summary
 from cat_lib.suites.suite import SuiteError, load_suite
@@ -145,40 +147,68 @@ def test_a_plan_skips_what_finished_and_names_what_changed(suite, store):
 
 def test_suites_of_the_repository_are_whole(store):
     for name in ("smoke", "paper"):
-        loaded = load_suite(tracking.NOTEBOOKS / "suites" / f"{name}.yaml")
+        loaded = load_suite(places.NOTEBOOKS / "suites" / f"{name}.yaml")
         assert len({e.notebook for e in loaded.entries}) >= 9
-        check_all(loaded.entries, here=name == "smoke")
+        check_all(loaded.entries, name == "smoke", GRPOSettings.of)
 
 
 def test_memory_and_parameters_that_cannot_work_are_refused_before_a_kernel(suite, monkeypatch):
-    def entries(parameters: str):
-        return suite(f"entries: [{{notebook: 06_training_signals, parameters: {parameters}}}]").entries
+    def checked(parameters: str, here: bool, notebook: str = "06_training_signals"):
+        loaded = suite(f"entries: [{{notebook: {notebook}, parameters: {parameters}}}]")
+        return check_all(loaded.entries, here, GRPOSettings.of)
 
     with pytest.raises(SuiteError, match="06_training_signals: model='x/y-70B' needs about"):
-        check_all(entries("{model: x/y-70B}"), here=True)
-    assert check_all(entries("{model: x/y-70B}"), here=False) == {"06_training_signals": None}  # another machine's
-    with pytest.raises(SuiteError, match=r"06_training_signals: .*majorty"):
-        check_all(entries("{estimators: [majorty]}"), here=False)
+        checked("{model: x/y-70B}", True)
+    assert checked("{model: x/y-70B}", False) == {"06_training_signals": None}  # another machine's
+    with pytest.raises(SuiteError, match=r"estimators=.*'majorty'.*did you mean 'majority'"):
+        checked("{estimators: [majorty]}", False)
     with pytest.raises(SuiteError, match=r"split='transductive': arithmetic keeps"):
-        check_all(entries("{split: transductive}"), here=False)
+        checked("{split: transductive}", False)
     with pytest.raises(SuiteError, match=r"data='x\.jsonl': clinic reads no data"):
-        check_all(suite("entries: [{notebook: 03_cat_rl_rubrics, parameters: {data: x.jsonl}}]").entries, here=False)
+        checked("{data: x.jsonl}", False, "03_cat_rl_rubrics")
     monkeypatch.setattr("cat_lib.suites.preflight.machine", lambda: (10.0, "cpu", 2))
     require_together([6.0, None, 4.0, 3.0], 2)
     with pytest.raises(Exception, match=r"3 at once need 13.0 GB of memory at most, and 10.0 GB are free: --jobs 2"):
         require_together([6.0, None, 4.0, 3.0], 3)
 
 
+class Ended:
+    """A job that its executor knows this of."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def result(self):
+        raise self.error
+
+
+def test_what_executors_know_of_an_end_is_told_apart():
+    from ray import exceptions
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    class TaskError(exceptions.RayTaskError, ValueError):  # as Ray raises it: of the cause's class too
+        def __init__(self):
+            ValueError.__init__(self, "Traceback\n  at work\nValueError: no such folder")
+
+        __str__ = ValueError.__str__
+
+    assert outcome(Ended(FailedJobError("Traceback\nOSError: no disk"))) == (1, "OSError: no disk")
+    assert outcome(Ended(TaskError())) == (1, "ValueError: no such folder")
+    assert outcome(Ended(UncompletedJobError("gone"))) == (-9, "")
+    assert outcome(Ended(exceptions.WorkerCrashedError())) == (-9, "")
+    assert outcome(Ended(exceptions.TaskCancelledError())) == (130, "")
+
+
 def under_way(loaded) -> Batch:
     """A suite of three: one finished, one in its fourth step of eight, one failed with text from a model."""
-    states = [State(e, word, started=time.time() - 200) for e, word in zip(loaded.entries, WORDS, strict=True)]
+    states = [State(e, Word(word), started=time.time() - 200) for e, word in zip(loaded.entries, WORDS, strict=True)]
     done, now, failed = states
     done.seconds, failed.error = 400.0, "raised [bold]\x1b[2J<b>"
     now.entry.folder.mkdir(parents=True)
     for step in (1, 4):
         tracking.Run(now.entry.folder).step({"arm/reward": step / 8}, step, 8)
     write_json(now.entry.folder / "progress.json", {"cell": 2, "cells": 5, "started": 0})
-    return Batch(loaded, states, executor=None, mirrors=None, show=None)
+    return Batch(loaded, states, executor=None, mirror=None, show=None)
 
 
 WORDS = ("FINISHED", "running", "FAILED")

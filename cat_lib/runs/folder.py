@@ -1,0 +1,122 @@
+"""A run: a folder under results/runs/ that is the truth, and all that a notebook writes into it.
+
+config.json has what the run is and how it ended, metrics.jsonl every step as it came, metrics.json the results. Only
+files are written, so no tracking server can slow or break a kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cat_lib.files import append_line, write_json
+from cat_lib.shown import masked
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from cat_lib.schema import Example
+
+ENDED = ("FINISHED", "FAILED", "KILLED")
+
+
+class Run:
+    """One run's folder, or a part of it. Only the first of several training processes writes."""
+
+    def __init__(self, folder: Path, root: Path | None = None, prefix: str = "") -> None:
+        self.dir, self.root, self.prefix = folder, root or folder, prefix
+        self.numbers: dict[str, float] = {}
+        self.writes = os.environ.get("RANK", "0") == "0"
+        self.close: Callable[[], None] | None = None  # set by who lets this process say how the run ended
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def part(self, name: str) -> Run:
+        """One of several trainings in this run: a folder of its own, and `<name>/` before its metrics' keys."""
+        return Run(self.dir / name, self.root, f"{self.prefix}{name}/")
+
+    def tag(self, key: str, value: str) -> None:
+        """One word on the run, to filter by."""
+        self._update(self.root, tags=read_config(self.root).get("tags", {}) | {key: value})
+
+    def step(self, metrics: Mapping[str, float], step: int, of: int = 0) -> None:
+        """One training step's metrics, `of` so many, to metrics.jsonl. No store takes values that are not finite."""
+        finite = {self.prefix + k: float(v) for k, v in metrics.items() if math.isfinite(v)}
+        if self.writes:
+            append_line(self.root / "metrics.jsonl", {"time": now(), "step": step, "of": of, "metrics": finite})
+
+    def metrics(self, metrics: Mapping[str, float]) -> None:
+        """Results of the run, added to metrics.json. Raises ValueError for a value that is not a finite number."""
+        bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
+        if bad:
+            raise ValueError(f"metrics must be finite numbers, got {bad}; leave out what was not measured")
+        self.numbers |= {k: float(v) for k, v in metrics.items()}
+        if self.writes:
+            write_json(self.dir / "metrics.json", self.numbers)
+
+    def figure(self, name: str, figure: Figure) -> Figure:
+        """Save figures/<name>.png and return the figure, so that a notebook cell can end with this call."""
+        path = self.dir / "figures" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+        return figure
+
+    def table(self, name: str, table: pd.DataFrame) -> None:
+        """Save <name>.parquet."""
+        if self.writes:
+            table.to_parquet(self.dir / f"{name}.parquet", index=False)
+
+    def dataset(self, context: str, examples: Sequence[Example], source: str) -> None:
+        """Note which questions were used, as a digest over ids, questions and keys: two runs used the same or not."""
+        rows = [
+            [e.id, e.question, e.gold, e.rubric and [(c.text, c.points) for c in e.rubric.criteria]] for e in examples
+        ]
+        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
+        known = read_config(self.root).get("datasets", {})
+        entry = {"source": source, "digest": digest, "n": len(rows)}
+        self._update(self.root, datasets=known | {self.prefix + context: entry})
+
+    def parameters(self, resolved: Mapping[str, Any]) -> None:
+        """The parameters as they take effect, once the preset is known."""
+        self._update(self.root, parameters=dict(resolved))
+
+    def update_config(self, **entries: Any) -> None:
+        """Add entries to config.json."""
+        self._update(self.dir, **entries)
+
+    def finish(self, status: str = "FINISHED", error: str = "") -> None:
+        """End a run that this process owns; under the runner, the runner does."""
+        if self.close:
+            self.end(status, error)
+            self.close()
+            self.close = None
+
+    def end(self, status: str, error: str = "") -> None:
+        """Set how the run ended."""
+        self.update_config(status=status, error=masked(error), ended=now())
+
+    def _update(self, folder: Path, **entries: Any) -> None:
+        if self.writes:
+            write_json(folder / "config.json", read_config(folder) | entries)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run, or nothing."""
+    try:
+        return dict(json.loads((folder / "config.json").read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError:
+        print(f"{folder / 'config.json'} is damaged: as if there were no run", flush=True)
+        return {}
+
+
+def now() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return int(time.time() * 1000)
