@@ -20,7 +20,6 @@ from cat_lib.method.estimators.likelihood import min_ppl, mutual_predictability,
 from cat_lib.method.estimators.synthesis import KINDS, of_first, synthesis
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import load_model
-from cat_lib.models.memory import require_memory
 from cat_lib.runs import tracking
 from cat_lib.runs.parameters import Parameters
 from cat_lib.schema import Estimator, Example, Group, Model, Task
@@ -69,8 +68,7 @@ class Experiment:
         without checkable answers), ModelError for a model that this machine can't hold, before anything is loaded.
         """
         check(p)
-        for name, work in preflight.needs(p):
-            require_memory(name, work)
+        preflight.require(p)
         task = load_task(p.task, p.data, p.split == "transductive", p.skip_bad_rows)
         if not task.verifiable:
             raise ValueError(f"task={p.task!r} has no answers that can be checked; take arithmetic or a math task")

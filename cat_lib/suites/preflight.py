@@ -27,11 +27,20 @@ def preflight(notebook: Path, given: dict[str, Any], here: bool, settings: Calla
     if notebook.parent != places.NOTEBOOKS or notebook.stem not in presets():
         return None
     p = effective(notebook.stem, given)
-    check(p)
     if "steps" in p.values:
         settings(p.values)
     if not here:
+        check(p)
         return None
+    return require(p)
+
+
+def require(p: Parameters) -> float | None:
+    """GB of memory that a run with these parameters needs here at most; None for a model that we know nothing of.
+
+    Raises ValueError for parameters that can't work together, ModelError for a model that this machine can't hold.
+    """
+    check(p)
     needed = [require_memory(model, most) for model, most in needs(p)]
     return max((need.total for need in needed if need), default=None)
 
