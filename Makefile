@@ -52,10 +52,11 @@ seeds: setup  ## the first table of docs/results.md: the demo with 3 seeds, and 
 published: setup  ## results/published: notebooks 01 and 04 to 09 at smoke size, their numbers and figures (about 25 minutes)
 	$(PY) benchmarks/published.py
 
-test: setup $(if $(CI),debian)  ## all tests that need no GPU (tests/README.md has the tiers)
-	$(PY) -m pytest
+test: setup $(if $(CI),debian)  ## what a change needs (tests/README.md has the tiers and their times)
+	$(PY) -m pytest -m "not slow"
 
-test-all: test  ## the same, everything slow included (about 75 minutes at most)
+test-all: setup $(if $(CI),debian)  ## all tests that need no GPU, the slow ones included
+	$(PY) -m pytest
 
 debian:  ## PostgreSQL and Chromium from Debian's packages, for the tests that use them (as root)
 	@dpkg -s $(DEBIAN) >/dev/null 2>&1 || { apt-get update -qq && \

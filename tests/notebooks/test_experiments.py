@@ -89,6 +89,7 @@ def test_what_moves_further_than_another_draw_is_found(changed, found):
     assert set(moved_too_far(before, before | changed)) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", EFFECTS)
 def test_smoke_run_gives_what_is_published(notebook, store):
     folder = run_notebook(ROOT / "notebooks" / f"{notebook}.ipynb", {}, runs=store / "runs")

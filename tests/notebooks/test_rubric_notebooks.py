@@ -16,6 +16,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 ARMS = ["self-proposed", "question-only", "physician", "model-as-judge"]
 
 
+@pytest.mark.slow
 def test_rubrics_and_judge_audits_the_judge_and_measures_attacks(store):
     folder = run_notebook(NOTEBOOKS / "02_rubrics_and_judge.ipynb", {}, runs=store / "runs")
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -31,6 +32,7 @@ def test_rubrics_and_judge_audits_the_judge_and_measures_attacks(store):
         assert len(pd.read_parquet(folder / f"{table}.parquet"))
 
 
+@pytest.mark.slow
 def test_training_on_rubrics_compares_the_arms_and_keeps_every_verdict(store):
     # all four arms, two steps each; the smoke preset has four
     folder = run_notebook(NOTEBOOKS / "03_cat_rl_rubrics.ipynb", {"steps": 2}, runs=store / "runs")
