@@ -57,7 +57,8 @@ def suite_file(store: Path, seeds: int, *cells: str, extra: str = "") -> Path:
 def test_a_suite_killed_again_and_again_ends_with_each_run_finished_once(store, kills, entries):
     """SIGKILL to the suite, a run's process or its kernel, whichever chance picks; then the same command again."""
     enough = store / "enough"  # the last two wait for the last kill, however fast this machine is
-    wait = f"import pathlib\nwhile seed > {entries - 3} and not pathlib.Path({str(enough)!r}).exists():\n    time.sleep(0.05)"
+    last, there = entries - 3, f"pathlib.Path({str(enough)!r}).exists()"
+    wait = f"import pathlib\nwhile seed > {last} and not {there}:\n    time.sleep(0.05)"
     file = suite_file(store, entries, STEPS, wait)
     random_ = random.Random(7)
     killed, rounds, code, out = Counter(), 0, None, ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from transformers import (
 from cat_lib.learning import grpo as training
 from cat_lib.learning.grpo import add_lora, train
 from cat_lib.learning.settings import GRPOSettings
+from cat_lib.learning.trl import GroupReward, Signal
 from cat_lib.method.estimators.voting import majority
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import ModelError, load_model
@@ -158,7 +160,9 @@ def trainer_of(model, prompts, folder, beta=0.0):
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
     settings = GRPOSettings(1, 4, 3, 3, beta=beta, lora_rank=4)
-    trainer = training._trainer(policy, task, task.asked, majority, verifiable, settings, Run(folder), record=_Silent())
+    read = partial(policy.read, stop=task.sampling.stop)
+    reward = GroupReward(task, task.asked, Signal(majority, verifiable), 4, read, lambda *_: {})
+    trainer = training._trainer(policy, task, task.asked, reward, settings, Run(folder))
     groups = policy.generate(prompts, 4, Sampling(NEW, seed=2))
     rows = [(policy.encode(p), list(c.token_ids)) for p, g in zip(prompts, groups, strict=True) for c in g]
     wide, long = max(len(h) for h, _ in rows), max(len(t) for _, t in rows)
@@ -221,11 +225,6 @@ def test_the_kl_has_the_gradient_of_grpo(folders, tmp_path):
         if name in ours:
             torch.testing.assert_close(ours[name], parameter.grad, atol=1e-6, rtol=1e-3)
     assert sum(float(g.norm()) for g in ours.values()) > 1e-3
-
-
-class _Silent:
-    def on_step(self, *_):
-        return {}
 
 
 def test_a_step_trains_and_its_adapter_is_read_as_it_was_written(folders, tmp_path):

@@ -96,7 +96,7 @@ def test_a_word_is_read_where_no_thought_is_due(with_template):
     """A probability judge and self-selected best-of-N ask a model that may think without letting it."""
     model = with_template(QWEN, thinking=True)
     judge = Judge(model.anchor("judge"), "chat")
-    _, after = judge._split("Rest.")
+    _, after = judge._split(judge.request("Rest.", "\x00"))
     assert after.endswith("<think>\n\n</think>\n\n")
     with pytest.raises(ValueError, match=r"always thinks first.*judge_prompt='text'"):
         Judge(with_template(OPENED), "chat")([("Rest.", "Says to rest.")])

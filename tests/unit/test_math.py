@@ -474,7 +474,7 @@ def test_a_synthesis_that_quotes_boxes_answers_in_its_last(text, answer):
 def test_a_synthesis_whose_answer_is_lost_has_none():
     task = MathTask("math500", [])
     group = group_of(task, "1", "q", [said(r"\boxed{7}")])
-    (reference,) = synthesis(Writer(r"\boxed{7^{7^{7^7}}}"), task.extract, "reasoning", 64)([group])
+    (reference,) = synthesis(Writer(r"\boxed{7^{7^{7^7}}}"), task, "reasoning")([group])
     assert reference.answer is None
     assert verifiable([group], [reference]) == [[None]]
 
