@@ -84,7 +84,10 @@ def evaluate(
 
     The score of `single` is over the `group_size` samples of each question (avg@k); its cost is that of one sample,
     measured in a call of its own. An estimator's cost holds the rollouts it reads.
+    Raises ValueError for a task without answers that can be checked.
     """
+    if not task.verifiable:
+        raise ValueError(f"task={task.name!r} has no answers that can be checked; take arithmetic or a math task")
     ledger, sampling = policy.ledger, replace(task.sampling, seed=seed)
     with ledger.measure() as one:
         sample_groups(policy, task, examples, 1, sampling)

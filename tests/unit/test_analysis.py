@@ -12,12 +12,13 @@ from cat_lib import experiment
 from cat_lib.experiment import Experiment
 from cat_lib.ledger import Cost
 from cat_lib.measuring import analysis, plots, tables, words
-from cat_lib.measuring.evaluation import Evaluation, Score, comparison_metrics
+from cat_lib.measuring.evaluation import Evaluation, Score, comparison_metrics, evaluate
 from cat_lib.method.estimators import voting
 from cat_lib.models import ModelError, memory
 from cat_lib.runs import places
 from cat_lib.runs.parameters import effective, presets
 from cat_lib.schema import Completion, Example, Group, Reference
+from cat_lib.tasks import load_task
 from cat_lib.tasks.arithmetic import Arithmetic
 
 TASK = Arithmetic()
@@ -114,6 +115,12 @@ def test_questions_that_one_side_could_not_score_are_left_out_of_the_pair():
     table = tables.compare(tables.outcomes(scores, list("wxyz")), "a").set_index("method")
     assert (table.n["b"], table.value["b"]) == (2, pytest.approx(0.15))
     assert table.n["c"] == 3
+
+
+def test_answers_that_cannot_be_checked_are_not_scored():
+    clinic = load_task("clinic")
+    with pytest.raises(ValueError, match="task='clinic' has no answers that can be checked; take arithmetic or a"):
+        evaluate(None, clinic, clinic.examples("heldout", 2, 0), 2, {}, 1)  # before the policy is asked anything
 
 
 def test_levels_are_scored_apart():

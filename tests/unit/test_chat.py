@@ -9,7 +9,7 @@ import pytest
 
 from cat_lib.method.estimators.likelihood import self_bon
 from cat_lib.method.judge import Judge
-from cat_lib.schema import Sampling
+from cat_lib.schema import Completion, Group, Sampling
 
 # as Qwen 3: an empty block of thinking where it is off
 QWEN = (
@@ -101,4 +101,4 @@ def test_a_word_is_read_where_no_thought_is_due(with_template):
     with pytest.raises(ValueError, match=r"always thinks first.*judge_prompt='text'"):
         Judge(with_template(OPENED), "chat")([("Rest.", "Says to rest.")])
     with pytest.raises(ValueError, match="always thinks first"):
-        self_bon(with_template(OPENED), "reasoning")
+        self_bon(with_template(OPENED), "reasoning")([Group("q", "2 + 2?", (Completion("4", (), "stop"),), ("4",))])

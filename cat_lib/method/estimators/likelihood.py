@@ -88,10 +88,9 @@ def self_bon(reader: Model, kind: str) -> Estimator:
     a model that always thinks first.
     """
     shots = kind.startswith("few_shot")
-    reader = reader if shots else reader.direct()
     name = "self_bon_few_shot" if shots else "self_bon_chat"
 
-    def head(group: Group) -> list[int]:
+    def head(group: Group, reader: Model) -> list[int]:
         if len(group.rollouts) > len(_LETTERS):
             raise ValueError(f"{len(group.rollouts)} rollouts: self_bon letters at most {len(_LETTERS)} of them")
 
@@ -106,8 +105,9 @@ def self_bon(reader: Model, kind: str) -> Estimator:
     def estimate(groups: Sequence[Group]) -> list[Reference | None]:
         if not groups:
             return []
+        asked = reader if shots else reader.direct()  # not before it is asked: a notebook lists all that it could ask
         letters = [f" {letter}" for letter in _LETTERS[: max(len(g.rollouts) for g in groups)]]
-        rows = reader.score([head(g) for g in groups], [["\nBest attempt:"]] * len(groups), letters)
+        rows = asked.score([head(g, asked) for g in groups], [["\nBest attempt:"]] * len(groups), letters)
         return [
             _best(group, scores[: len(group.rollouts)], "self_bon")
             for group, (scores,) in zip(groups, rows, strict=True)
