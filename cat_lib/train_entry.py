@@ -23,6 +23,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cat_lib.models.memory import gpus
@@ -102,16 +103,28 @@ def check_launch(environment: Mapping[str, str]) -> None:
 
 
 def train_arms(p: Parameters, folder: Path) -> None:
-    """Train each estimator and seed of a run of the notebook, as `Experiment.grpo` does, without scoring them."""
-    from cat_lib.experiment import Experiment
+    """Train each estimator and seed of a run of the notebook, as it does, without scoring them.
+
+    What an arm is made of is the notebook's own: its cells tagged `setup` are executed here, by every process.
+    """
+    import nbformat
+
+    from cat_lib.learning.grpo import add_lora, train
+    from cat_lib.method.rewards.verifiable import verifiable
 
     os.environ["CAT_LIB_RUN_DIR"] = str(folder)  # the run is this program's, as under the runner
-    x = Experiment.open(NOTEBOOK, p)
+    notebook, made = places.NOTEBOOKS / f"{NOTEBOOK}.ipynb", dict(p.given)
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if "setup" in cell.metadata.get("tags", []):
+            exec(compile(cell.source, notebook.name, "exec"), made)
+    run, task = made["run"], made["task"]
     for seed in p.seeds:
+        settings, train_set = replace(made["settings"], seed=seed), made["train_sets"][seed]
         for name in p.estimators:
-            if x.run.writes:
+            if run.writes:
                 print(f"--- {name}, seed {seed}", flush=True)
-            x.train(name, seed)
+            policy, part = add_lora(made["model"], p.lora_rank, seed), run.part(f"{name}_{seed}")
+            train(policy, task, train_set, made["estimators"][name], verifiable, settings, part)
 
 
 def _trained(p: Parameters, folder: Path) -> tuple[str, str]:
@@ -128,8 +141,8 @@ def _trained(p: Parameters, folder: Path) -> tuple[str, str]:
 
 
 def _parameters(pairs: Sequence[str]) -> Parameters:
-    from cat_lib.experiment import check
     from cat_lib.learning.settings import GRPOSettings, cut
+    from cat_lib.suites.preflight import check
 
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise ValueError(f"-p {wrong[0]}: give name=value")
