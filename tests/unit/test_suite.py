@@ -13,9 +13,10 @@ from rich.console import Console
 from cat_lib.files import write_json
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.runs import places, tracking
+from cat_lib.runs.parameters import effective, resolve
 from cat_lib.suites.batch import Batch, State, Word, plan
 from cat_lib.suites.executors import outcome
-from cat_lib.suites.preflight import check_all, require_together
+from cat_lib.suites.preflight import check, check_all, require_together
 from cat_lib.suites.progress import Progress, summary
 from cat_lib.suites.suite import SuiteError, load_suite
 from small import write_notebook
@@ -166,10 +167,34 @@ def test_memory_and_parameters_that_cannot_work_are_refused_before_a_kernel(suit
         checked("{split: transductive}", False)
     with pytest.raises(SuiteError, match=r"data='x\.jsonl': clinic reads no data"):
         checked("{data: x.jsonl}", False, "03_cat_rl_rubrics")
+    with pytest.raises(SuiteError, match=r"prompts_per_step=6 .* can't hold whole groups; take 4"):
+        checked("{prompts_per_step: 6, prompts_per_micro_batch: 4}", False)
     monkeypatch.setattr("cat_lib.suites.preflight.machine", lambda: (10.0, "cpu", 2))
     require_together([6.0, None, 4.0, 3.0], 2)
     with pytest.raises(Exception, match=r"3 at once need 13.0 GB of memory at most, and 10.0 GB are free: --jobs 2"):
         require_together([6.0, None, 4.0, 3.0], 3)
+
+
+@pytest.mark.parametrize(
+    ("notebook", "change", "message"),
+    [
+        *(("04_inference_time", {"seeds": s}, "one whole number from 0") for s in ([], [1, 1], [-1], ["0"], [0.5])),
+        ("04_inference_time", {"split": "transductive"}, "split='transductive': arithmetic keeps"),
+        ("04_inference_time", {"data": "my.jsonl"}, "data='my.jsonl': arithmetic reads no data"),
+        ("04_inference_time", {"task": "chess"}, "task='chess': allowed is arithmetic"),
+        ("05_scaling_rollouts", {"sizes": [1, 64]}, "from 1 to rollouts=32"),
+        ("05_scaling_rollouts", {"sizes": [8]}, "give two whole numbers"),
+        ("05_scaling_rollouts", {"sizes": [1, 2], "estimators": ["mutual_predictability"]}, "from 2 to rollouts=32"),
+        ("06_training_signals", {"train_questions": 4}, "train_questions=4 are fewer than prompts_per_step=8"),
+        ("09_sharpening", {"split": "transductive", "task": "aime24"}, "no held-out questions"),
+    ],
+)
+def test_parameters_that_cannot_work_together_are_refused(notebook, change, message):
+    p = effective(notebook, resolve(places.NOTEBOOKS / f"{notebook}.ipynb", {}))
+    check(p)
+    p.values.update(change)
+    with pytest.raises(ValueError, match=message):
+        check(p)
 
 
 class Ended:
