@@ -96,12 +96,15 @@ def one_family(*tables: pd.DataFrame) -> pd.DataFrame:
     return whole.assign(outcome=[estimate(row).outcome for row in whole.to_dict("records")])
 
 
-def flat(of: pd.DataFrame, key: str) -> dict[str, float]:
-    """A table as metrics of a run: value and limits, under `key` filled from the row, e.g. "{method}_accuracy"."""
+def flat(of: pd.DataFrame, key: str, limits: bool = True) -> dict[str, float]:
+    """A table as metrics of a run under `key` filled from the row, e.g. "{method}_accuracy": values, and their limits.
+
+    `limits` false leaves these out.
+    """
     metrics: dict[str, float] = {}
     for row in of.dropna(subset="value").to_dict("records"):
         name = key.format(**row).replace("@", "_at_").replace(", ", "_").replace(" ", "_")
-        metrics |= estimate(row).flat(name)
+        metrics |= estimate(row).flat(name) if limits else {name: row["value"]}
     return metrics
 
 

@@ -109,12 +109,13 @@ class Parameters:
 def of(notebook: str, scope: Mapping[str, Any]) -> Parameters:
     """The parameters of `notebook` (its name in notebooks/) as they are in `scope`, its `globals()`, and its preset's.
 
-    Raises ParameterError for a preset that is none.
+    Raises ParameterError for a value that its cell does not allow and a preset that is none: by hand, too.
     """
     path = places.NOTEBOOKS / f"{notebook}.ipynb"
     cells = json.loads(path.read_text("utf-8"))["cells"]  # nbformat, a second to import, would find that it is one
     (tagged,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    return effective(notebook, {name: scope[name] for name in _read("".join(tagged["source"]), path)})
+    known = _read("".join(tagged["source"]), path)
+    return effective(notebook, {name: parameter.check(scope[name]) for name, parameter in known.items()})
 
 
 def effective(notebook: str, given: Mapping[str, Any]) -> Parameters:

@@ -206,6 +206,7 @@ def test_readings_of_the_same_rollouts_are_paired_with_the_first():
     assert found.value.tolist() == [0.25]
     assert words.findings(found, "a").startswith("Against a, n = 4 questions, 1 seed: undecided: b, told (+0.250 [")
     assert tables.flat(found, "prompt_{method}_difference")["prompt_b_told_difference"] == 0.25
+    assert tables.flat(found, "prompt_{method}", limits=False) == {"prompt_b_told": 0.25}
 
 
 def test_figures_take_the_tables_and_name_their_axes():

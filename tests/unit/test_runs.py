@@ -140,6 +140,8 @@ def test_explicit_values_win_over_the_preset():
     with pytest.raises(AttributeError, match="no parameter 'step'; did you mean 'steps'"):
         p.step  # noqa: B018
     assert of("00_quickstart", given | {"other": 1}).values == p.values
+    with pytest.raises(ParameterError, match="steps=0: allowed is 1 or more"):
+        of("00_quickstart", given | {"steps": 0})
     with pytest.raises(ParameterError, match="preset='smok': allowed is one of tiny, smoke, paper"):
         effective("00_quickstart", given | {"preset": "smok"})
 
