@@ -56,7 +56,7 @@ class Parameter:
             taken = self._adapter.validate_python(value, strict=True)
         except ValidationError:
             kind = type(value).__name__
-            raise ParameterError(f"{self.name}={value!r} is {kind}; allowed is {' or '.join(self.types)}") from None
+            raise ParameterError(f"{self.name}={value!r:.80} is {kind}; allowed is {' or '.join(self.types)}") from None
         if not _finite(taken):
             raise ParameterError(f"{self.name}={value!r}: allowed is a finite number; nan and infinity are none")
         if taken is None:
@@ -109,12 +109,14 @@ class Parameters:
 def of(notebook: str, scope: Mapping[str, Any]) -> Parameters:
     """The parameters of `notebook` (its name in notebooks/) as they are in `scope`, its `globals()`, and its preset's.
 
-    Raises ParameterError for a preset that is none.
+    Raises ParameterError for a preset that is none, and for a value that its parameter does not take: in JupyterLab no
+    one has looked at them, and a cell below may have given a name to something else.
     """
     path = places.NOTEBOOKS / f"{notebook}.ipynb"
     cells = json.loads(path.read_text("utf-8"))["cells"]  # nbformat, a second to import, would find that it is one
     (tagged,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    return effective(notebook, {name: scope[name] for name in _read("".join(tagged["source"]), path)})
+    known = _read("".join(tagged["source"]), path)
+    return effective(notebook, {name: parameter.check(scope[name]) for name, parameter in known.items()})
 
 
 def effective(notebook: str, given: Mapping[str, Any]) -> Parameters:
