@@ -238,16 +238,18 @@ def audit(judge: Judge, pairs: Sequence[Labelled]) -> Audit:
     return Audit(table, same[0], same[1], judge.threshold)
 
 
-def attack(judge: Judge, pairs: Sequence[Labelled], each: int = 3) -> pd.DataFrame:
-    """Append each attack to `each` responses that do not meet a criterion; one row an attack and response.
+def attack(
+    judge: Judge, pairs: Sequence[Labelled], each: int = 3, attacks: Sequence[tuple[str, str]] = ATTACKS
+) -> pd.DataFrame:
+    """Append each of `attacks` to `each` responses that do not meet a criterion; one row an attack and response.
 
-    Columns: kind, id, before and after (whether the judge says met, without and with the attack; None where it
-    failed). Raises ValueError if all pairs are met.
+    attacks: kind and text of each. Columns: kind, id, before and after (whether the judge says met, without and with
+    the attack; None where it failed). Raises ValueError if all pairs are met.
     """
     unmet = [p for p in pairs if not p.met]
     if not unmet:
         raise ValueError("an attack needs responses that do not meet a criterion; all pairs are met")
-    jobs = [attack for attack in ATTACKS for _ in range(each)]
+    jobs = [attack for attack in attacks for _ in range(each)]
     bases = [unmet[i % len(unmet)] for i in range(len(jobs))]
     plain = judge([(b.response, b.criterion) for b in bases])
     hit = judge([(f"{b.response}\n{text}", b.criterion) for b, (_, text) in zip(bases, jobs, strict=True)])

@@ -56,7 +56,7 @@ class Parameter:
             taken = self._adapter.validate_python(value, strict=True)
         except ValidationError:
             kind = type(value).__name__
-            raise ParameterError(f"{self.name}={value!r} is {kind}; allowed is {' or '.join(self.types)}") from None
+            raise ParameterError(f"{self.name}={value!r:.80} is {kind}; allowed is {' or '.join(self.types)}") from None
         if not _finite(taken):
             raise ParameterError(f"{self.name}={value!r}: allowed is a finite number; nan and infinity are none")
         if taken is None:

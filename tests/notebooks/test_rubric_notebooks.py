@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from cat_lib.runs import store as store_
-from cat_lib.runs.runner import RunError, run_notebook
+from cat_lib.runs.parameters import ParameterError
+from cat_lib.runs.runner import run_notebook
 
 pytestmark = pytest.mark.notebook
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -63,5 +64,6 @@ def test_training_on_rubrics_compares_the_arms_and_keeps_every_verdict(store):
 
 
 def test_an_arm_that_does_not_exist_is_refused_before_training(store):
-    with pytest.raises(RunError, match="allowed are self-proposed, question-only"):
+    allowed = "at least one, each once, of self-proposed, question-only, .*did you mean 'physician'"
+    with pytest.raises(ParameterError, match=allowed):
         run_notebook(NOTEBOOKS / "03_cat_rl_rubrics.ipynb", {"arms": ["physicians"]}, runs=store / "runs")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from cat_lib import experiment
-from cat_lib.experiment import Experiment
+from cat_lib.learning.settings import GRPOSettings
 from cat_lib.ledger import Cost
 from cat_lib.measuring import analysis, plots, tables, words
 from cat_lib.measuring.evaluation import Evaluation, Score, comparison_metrics, evaluate
 from cat_lib.method.estimators import voting
 from cat_lib.models import ModelError, memory
 from cat_lib.runs import places
-from cat_lib.runs.parameters import effective, presets
+from cat_lib.runs.parameters import ParameterError, presets, resolve
 from cat_lib.schema import Completion, Example, Group, Reference
+from cat_lib.suites import preflight
 from cat_lib.tasks import load_task
 from cat_lib.tasks.arithmetic import Arithmetic
 
@@ -253,8 +251,8 @@ def given(untracked, monkeypatch, tmp_path):
     }
 
 
-def opened(notebook: str, given: dict) -> Experiment:
-    return Experiment.open(notebook, effective(notebook, given))
+def opened(notebook: str, given: dict) -> None:
+    preflight.preflight(places.NOTEBOOKS / f"{notebook}.ipynb", given, True, GRPOSettings.of)
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 1], [-1], ["0"], [0.5]])
@@ -266,12 +264,9 @@ def test_seeds_that_make_no_run_are_refused(given, seeds):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"estimators": ["majorty"]}, "allowed are single, majority"),
-        ({"teacher": "nobody"}, "allowed are single"),
         ({"sizes": [1, 64], "rollouts": 32, "estimators": ["majority"]}, "from 1 to rollouts=32"),
         ({"sizes": [8], "rollouts": 32, "estimators": ["majority"]}, "give two whole numbers"),
         ({"sizes": [1, 2], "rollouts": 32, "estimators": ["mutual_predictability"]}, "from 2 to"),
-        ({"wordings": ["few_shot", "poem"]}, "look at .'poem'"),
         ({"samples": 32, "split": "transductive", "task": "aime24"}, "no held-out questions"),
         ({"split": "transductive"}, "split='transductive': arithmetic keeps"),
         ({"data": "my.jsonl"}, "data='my.jsonl': arithmetic reads no data"),
@@ -279,8 +274,7 @@ def test_seeds_that_make_no_run_are_refused(given, seeds):
         ({"steps": 2, "prompts_per_step": 6, "prompts_per_micro_batch": 4}, "whole groups"),
     ],
 )
-def test_parameters_that_cannot_work_are_refused_before_a_model_is_loaded(given, monkeypatch, change, message):
-    monkeypatch.setattr(experiment, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+def test_parameters_that_cannot_work_are_refused_before_a_kernel(given, change, message):
     with pytest.raises(ValueError, match=message):
         opened("06_training_signals", given | change)
 
@@ -292,16 +286,16 @@ def test_a_paper_preset_that_does_not_fit_is_refused_before_anything_is_loaded(g
         opened("06_training_signals", training)
 
 
-def test_a_task_without_checkable_answers_is_refused(given):
-    with pytest.raises(ValueError, match="no answers that can be checked"):
-        opened("04_inference_time", given | {"task": "clinic"})
-
-
-def test_an_open_run_holds_the_resolved_parameters(given, tmp_path):
-    x = opened("04_inference_time", given | {"questions": 4})
-    assert x.p.model == "embedded"
-    assert [e.id for e in x.heldout] == [e.id for e in TASK.examples("heldout", 4, 0)]
-    config = json.loads((x.run.dir / "config.json").read_text())
-    assert config["parameters"]["questions"] == 4
-    low, again = (x.rollouts(2, seed, x.heldout[:1]) for seed in (5, 5))
-    assert low == again
+@pytest.mark.parametrize(
+    ("notebook", "change", "message"),
+    [
+        ("04_inference_time", {"estimators": ["majorty"]}, "of single, majority, .*did you mean 'majority'"),
+        ("04_inference_time", {"estimators": ["majority", "majority"]}, "each once"),
+        ("04_inference_time", {"estimators": []}, "at least one"),
+        ("08_compute", {"teacher": "nobody"}, "allowed is one of"),
+        ("07_ablations", {"wordings": ["few_shot", "poem"]}, "poem"),
+    ],
+)
+def test_names_that_cannot_be_used_are_refused(notebook, change, message):
+    with pytest.raises(ParameterError, match=message):
+        resolve(places.NOTEBOOKS / f"{notebook}.ipynb", change)

@@ -310,6 +310,8 @@ def test_attack_success_is_measured_against_the_same_response_without_the_attack
     assert table.loc["all", "tried"] == len(ATTACKS)
     with pytest.raises(ValueError, match="all pairs are met"):
         attack(Gullible(), pairs[2:])
+    few = attack(Gullible(), pairs, each=2, attacks=ATTACKS[:3])
+    assert few["kind"].tolist() == [kind for kind, _ in ATTACKS[:3] for _ in range(2)]
 
 
 # calibration and audit

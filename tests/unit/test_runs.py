@@ -146,6 +146,14 @@ def test_explicit_values_win_over_the_preset():
         effective("00_quickstart", given | {"preset": "smok"})
 
 
+def test_what_a_kernel_holds_is_checked_as_what_a_run_is_given():
+    given = resolve(ROOT / "notebooks" / "03_cat_rl_rubrics.ipynb", {})
+    with pytest.raises(ParameterError, match=r"arms=\['physicians'\]: .*; did you mean 'physician'"):
+        of("03_cat_rl_rubrics", given | {"arms": ["physicians"]})
+    with pytest.raises(ParameterError, match=r"task=\[0, 1, .{73} is list; allowed is str or None$"):
+        of("03_cat_rl_rubrics", given | {"task": list(range(1000))})  # named by a cell below
+
+
 @pytest.mark.parametrize("name", presets())
 def test_presets_hold_what_their_notebook_declares_and_takes(name):
     known = declared(ROOT / "notebooks" / f"{name}.ipynb")

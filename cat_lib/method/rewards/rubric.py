@@ -99,31 +99,6 @@ def equivalence() -> Rubrics:
     return lambda groups, references: [one(r) for r in references]
 
 
-ARMS = ("self-proposed", "question-only", "one rollout", "physician", "model-as-judge")
-
-
-def rubrics_of(arm: str, proposer: Proposer, examples: Sequence[Example], folder: Path) -> Rubrics:
-    """The source of rubrics that an experiment names; what is written once goes into the run's `folder`.
-
-    Raises ValueError for a name that is not in ARMS.
-    """
-    makers: dict[str, Callable[[], Rubrics]] = {
-        "self-proposed": lambda: from_reference(proposer),
-        "question-only": lambda: from_question(proposer, folder / "question_rubrics.jsonl"),
-        "one rollout": lambda: from_rollout(proposer),
-        "physician": lambda: physician(examples),
-        "model-as-judge": equivalence,
-    }
-    if arm not in makers:
-        raise ValueError(f"arm {arm!r}: allowed are {', '.join(ARMS)}")
-    return makers[arm]()
-
-
-def needs_reference(arm: str) -> bool:
-    """Whether an arm's rubrics are written from the pseudo-reference, so that synthesis has to be paid for."""
-    return arm in ("self-proposed", "model-as-judge")
-
-
 @dataclass(frozen=True)
 class LengthPenalty:
     """The paper's -1 for responses of more than 750 tokens. It does not say whether the -1 is added to the reward
