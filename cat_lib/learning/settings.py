@@ -32,7 +32,8 @@ SAMPLING = {
 def draw_as(task: AnyTask, p: dict[str, Any]) -> AnyTask:
     """The task with its rollouts drawn as the parameters `p` say, else as the paper draws this model's, else as before.
 
-    What takes effect is written into `p`. Raises ValueError for a temperature, top_k or top_p that can't draw.
+    `response_tokens`, where `p` has it, is the most tokens of a rollout; None: as before. What takes effect is written
+    into `p`. Raises ValueError for a temperature, top_k or top_p that can't draw.
     """
     names = ("temperature", "top_k", "top_p")
     try:
@@ -48,7 +49,10 @@ def draw_as(task: AnyTask, p: dict[str, Any]) -> AnyTask:
             "(off) and top_p above 0 and up to 1 (off)"
         )
     p |= chosen
-    return replace(task, sampling=replace(task.sampling, **chosen))
+    longest = task.sampling.max_new_tokens
+    if "response_tokens" in p:
+        longest = p["response_tokens"] = p["response_tokens"] or longest
+    return replace(task, sampling=replace(task.sampling, max_new_tokens=longest, **chosen))
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ def check(p: Parameters) -> None:
 
 def needs(p: Parameters) -> list[tuple[str, Work]]:
     """Each model of a run with these parameters, and the largest work it gets, for `require_memory`."""
-    v, new_tokens = p.values, sampling_of(p.task).max_new_tokens
+    v = p.values
+    new_tokens = v.get("response_tokens") or sampling_of(p.task).max_new_tokens
     largest = max(v.get(key) or 0 for key in ("group_size", "samples", "rollouts"))
     answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens)
     found = [(name, answer) for name in filter(None, (p.model, v.get("other_model")))]

@@ -85,6 +85,12 @@ def test_what_a_user_says_of_sampling_wins():
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (1.2, 0, 0.8)
 
 
+@pytest.mark.parametrize(("given", "longest"), [(16, 16), (None, 64)])
+def test_responses_are_as_long_as_a_user_says_or_the_task(given, longest):
+    p = {"model": "embedded", "response_tokens": given} | NONE
+    assert draw_as(clinic(), p).sampling.max_new_tokens == p["response_tokens"] == longest
+
+
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
 def test_a_sampling_that_cannot_draw_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong)) + "=.*allowed are"):
