@@ -154,6 +154,15 @@ def test_what_a_kernel_holds_is_checked_as_what_a_run_is_given():
         of("03_cat_rl_rubrics", given | {"task": list(range(1000))})  # named by a cell below
 
 
+def test_the_notebook_on_rubrics_has_each_arm_that_its_parameter_takes():
+    path = ROOT / "notebooks" / "03_cat_rl_rubrics.ipynb"
+    source = next(c.source for c in nbformat.read(path, as_version=4).cells if "sources = {" in c.source)
+    (arms,) = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Dict))
+    names = [ast.literal_eval(key) for key in arms.keys]
+    assert declared(path)["arms"].check(names) == names
+    assert declared(path)["arms"].help == f"each of: {', '.join(names)}"
+
+
 @pytest.mark.parametrize("name", presets())
 def test_presets_hold_what_their_notebook_declares_and_takes(name):
     known = declared(ROOT / "notebooks" / f"{name}.ipynb")
