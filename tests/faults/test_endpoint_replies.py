@@ -146,7 +146,7 @@ def test_a_poisoned_entry_of_the_cache_is_asked_anew_and_replaced(entry, tmp_pat
     cache = Cache(tmp_path / "j.db")
     with misbehaving("good") as (model, server):
         judge = Judge(model, "text", cache=cache)
-        (place,) = (judge._key(judge.request(*pair), 0) for pair in PAIR)
+        place = judge._asked(PAIR)[PAIR[0]].keys[0]
         cache.put({place: entry})
         assert judge(PAIR)[0].met is True
         assert judge(PAIR)[0].met is True

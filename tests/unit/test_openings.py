@@ -16,7 +16,9 @@ NOTEBOOKS = [
     "01_rollouts_and_references",
     "04_inference_time",
     "05_scaling_rollouts",
+    "06_training_signals",
     "07_ablations",
+    "08_compute",
     "09_sharpening",
 ]
 

@@ -436,7 +436,7 @@ def test_notebooks_are_stored_clean_and_short(path):
     assert not any(c.outputs or c.execution_count for c in code)
     assert len(code) <= 15
     plain = [c for c in code if "parameters" not in c.metadata.get("tags", [])]
-    assert max(len(c.source.splitlines()) for c in plain) <= 18
+    assert max(len(c.source.splitlines()) for c in plain) <= 15
     assert all(p.help for p in declared(path).values())
 
 
