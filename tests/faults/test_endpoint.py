@@ -76,7 +76,7 @@ def test_a_real_server_judges_in_the_text_way_and_its_verdicts_are_kept(server, 
 def test_the_command_shows_what_a_real_server_says(server, tmp_path):
     code, out = cat_lib(tmp_path, "check", "judge", f"endpoint:{checkpoint()}@{server}")
     assert code in (0, 2), out  # a model this small seldom keeps to the form
-    assert "max_tokens=200, seed=0, temperature=0.0; prompt " in out
+    assert "max_tokens=200, seed=0, temperature=0.0; prompt 'You c" in out
     assert '"usage"' in out
     assert "Traceback" not in out
     assert ("read     " in out) == (code == 0)
