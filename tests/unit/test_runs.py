@@ -446,7 +446,7 @@ def test_notebooks_name_parameters_that_they_declare(path):
     named = {
         node.attr
         for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("p", "x.p")
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "p"
     }
     assert named - {"given", "values"} <= declared(path).keys()
     assert f'parameters.of("{path.stem}", globals())' in code
