@@ -264,7 +264,7 @@ def _course(axis: Axes, history: pd.DataFrame, key: str, colour: str, label: str
     part = history.dropna(subset=[key])
     axis.plot(part["step"], part[key], marker="o", markersize=4, color=colour, label=label)
     axis.set_xlabel("training step")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _squares(
