@@ -20,7 +20,7 @@ from cat_lib.schema import Lost, Task
 from cat_lib.shown import masked, visible
 from cat_lib.tasks import load_task
 from cat_lib.tasks.answers import read, same
-from cat_lib.tasks.rows import NAMED, Bad, DataError, local_file, read_rows
+from cat_lib.tasks.rows import NAMED, Bad, DataError, Given, file_rows, local_file, usable
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check answers, data or a judge before a run.")
 _WRITTEN = ("gold_form", "answer_form", "equal")  # what `check answers` adds to a row
@@ -117,7 +117,7 @@ def answers(
     """
     bad: Bad = []
     try:
-        rows = [row for _, row in read_rows(local_file(file), _pair, bad)]
+        rows = [row for _, row in usable(file_rows(local_file(file)), _pair, bad)]
         if not rows and not bad:
             raise DataError(f"{file}: no rows")
     except DataError as error:
@@ -141,17 +141,18 @@ def answers(
         Console().print(table)
 
 
-def _pair(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _pair(row: Given) -> dict[str, Any]:
     """The row, if its gold and answer are text or numbers. Raises DataError naming row and key."""
+    found: dict[str, Any] = row.value
     for key in ("gold", "answer"):
-        if key not in row:
-            raise DataError(f"{where}: no {key} (the row has {', '.join(row)[:200] or 'nothing'})")
-        if isinstance(row[key], bool) or not isinstance(row[key], str | int | float):
-            raise DataError(f"{where}: {key} is a {type(row[key]).__name__}, where text or a number is needed")
+        if key not in found:
+            raise DataError(f"{row.where}: no {key} (the row has {', '.join(found)[:200] or 'nothing'})")
+        if isinstance(found[key], bool) or not isinstance(found[key], str | int | float):
+            raise row[key].refused(f"is a {type(found[key]).__name__}, where text or a number is needed")
     for key in _WRITTEN:
-        if key in row:
-            raise DataError(f"{where}: the key {key} is what this command writes; rename it")
-    return row
+        if key in found:
+            raise DataError(f"{row.where}: the key {key} is what this command writes; rename it")
+    return found
 
 
 def _fail(*lines: object) -> NoReturn:

@@ -24,9 +24,8 @@ import pandas as pd
 from cat_lib.measuring.stats import Estimate, bootstrap, paired_difference
 from cat_lib.measuring.tables import one_family, table
 from cat_lib.method.judge import Judge
-from cat_lib.tasks.clinic import AUDIT, clinic
-from cat_lib.tasks.healthbench import local_copy, transcript
-from cat_lib.tasks.rows import DataError, conversation, read_rows, text
+from cat_lib.tasks.healthbench import AUDIT, clinic, local_copy, transcript
+from cat_lib.tasks.rows import file_rows, usable
 
 GOOD, COIN, CONSTANT = 0.8, 0.5, 0.98
 _ATTACKS = map(json.loads, Path(__file__).with_name("attacks.jsonl").read_text(encoding="utf-8").splitlines())
@@ -65,17 +64,14 @@ def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
     Rows: `completion`, `rubric`, `binary_labels`, and `prompt_id` or `prompt`. Raises DataError for other rows.
     """
     pairs = []
-    for where, row in read_rows(local_copy(source), lambda row, _: row):
-        labels = row.get("binary_labels")
+    for _, row in usable(file_rows(local_copy(source)), lambda row: row):
+        labels = row["binary_labels"].value
         if not isinstance(labels, list) or not labels or not all(type(x) is bool for x in labels):
-            raise DataError(f"{where}: binary_labels is {labels!r:.40}, where a list of true and false is needed")
-        response, criterion = (text(row.get(key), key, where) for key in ("completion", "rubric"))
-        if row.get("prompt_id") is not None:
-            id = text(row["prompt_id"], "prompt_id", where)
-        else:
-            id = transcript(conversation(row.get("prompt"), "prompt", where))
+            raise row["binary_labels"].refused(f"is {labels!r:.40}, where a list of true and false is needed")
+        response, criterion, given = row["completion"].text(), row["rubric"].text(), row["prompt_id"]
+        id = transcript(row["prompt"].conversation()) if given.value is None else given.text()
         if 2 * sum(labels) != len(labels):
-            axis = text(row.get("category", "unknown"), "category", where)
+            axis = row["category"].text() if "category" in row.value else "unknown"
             pairs.append(Labelled(id, response, criterion, 2 * sum(labels) > len(labels), axis=axis))
     return pairs
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cat_lib.schema import Completion, Group, Lost, Prompt, Sampling, Task
-from cat_lib.tasks import clinic
 from cat_lib.tasks.arithmetic import Arithmetic
-from cat_lib.tasks.healthbench import HUB, HealthTask, load_health
+from cat_lib.tasks.healthbench import HUB, HealthTask, clinic, load_health
 from cat_lib.tasks.math import HUB as MATH
 from cat_lib.tasks.math import MathTask, load_math
 
-_HEALTH = "healthbench"
-NAMES = ("arithmetic", *MATH, "clinic", _HEALTH)
+NAMES = ("arithmetic", *MATH, "clinic", "healthbench")
 
 
 def load_task(name: str, data: str | None = None, transductive: bool = False, skip_bad_rows: bool = False) -> Task:
@@ -29,16 +27,16 @@ def load_task(name: str, data: str | None = None, transductive: bool = False, sk
     check_source(name, data, transductive)
     if name in MATH:
         return load_math(name, data, transductive, skip_bad_rows)
-    if name == _HEALTH:
+    if name == "healthbench":
         return load_health(data or HUB, skip_bad_rows)
-    return Arithmetic() if name == "arithmetic" else clinic.clinic()
+    return Arithmetic() if name == "arithmetic" else clinic()
 
 
 def sampling_of(name: str) -> Sampling:
-    """How the rollouts of that task are drawn, known before its data is read. Raises ValueError if there is none."""
-    check_source(name, None, False)
-    known = {"arithmetic": Arithmetic.sampling, "clinic": clinic.SAMPLING, _HEALTH: HealthTask.sampling}
-    return known.get(name, MathTask.sampling)
+    """How the rollouts of that task are drawn, known before its data is read."""
+    if name in MATH:
+        return MathTask.sampling
+    return HealthTask.sampling if name == "healthbench" else load_task(name).sampling
 
 
 def check_source(name: str, data: str | None, transductive: bool) -> None:
@@ -46,7 +44,9 @@ def check_source(name: str, data: str | None, transductive: bool) -> None:
     if name not in NAMES:
         raise ValueError(f"task={name!r}: allowed is {', '.join(NAMES)}")
     if data and name in ("arithmetic", "clinic"):
-        raise ValueError(f"data={data!r}: {name} reads no data; leave data out, or take {', '.join(MATH)} or {_HEALTH}")
+        raise ValueError(
+            f"data={data!r}: {name} reads no data; leave data out, or take {', '.join(MATH)} or healthbench"
+        )
     if transductive and name not in MATH:
         raise ValueError(
             f"split='transductive': {name} keeps the questions that are scored apart; take split='heldout', or "

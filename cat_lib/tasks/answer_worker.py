@@ -43,7 +43,8 @@ def reply(text: str) -> str:
     """
     text = plain(text)
     try:
-        return form(text)
+        known = quick(named := quantity(text))
+        return known if isinstance(known, str) else _form(_parse(named))
     except (MemoryError, OverflowError, RecursionError):
         raise
     except Exception:  # sympy raises many types for what it can't do
@@ -62,12 +63,6 @@ def quick(text: str) -> Fraction | str | None:
         parts = [int(n) for n in text.split(":")]
         return ":".join(str(n // (gcd(*parts) or 1)) for n in parts)
     return text.casefold() if not text or WORDS.fullmatch(text) else number(text)
-
-
-def form(text: str) -> str:
-    """The canonical form of a plain text. Raises ValueError or what sympy raises if it is no mathematics."""
-    known = quick(text := quantity(text))
-    return _form(_parse(text)) if known is None or isinstance(known, Fraction) else known
 
 
 @lru_cache(1_000)

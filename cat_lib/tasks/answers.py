@@ -15,7 +15,6 @@ import re
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
-from math import gcd
 
 from cat_lib.schema import Lost
 from cat_lib.tasks.workers import Pool
@@ -107,9 +106,5 @@ def number(text: str) -> Fraction | None:
 
 def places(value: Fraction) -> int:
     """Decimal places that write the number exactly; 0 if none do."""
-    rest, count = value.denominator, 0
-    while rest > 1:
-        if (common := gcd(rest, 10)) == 1:
-            return 0
-        rest, count = rest // common, count + 1
-    return count
+    of, most = value.denominator, value.denominator.bit_length()
+    return 0 if pow(10, most, of) else next(count for count in range(most + 1) if not pow(10, count, of))

@@ -1,4 +1,4 @@
-"""HealthBench: conversations about health with physicians' criteria (arXiv 2505.08775), and files in its format.
+"""HealthBench: conversations about health with physicians' criteria (arXiv 2505.08775), files in its format, a twin.
 
 Rows come from the hub id, a URL or a local file: `prompt` (messages), `prompt_id`, `rubrics` (criterion, points, tags)
 and `example_tags`. HealthBench Hard and Consensus are files of the same form. The paper holds out 500 of the 5,000
@@ -17,16 +17,12 @@ from typing import Any, Literal
 
 from cat_lib.prompts import fill, one_line
 from cat_lib.schema import Completion, Criterion, Example, Message, Model, Prompt, Rubric, Sampling
-from cat_lib.tasks import rows
-from cat_lib.tasks.rows import Bad, DataError, items, number, tags, text
+from cat_lib.tasks.rows import DATASETS, Bad, DataError, Given, file_rows, local_file, settle, take, usable
 
+CLINIC = Path(__file__).with_name("clinic.jsonl")
+AUDIT = Path(__file__).with_name("clinic_audit.jsonl")
 HUB = "openai/healthbench"
-FILES = {
-    "openai/healthbench": "2025-05-07-06-14-12_oss_eval.jsonl",
-    "openai/healthbench:hard": "hard_2025-05-08-21-00-10.jsonl",
-    "openai/healthbench:consensus": "consensus_2025-05-09-20-00-46.jsonl",
-    "openai/healthbench:meta": "2025-05-07-06-14-12_oss_meta_eval.jsonl",
-}
+FILES: dict[str, str] = DATASETS["healthbench"]  # by hub id
 
 
 @dataclass(frozen=True)
@@ -61,13 +57,10 @@ class HealthTask:
         train = order[kept:]
         random.Random(seed).shuffle(train)
         parts = {"train": train, "validation": order[self.heldout : kept], "heldout": order[: self.heldout]}
-        return [self._asked(e) for e in rows.take(parts, split, n)]
-
-    def _asked(self, example: Example) -> Example:
+        asked = take(parts, split, n)
         if not self.few_shot:
-            return example
-        prompt = fill(self.few_shot, conversation=transcript(example.prompt))
-        return replace(example, prompt=prompt)
+            return asked
+        return [replace(e, prompt=fill(self.few_shot, conversation=transcript(e.prompt))) for e in asked]
 
     def extract(self, completion: Completion, question: str) -> str | None:
         """None: free text has no answer to extract."""
@@ -79,21 +72,41 @@ class HealthTask:
 
 
 def load_health(source: str | Path = HUB, skip_bad_rows: bool = False) -> HealthTask:
-    """The task of a hub id (see FILES), a URL, or a local file; with `skip_bad_rows` of the rows that can be used.
+    """The task of a hub id (datasets.yaml), a URL, or a local file; with `skip_bad_rows` of the rows that can be used.
 
     A tenth of the conversations is held out, at least two, and a tenth kept for validation, at most 500 each.
     Raises DataError naming place and key of rows that cannot be used, or saying why the file cannot be had.
     """
-    bad: Bad = []
-    kept, skipped = rows.settle(source, rows.read_rows(local_copy(source), _example, bad), bad, skip_bad_rows)
+    bad = Bad()
+    kept, skipped = settle(source, usable(file_rows(local_copy(source)), _example, bad), bad, skip_bad_rows)
     tenth = min(500, len(kept) // 10)  # the paper's 500 of HealthBench's 5,000
     return HealthTask("healthbench", kept, max(2, tenth), tenth, skipped=skipped)
 
 
+def clinic() -> HealthTask:
+    """HealthBench's embedded twin: 44 short health conversations with 267 criteria of our own, in its format.
+
+    Four themes (emergencies, missing context, hedging, communication), 24 conversations to train on and 20 held out.
+    The guidance is general and made for testing software; it has not been reviewed by a physician, and what a small
+    model answers here is often wrong. AUDIT holds one response to each conversation, mixed on purpose (some of its
+    advice is bad), with six known verdicts: stated or paraphrased by the response, absent from it, or negated.
+
+    Prompts are plain text with two answered questions: the embedded model follows examples rather than instructions.
+    """
+    task = replace(load_health(CLINIC), name="clinic", heldout=20, validation=0, few_shot="clinic_few_shot")
+    return replace(
+        task,
+        sampling=Sampling(64, temperature=0.8, top_k=50, top_p=0.95, stop=("\n",)),
+        synthesis_prompt="few_shot_freeform",
+        rubric_prompt="few_shot",
+        judge_prompt="likelihood",
+    )
+
+
 def local_copy(source: str | Path) -> Path:
-    """The file of a hub id (see FILES), a URL, or a path. Raises DataError if it can't be had."""
+    """The file of a hub id (datasets.yaml), a URL, or a path. Raises DataError if it can't be had."""
     if source not in FILES:
-        return rows.local_file(str(source), f"one of {', '.join(FILES)}")
+        return local_file(str(source), f"one of {', '.join(FILES)}")
     try:
         from huggingface_hub import hf_hub_download
 
@@ -111,20 +124,18 @@ def fitting(examples: Sequence[Example], model: Model, max_new_tokens: int) -> t
     """
     room, cut, kept = model.context - max_new_tokens, dict[str, int](), []
     for example in examples:
-        prompt = example.prompt
-        while len(model.encode(prompt)) > room:
-            start = 1 if not isinstance(prompt, str) and prompt[0]["role"] == "system" else 0
-            if isinstance(prompt, str) or len(prompt) <= start + 1:
+        turns = [] if isinstance(example.prompt, str) else example.prompt.copy()
+        start = 1 if turns and turns[0]["role"] == "system" else 0
+        while (taken := len(model.encode(turns or example.prompt))) > room:
+            if len(turns) <= start + 1:
                 raise ValueError(
-                    f"{example.id}: its last turn takes {len(model.encode(prompt))} tokens, and {room} are left "
-                    f"beside max_new_tokens={max_new_tokens}; lower that, or take a model with a longer context"
+                    f"{example.id}: its last turn takes {taken} tokens, and {room} are left beside "
+                    f"max_new_tokens={max_new_tokens}; lower that, or take a model with a longer context"
                 )
-            gone = 2 if prompt[start + 1]["role"] == "assistant" else 1  # templates want the user to open
-            prompt = prompt[:start] + prompt[start + gone :]
+            gone = 2 if turns[start + 1]["role"] == "assistant" else 1  # templates want the user to open
+            del turns[start : start + gone]
             cut[example.id] = cut.get(example.id, 0) + gone
-        if example.id in cut and not isinstance(prompt, str):
-            example = replace(example, prompt=prompt, question=_question(prompt))
-        kept.append(example)
+        kept.append(replace(example, prompt=turns, question=_question(turns)) if example.id in cut else example)
     return kept, cut
 
 
@@ -136,25 +147,19 @@ def transcript(prompt: Prompt) -> str:
     return "\n".join(f"{names[m['role']]}: {one_line(m['content'])}" for m in prompt)
 
 
-def _example(row: dict[str, Any], where: str) -> Example:
-    if missing := [k for k in ("prompt", "prompt_id", "rubrics") if k not in row]:
-        there = ", ".join(row) or "nothing"
+def _example(row: Given) -> Example:
+    if missing := [k for k in ("prompt", "prompt_id", "rubrics") if k not in row.value]:
         raise DataError(
-            f"{where}: no {', '.join(missing)}; a row needs prompt, prompt_id and rubrics, and this has {there[:200]}"
+            f"{row.where}: no {', '.join(missing)}; a row needs prompt, prompt_id and rubrics, and this has "
+            f"{', '.join(row.value)[:200] or 'nothing'}"
         )
-    prompt, id = rows.conversation(row["prompt"], "prompt", where), text(row["prompt_id"], "prompt_id", where)
-    criteria = tuple(
-        Criterion(
-            text(c.get("criterion"), f"rubrics[{i}].criterion", where),
-            number(c.get("points"), f"rubrics[{i}].points", where),
-            tags(c.get("tags"), f"rubrics[{i}].tags", where),
-        )
-        for i, c in enumerate(items(row["rubrics"], "rubrics", where, dict))
-    )
-    labels = tags(row.get("example_tags"), "example_tags", where)
-    rubric = Rubric(criteria, "physician")
+    prompt, id = row["prompt"].conversation(), row["prompt_id"].text()
+    criteria = [
+        Criterion(c["criterion"].text(), c["points"].number(), c["tags"].texts()) for c in row["rubrics"].entries()
+    ]
+    labels, rubric = row["example_tags"].texts(), Rubric(tuple(criteria), "physician")
     if rubric.possible <= 0:
-        raise DataError(f"{where}: no criterion of {id!r} has positive points, so nothing can be scored")
+        raise DataError(f"{row.where}: no criterion of {id!r} has positive points, so nothing can be scored")
     theme = next((t.removeprefix("theme:") for t in labels if t.startswith("theme:")), "none")
     return Example(id, _question(prompt), prompt, "", theme, rubric, labels)
 

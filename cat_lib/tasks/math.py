@@ -2,7 +2,7 @@ r"""Competition mathematics: MATH-500, AIME, AMC and GSM8K from the hub, and fil
 
 A model answers in one `\boxed{...}`, or in several that say the same; answers and golds are canonical forms
 (answers.py), so that a vote can count them. Rows are looked for under the key names that published datasets use
-(see _KEYS).
+(datasets.yaml).
 
 Left out: which split of a dataset is which. A test set is read, and where `transductive` is off it is cut in half by a
 hash of the question's text, so that no question stands on both sides, whatever its id or the file's order.
@@ -15,31 +15,15 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cat_lib.schema import Completion, Example, Lost, Message, Sampling
 from cat_lib.tasks.answers import boxes, read
-from cat_lib.tasks.rows import Bad, DataError, Placed, content_text, items, local_file, read_rows, settle, take, usable
+from cat_lib.tasks.rows import DATASETS, Bad, DataError, Given, file_rows, local_file, settle, take, usable
 
-HUB: dict[str, tuple[str, str | None, str]] = {  # id, configuration, split
-    "math500": ("HuggingFaceH4/MATH-500", None, "test"),
-    "aime24": ("HuggingFaceH4/aime_2024", None, "train"),
-    "aime25": ("math-ai/aime25", None, "test"),
-    "amc": ("AI-MO/aimo-validation-amc", None, "train"),
-    "gsm8k": ("openai/gsm8k", "main", "test"),
-}
-SPLITS = ("train", "heldout")
+HUB: dict[str, tuple[str, str | None, str]] = DATASETS["math"]  # id, configuration, split
 INSTRUCTION = r"Reason step by step. Then give the final answer, and nothing else, once inside \boxed{}."
-_SOLUTIONS = ("solution", "Solution")  # a worked one, which ends in a box
-_KEYS = {
-    "question": ("problem", "question", "prompt", "Problem", "Question"),
-    "answer": ("answer", "Answer", "expected_answer", "target", "ground_truth", *_SOLUTIONS),
-    "id": ("unique_id", "id", "ID", "problem_id", "source_id", "url"),
-    "level": ("level", "difficulty"),
-    "subject": ("subject", "type"),
-}
 _BOXES = 8  # different boxes that are compared; each may take answers.LIMIT
 
 
@@ -62,7 +46,7 @@ class MathTask:
         Raises ValueError if the split is unknown, or has fewer than n questions.
         """
         parts: dict[str, list[Example]] = {}
-        for side, name in enumerate(SPLITS):
+        for side, name in enumerate(("train", "heldout")):
             asked = [e for e in self.rows if self.transductive or _half(e.question) == side]
             parts[name] = sorted(asked, key=lambda e: e.id)
             random.Random(seed).shuffle(parts[name])
@@ -74,27 +58,21 @@ class MathTask:
 
     def correct(self, answer: str | None, gold: str) -> bool:
         """Whether an extracted answer is the gold answer; no answer is not."""
-        return answer is not None and answer == gold
+        return answer == gold
 
 
 def load_math(name: str, data: str | None = None, transductive: bool = True, skip_bad_rows: bool = False) -> MathTask:
-    """The task of that name (see HUB). `data`: another hub id, or a .jsonl or .json file here or at a URL.
+    """The task of that name (datasets.yaml). `data`: another hub id, or a .jsonl or .json file here or at a URL.
 
     `skip_bad_rows` leaves out rows that can't be used, and says how many.
-    Raises ValueError for an unknown name, DataError naming rows that can't be used or why the data can't be had.
+    Raises DataError naming rows that can't be used or why the data can't be had.
     """
-    if name not in HUB:
-        raise ValueError(f"task={name!r}: allowed is {', '.join(HUB)}")
-    bad: Bad = []
-    make = partial(_example, name)
-    if data and ("://" in data or Path(data).suffix in (".json", ".jsonl")):
-        asked = read_rows(local_file(data), make, bad)
-    else:
-        asked = usable(_hub(name, data), make, bad)
-    found = []
+    here = data and ("://" in data or Path(data).suffix in (".json", ".jsonl"))
+    rows, bad, found = file_rows(local_file(data)) if data and here else _hub(name, data), Bad(), []
+    asked = usable(rows, _example, bad)
     for (where, example), form in zip(asked, read([e.gold for _, e in asked]), strict=True):
         if isinstance(form, str):
-            found.append((where, replace(example, gold=form)))
+            found.append((where, replace(example, gold=form, level=example.level or name)))
         else:
             why = form.why if form else "nothing is left without its signs"
             bad.append(DataError(f"{where}: the answer {example.gold[:80]!r}: {why}; write it more simply"))
@@ -102,7 +80,7 @@ def load_math(name: str, data: str | None = None, transductive: bool = True, ski
     return MathTask(name, examples, transductive, skipped)
 
 
-def _hub(name: str, data: str | None) -> Placed[dict[str, Any]]:
+def _hub(name: str, data: str | None) -> list[Given]:
     """The rows of a hub id's test split, or of its only one. Raises DataError if they can't be had."""
     source, config, split = HUB[name] if data is None else (data, None, "test")
     try:
@@ -110,54 +88,56 @@ def _hub(name: str, data: str | None) -> Placed[dict[str, Any]]:
 
         found = load_dataset(source, config)
         rows = found[split if split in found else next(iter(found))]
-        return [(f"{source}, row {number}", dict(row)) for number, row in enumerate(rows, 1)]
+        return [Given(dict(row), f"{source}, row {number}") for number, row in enumerate(rows, 1)]
     except Exception as error:  # the hub raises a dozen unrelated types
         reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
         raise DataError(f"{source}: can't be had from the hub ({reason}); give a local .jsonl or .json file") from None
 
 
-def _example(name: str, row: dict[str, Any], where: str) -> Example:
+def _example(row: Given) -> Example:
     """A row's question, its gold as written. Raises DataError, naming the key, if it asks nothing or has no answer."""
-    found: dict[str, tuple[str, Any]] = {}  # by kind, the first of its keys that holds something
-    for kind, keys in _KEYS.items():
-        full = [(k, row[k]) for k in keys if row.get(k) is not None and str(row[k]).strip() and row[k] != []]
-        found |= {kind: full[0]} if full else {}
+    found: dict[str, Given] = {}  # by kind, the first of its keys that holds something
+    for kind, keys in DATASETS["math_keys"].items():
+        full = [row[k] for k in keys if row[k].value not in (None, []) and str(row[k].value).strip()]
         if not full and kind in ("question", "answer"):
-            there = [f"{k} is empty" for k in keys if k in row][:1] or [f"looked for {', '.join(keys)}"]
-            has = ", ".join(map(str, row)) or "nothing"
-            raise DataError(f"{where}: no {kind} ({there[0]}; the row has {has})")
-    for kind, (key, value) in found.items():
-        if kind != "question" and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+            there = [f"{k} is empty" for k in keys if k in row.value][:1] or [f"looked for {', '.join(keys)}"]
+            has = ", ".join(map(str, row.value)) or "nothing"
+            raise DataError(f"{row.where}: no {kind} ({there[0]}; the row has {has})")
+        found |= {kind: full[0]} if full else {}
+    for kind, given in found.items():
+        if kind != "question" and (isinstance(given.value, bool) or not isinstance(given.value, str | int | float)):
             article = "an" if kind[0] in "ai" else "a"
-            raise DataError(f"{where}: {key} is a {type(value).__name__}; {article} {kind} is text or a number")
-    key, question = found["question"]
+            raise given.refused(f"is a {type(given.value).__name__}; {article} {kind} is text or a number")
+    question = (asked := found["question"]).value
     if isinstance(question, list):  # a chat: what the user asked last
-        turns = [t for t in items(question, key, where, dict) if t.get("role") == "user"]
-        question = content_text(turns[-1].get("content"), f"the user's content in {key}", where) if turns else None
+        turns = [turn for turn in asked.entries() if turn["role"].value == "user"]
+        question = replace(turns[-1]["content"], key=f"the user's content in {asked.key}").content() if turns else None
     if not isinstance(question, str):
-        raise DataError(f"{where}: {key} asks nothing; a question is text or a list of messages, one of them a user's")
-    id, level, subject = (str(found[kind][1]) if kind in found else None for kind in ("id", "level", "subject"))
-    number = re.fullmatch(r"(?:level\s*)?([0-9]+)", (level or "").strip(), re.IGNORECASE)
+        raise asked.refused("asks nothing; a question is text or a list of messages, one of them a user's")
+    id, level, subject = (str(found[kind].value) if kind in found else "" for kind in ("id", "level", "subject"))
+    number = re.fullmatch(r"(?:level\s*)?([0-9]+)", level.strip(), re.IGNORECASE)
     return Example(
         id or hashlib.sha256(question.encode()).hexdigest()[:12],
         question.strip(),
         [Message(role="user", content=f"{question.strip()}\n\n{INSTRUCTION}")],
-        _gold(*found["answer"], where),
-        name if level is None else f"level {number[1]}" if number else level.lower(),
-        tags=() if subject is None else (f"subject:{subject.lower()}",),
+        _gold(found["answer"]),
+        f"level {number[1]}" if number else level.lower(),
+        tags=(f"subject:{subject.lower()}",) if subject else (),
     )
 
 
-def _gold(key: str, answer: object, where: str) -> str:
+def _gold(answer: Given) -> str:
     """The answer of a worked solution, or the text itself. Raises DataError if the solution has none."""
-    gold = str(answer)
+    gold = str(answer.value)
     if "####" in gold:  # GSM8K
         gold = gold.rpartition("####")[2].strip()
-    elif r"\boxed" in gold or key in _SOLUTIONS:
+    elif r"\boxed" in gold or answer.key in ("solution", "Solution"):
         form = _one_form(boxes(gold))
         gold = form if isinstance(form, str) else ""
     if not gold:
-        raise DataError(f"{where}: no answer: {answer!r:.80} has no one \\boxed{{...}} and nothing after ####")
+        raise DataError(
+            f"{answer.where}: no answer: {answer.value!r:.80} has no one \\boxed{{...}} and nothing after ####"
+        )
     return gold
 
 

@@ -14,7 +14,7 @@ from cat_lib.learning.settings import GRPOSettings, draw_as, grpo_arguments
 from cat_lib.learning.sft import SFTSettings, sft_arguments
 from cat_lib.schema import Sampling
 from cat_lib.tasks.arithmetic import Arithmetic
-from cat_lib.tasks.clinic import clinic
+from cat_lib.tasks.healthbench import clinic
 
 FILE = yaml.safe_load(resources.files("cat_lib.learning").joinpath("trainer_arguments.yaml").read_text())
 ARGUMENTS = {

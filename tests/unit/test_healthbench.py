@@ -15,8 +15,7 @@ import pytest
 from cat_lib.measuring.audit import meta_evaluation_pairs
 from cat_lib.schema import Example
 from cat_lib.tasks import group_of, load_task
-from cat_lib.tasks.clinic import clinic
-from cat_lib.tasks.healthbench import HealthTask, fitting, load_health, transcript
+from cat_lib.tasks.healthbench import HealthTask, clinic, fitting, load_health, transcript
 from cat_lib.tasks.rows import DataError
 
 ROOT = Path(__file__).parents[2]

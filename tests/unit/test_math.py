@@ -523,6 +523,16 @@ def test_numbers_that_are_none_are_refused_by_row_and_key_and_a_bom_is_no_text(t
         assert load_math("math500", str(tmp_path / name)).rows[0].gold == "2"
 
 
+def test_rows_of_the_hub_are_read_as_strictly_as_those_of_files(monkeypatch):
+    rows = [{"problem": "A?", "answer": 5, "id": 1}, {"problem": "B?", "answer": float("nan"), "id": 2}]
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: {"train": rows})
+    with pytest.raises(DataError, match=r"1 of 2 rows can't be used: me/mine, row 2: answer is nan, where a finite"):
+        load_math("math500", "me/mine")
+    assert [(e.id, e.gold, e.level) for e in load_math("math500", "me/mine", skip_bad_rows=True).rows] == [
+        ("1", "5", "math500")
+    ]
+
+
 def test_questions_of_chats_are_text_parts_or_refused(tmp_path):
     turns = [
         {"role": "user", "content": "Hi"},
@@ -598,8 +608,8 @@ def test_a_bad_json_file_is_refused(tmp_path, text, message):
 def test_data_that_cannot_be_had_says_what_to_give_instead():
     with pytest.raises(DataError, match=r"no file none\.jsonl; give a local"):
         load_math("math500", "none.jsonl")
-    with pytest.raises(ValueError, match="allowed is math500, aime24, aime25, amc, gsm8k"):
-        load_math("math")
+    with pytest.raises(ValueError, match="allowed is arithmetic, math500, aime24, aime25, amc, gsm8k, clinic"):
+        load_task("math")
 
 
 def test_splits_are_everything_or_disjoint_halves(tmp_path):
