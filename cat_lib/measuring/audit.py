@@ -24,8 +24,8 @@ import pandas as pd
 from cat_lib.measuring.stats import Estimate, bootstrap, paired_difference
 from cat_lib.measuring.tables import one_family, table
 from cat_lib.method.judge import Judge
-from cat_lib.tasks.healthbench import AUDIT, clinic, local_copy, transcript
-from cat_lib.tasks.rows import file_rows, usable
+from cat_lib.tasks.healthbench import AUDIT, FILES, clinic, transcript
+from cat_lib.tasks.rows import file_rows, local_file, usable
 
 GOOD, COIN, CONSTANT = 0.8, 0.5, 0.98
 _ATTACKS = map(json.loads, Path(__file__).with_name("attacks.jsonl").read_text(encoding="utf-8").splitlines())
@@ -64,7 +64,7 @@ def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
     Rows: `completion`, `rubric`, `binary_labels`, and `prompt_id` or `prompt`. Raises DataError for other rows.
     """
     pairs = []
-    for _, row in usable(file_rows(local_copy(source)), lambda row: row):
+    for _, row in usable(file_rows(local_file(source, FILES)), lambda row: row):
         labels = row["binary_labels"].value
         if not isinstance(labels, list) or not labels or not all(type(x) is bool for x in labels):
             raise row["binary_labels"].refused(f"is {labels!r:.40}, where a list of true and false is needed")

@@ -78,7 +78,7 @@ def load_health(source: str | Path = HUB, skip_bad_rows: bool = False) -> Health
     Raises DataError naming place and key of rows that cannot be used, or saying why the file cannot be had.
     """
     bad = Bad()
-    kept, skipped = settle(source, usable(file_rows(local_copy(source)), _example, bad), bad, skip_bad_rows)
+    kept, skipped = settle(source, usable(file_rows(local_file(source, FILES)), _example, bad), bad, skip_bad_rows)
     tenth = min(500, len(kept) // 10)  # the paper's 500 of HealthBench's 5,000
     return HealthTask("healthbench", kept, max(2, tenth), tenth, skipped=skipped)
 
@@ -101,18 +101,6 @@ def clinic() -> HealthTask:
         rubric_prompt="few_shot",
         judge_prompt="likelihood",
     )
-
-
-def local_copy(source: str | Path) -> Path:
-    """The file of a hub id (datasets.yaml), a URL, or a path. Raises DataError if it can't be had."""
-    if source not in FILES:
-        return local_file(str(source), f"one of {', '.join(FILES)}")
-    try:
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(HUB, FILES[str(source)], repo_type="dataset"))
-    except Exception as error:  # the hub raises a dozen unrelated types
-        raise DataError(f"{source}: the hub can't be reached ({type(error).__name__}); give a local file") from None
 
 
 def fitting(examples: Sequence[Example], model: Model, max_new_tokens: int) -> tuple[list[Example], dict[str, int]]:

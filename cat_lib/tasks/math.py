@@ -103,11 +103,11 @@ def _example(row: Given) -> Example:
             there = [f"{k} is empty" for k in keys if k in row.value][:1] or [f"looked for {', '.join(keys)}"]
             has = ", ".join(map(str, row.value)) or "nothing"
             raise DataError(f"{row.where}: no {kind} ({there[0]}; the row has {has})")
-        found |= {kind: full[0]} if full else {}
-    for kind, given in found.items():
-        if kind != "question" and (isinstance(given.value, bool) or not isinstance(given.value, str | int | float)):
-            article = "an" if kind[0] in "ai" else "a"
-            raise given.refused(f"is a {type(given.value).__name__}; {article} {kind} is text or a number")
+        for given in full[:1]:
+            if kind != "question" and (isinstance(given.value, bool) or not isinstance(given.value, str | int | float)):
+                article = "an" if kind[0] in "ai" else "a"
+                raise given.refused(f"is a {type(given.value).__name__}; {article} {kind} is text or a number")
+            found[kind] = given
     question = (asked := found["question"]).value
     if isinstance(question, list):  # a chat: what the user asked last
         turns = [turn for turn in asked.entries() if turn["role"].value == "user"]

@@ -124,11 +124,19 @@ class Given:
         return f"{_KINDS[type(self.value)]} ({text if len(text) <= 40 else text[:40] + '...'})"
 
 
-def local_file(source: str, others: str = "a hub id") -> Path:
-    """The file of a path, or of an address, fetched once into the cache folder.
+def local_file(source: str | Path, hub: Mapping[str, str] | None = None) -> Path:
+    """The file of a path, of an address, fetched once into the cache folder, or of an id that `hub` knows the file of.
 
-    Raises DataError if it can't be had; `others` are what could be given beside a file and an address.
+    Raises DataError if it can't be had.
     """
+    source, others = str(source), f"one of {', '.join(hub)}" if hub else "a hub id"
+    if hub and source in hub:
+        try:
+            from huggingface_hub import hf_hub_download
+
+            return Path(hf_hub_download(source.rpartition(":")[0] or source, hub[source], repo_type="dataset"))
+        except Exception as error:  # the hub raises a dozen unrelated types
+            raise DataError(f"{source}: the hub can't be reached ({type(error).__name__}); give a local file") from None
     if source.startswith(("http://", "https://")):
         name = hashlib.sha256(source.encode()).hexdigest()[:16]
         path = cache_folder() / "data" / f"{name}.json{'' if urlsplit(source).path.endswith('.json') else 'l'}"

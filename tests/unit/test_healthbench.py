@@ -179,6 +179,23 @@ def test_a_file_that_cannot_be_had_says_what_to_give_instead(source):
     assert "secret" not in str(caught.value)
 
 
+def test_a_hub_id_is_one_file_of_its_repository(tmp_path, monkeypatch):
+    asked = []
+
+    def download(*what, repo_type):
+        asked.append((*what, repo_type))
+        return str(write(tmp_path, ROW))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    for part in ("", ":hard"):
+        assert [e.id for e in load_rows(f"openai/healthbench{part}")] == ["p1"]
+    assert [(repository, kind) for repository, _, kind in asked] == [("openai/healthbench", "dataset")] * 2
+    assert [file.partition("_")[0] for _, file, _ in asked] == ["2025-05-07-06-14-12", "hard"]
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: 1 / 0)
+    with pytest.raises(DataError, match=r"openai/healthbench: the hub can't be reached \(ZeroDivisionError\); give a"):
+        load_rows("openai/healthbench")
+
+
 def test_what_an_address_holds_is_kept_in_the_cache_folder(tmp_path, monkeypatch):
     (tmp_path / "served").mkdir()
     write(tmp_path / "served", ROW)
