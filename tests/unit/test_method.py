@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from jinja2 import UndefinedError
 
 from cat_lib.learning.trl import GroupReward, Signal, whole_groups
 from cat_lib.method.estimators.synthesis import synthesis, synthesis_prompt
@@ -123,10 +124,10 @@ def test_the_anchor_does_not_see_the_question_unless_asked(embedded):
 def test_fences_are_longer_than_what_they_hold_and_filling_is_one_pass():
     assert fence("``` and `````").splitlines()[0] == "``````"
     assert one_line("a\n2. b\x1b[0m") == "a 2. b [0m"
-    filled = fill("synthesis_reasoning", rollouts="{{count}}", count="2", question="")
-    assert "{{count}}" in filled
-    with pytest.raises(KeyError):
-        fill("synthesis_reasoning", rollouts="x", question="")
+    filled = fill("synthesis_reasoning", rollouts=["{{ question }}"], question="")
+    assert "{{ question }}" in filled
+    with pytest.raises(UndefinedError, match="'question' is undefined"):
+        fill("synthesis_reasoning", rollouts=["x"])
 
 
 def test_long_groups_are_cut_to_the_room_and_keep_their_ends(embedded):
