@@ -18,8 +18,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
-
 from cat_lib.method.verdicts import read
 from cat_lib.models import open_model
 from cat_lib.models.cache import Cache, key
@@ -174,7 +172,8 @@ class Judge:
 
 def _log_odds(logp: Sequence[float]) -> float:
     """log p(yes or Yes) - log p(no or No), of _WORDS in order."""
-    return float(np.logaddexp(*logp[:2]) - np.logaddexp(*logp[2:]))
+    yes, no = (max(part) + math.log(sum(math.exp(x - max(part)) for x in part)) for part in (logp[:2], logp[2:]))
+    return yes - no
 
 
 def open_judge_model(name: str, anchor: Model, **endpoint: Any) -> Model:
