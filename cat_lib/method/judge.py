@@ -98,7 +98,7 @@ class Judge:
         return ask(f"judge_{self.prompt}", response=text, criterion=one_line(criterion) or criterion)
 
     def _asked(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Asked]:
-        about = {"judge": f"{self.model.identity} {self.prompt}"}
+        about: dict[str, Any] = {"judge": f"{self.model.identity} {self.prompt}"}
         text, asked = self.prompt == "text", dict[tuple[str, str], _Asked]()
         heads = {} if text else {r: self.request(r, _HOLE) for r in dict.fromkeys(r for r, _ in pairs)}
         draws = [{"sampling": asdict(self._draw(a)), "index": [self.index, a]} for a in range(self.attempts)]
@@ -135,12 +135,13 @@ class Judge:
         """Log-odds or log-likelihoods of all criteria of a response off one pass over it."""
         likelihood, pairs = self.prompt == "likelihood", [(a.response, a.criterion) for a in asked]
         anyway = [("-", criterion) for _, criterion in pairs if likelihood]  # how likely each criterion is anyway
+        reader = self.model.direct() if self.prompt == "chat" else self.model  # a word is read where no thought is due
         prompts = {"-": self.request("-", _HOLE)} | {a.response: a.prompt for a in asked}
         rows, heads, branches = dict[str, list[str]](), [], []
         for response, criterion in dict.fromkeys([*pairs, *anyway]):
             rows.setdefault(response, []).append(criterion)
         for response, criteria in rows.items():
-            head, after = self._split(prompts[response])
+            head, after = reader.split(prompts[response], _HOLE)
             heads.append(head)
             branches.append([f" {one_line(c) or '-'}{after}" for c in criteria])
         words = () if likelihood else _WORDS if self.prompt == "chat" else [f" {word}" for word in _WORDS]
@@ -150,10 +151,6 @@ class Judge:
         if self.cache:
             self.cache.put({a.keys[0]: s for a, s in zip(asked, scores, strict=True) if math.isfinite(s)})
         return scores
-
-    def _split(self, request: Prompt) -> tuple[list[int], str]:
-        """The tokens before the criterion, and the text after it up to where the answer stands."""
-        return (self.model if isinstance(request, str) else self.model.direct()).split(request, _HOLE)
 
     def _replies(self, asked: Sequence[_Asked], attempt: int) -> Sequence[Completion | AnswerError]:
         """One reply each. Those with a verdict are kept as they come: an interrupt loses nothing that was paid."""

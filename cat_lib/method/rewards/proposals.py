@@ -108,16 +108,14 @@ class Proposer:
     def __call__(self, texts: Sequence[str | None], kind: Literal["reference", "question"]) -> list[Proposal]:
         """One proposal a text; None stands for a text that could not be had."""
         drafts = [_Draft(text or "") for text in texts]
-        name, judge = (
-            f"rubric_{kind}_{self.prompt}",
-            self.judge if kind == "reference" else None,
-        )  # a question meets none
+        judge = self.judge if kind == "reference" else None  # a question meets no criteria
         stop = ("###",) if self.prompt == "few_shot" else self.sampling.stop
         for attempt in range(self.attempts):
             pending = [d for d in drafts if d.text and len(d.kept) < self.minimum]
             if not pending:
                 break
-            prompts = [ask(name, text=d.text, minimum=self.minimum, points=self.points) for d in pending]
+            about = {"minimum": self.minimum, "points": self.points}
+            prompts = [ask(f"rubric_{kind}_{self.prompt}", text=d.text, **about) for d in pending]
             sampling = replace(self.sampling, seed=self.sampling.seed + attempt, stop=stop)
             answers = self.anchor.generate(prompts, self.replies, sampling)
             fresh = list[tuple[_Draft, Criterion]]()
@@ -163,9 +161,9 @@ def rubric_table(proposals: Mapping[str, Proposal]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "example": id,
-            "source": proposal.rubric.source if proposal.rubric else None,
-            "criterion": criterion.text if criterion else None,
-            "points": criterion.points if criterion else None,
+            "source": proposal.rubric and proposal.rubric.source,
+            "criterion": criterion and criterion.text,
+            "points": criterion and criterion.points,
             "text": plain(proposal.text),
             "cause": proposal.cause,
         }
@@ -185,18 +183,13 @@ def drift(first: Sequence[Proposal], again: Sequence[Proposal], after: Sequence[
 
     `rubric_similarity_chance`: two draws before training; `rubric_similarity_after`: before and after it.
     """
-    known = [
-        (a.rubric, b.rubric, c.rubric)
-        for a, b, c in zip(first, again, after, strict=True)
-        if a.rubric and b.rubric and c.rubric
-    ]
-    if not known:
-        return {"rubric_drift_questions": 0.0}
-    return {
-        "rubric_similarity_chance": fmean(rubric_similarity(a, b) for a, b, _ in known),
-        "rubric_similarity_after": fmean(rubric_similarity(a, c) for a, _, c in known),
-        "rubric_drift_questions": float(len(known)),
+    drawn = [[p.rubric for p in three if p.rubric] for three in zip(first, again, after, strict=True)]
+    known = [three for three in drawn if len(three) == 3]
+    similar = {
+        "rubric_similarity_chance": [rubric_similarity(a, b) for a, b, _ in known],
+        "rubric_similarity_after": [rubric_similarity(a, c) for a, _, c in known],
     }
+    return {k: fmean(v) for k, v in similar.items() if v} | {"rubric_drift_questions": float(len(known))}
 
 
 def rubric_similarity(a: Rubric, b: Rubric) -> float:
