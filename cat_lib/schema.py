@@ -149,20 +149,18 @@ class Model(Protocol):
     What an engine can't do raises `models.ModelError`, which names the engine that can.
     """
 
+    role: str
+    ledger: Ledger
+    thinking: bool  # whether it may think before it answers
+    scores: bool  # whether it gives log-probabilities of a given text: `logprobs`, `score`, `split`
+
     @property
     def name(self) -> str: ...
-    @property
-    def role(self) -> str: ...
-    @property
-    def thinking(self) -> bool: ...  # whether it may think before it answers
-    @property
-    def ledger(self) -> Ledger: ...
-    @property
-    def scores(self) -> bool: ...  # whether it gives log-probabilities of a given text: `logprobs`, `score`, `split`
     @property
     def context(self) -> int: ...  # tokens that prompt and answer may take together
     @property
     def identity(self) -> str: ...  # what a cache of its answers is keyed by
+
     def encode(self, prompt: Prompt) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
     # the tokens of a prompt before `mark`, and the text behind it, up to where the answer begins
@@ -198,6 +196,7 @@ class Task(Protocol):
     def rows(self) -> Sequence[Example]: ...  # all its questions, whatever the split
     @property
     def skipped(self) -> Mapping[str, Any]: ...  # rows left out: source, skipped, read, why; empty: none
+
     def examples(self, split: str, n: int | None, seed: int) -> list[Example]: ...  # n of a split, or all
     def extract(self, completion: Completion, question: str) -> str | Lost | None: ...  # None: it gives no answer
     def correct(self, answer: str | None, gold: str) -> bool: ...

@@ -84,12 +84,8 @@ def from_question(proposer: Proposer, path: Path | None = None) -> Rubrics:
 
 def physician(examples: Sequence[Example]) -> Rubrics:
     """Upper bound: the experts' own criteria, points and negatives included. This is gold; its name says so."""
-    known = {e.id: e.rubric for e in examples}
-
-    def rubrics(groups: Sequence[Group], references: Sequence[Reference | None]) -> list[Proposal]:
-        return [Proposal(known[g.id], cause=None if known[g.id] else "no physician rubric") for g in groups]
-
-    return rubrics
+    known = {e.id: Proposal(e.rubric, cause=None if e.rubric else "no physician rubric") for e in examples}
+    return lambda groups, references: [known[g.id] for g in groups]
 
 
 def equivalence() -> Rubrics:
