@@ -52,12 +52,8 @@ class Ledger:
         self.roles: dict[str, Cost] = {}
 
     def add(self, role: str, *, calls: int = 1, **spent: Any) -> None:
-        """Add to a role's account what calls of an engine cost, by the names of `Cost`."""
+        """Add to a role's account, by the names of `Cost`, what calls cost, or with `calls=0` what needed none."""
         self.roles[role] = self.roles.get(role, Cost()) + Cost(calls=calls, **spent)
-
-    def count(self, role: str, **known: int) -> None:
-        """Add what cost no engine time: `failures`, answers that were unusable, and `cache_hits`, that were known."""
-        self.add(role, calls=0, **known)
 
     @contextmanager
     def measure(self) -> Iterator[dict[str, Cost]]:

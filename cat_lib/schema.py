@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypedDict
+from typing import Any, ClassVar, Literal, Protocol, TypedDict
 
-if TYPE_CHECKING:
-    from cat_lib.ledger import Ledger
+from cat_lib.ledger import Ledger
 
 
 class Message(TypedDict):
@@ -150,53 +149,33 @@ class Model(Protocol):
     What an engine can't do raises `models.ModelError`, which names the engine that can.
     """
 
+    role: str
+    ledger: Ledger
+    thinking: bool  # whether it may think before it answers
+    scores: bool  # whether it gives log-probabilities of a given text: `logprobs`, `score`, `split`
+
     @property
     def name(self) -> str: ...
-
-    @property
-    def role(self) -> str: ...
-
-    @property
-    def thinking(self) -> bool: ...  # whether it may think before it answers
-
-    @property
-    def ledger(self) -> Ledger: ...
-
-    @property
-    def scores(self) -> bool: ...  # whether it gives log-probabilities of a given text: `logprobs`, `score`, `split`
-
     @property
     def context(self) -> int: ...  # tokens that prompt and answer may take together
-
     @property
     def identity(self) -> str: ...  # what a cache of its answers is keyed by
 
     def encode(self, prompt: Prompt) -> list[int]: ...
-
     def decode(self, ids: Sequence[int]) -> str: ...
-
-    def split(self, prompt: Prompt, mark: str) -> tuple[list[int], str]:
-        """The tokens of a prompt before `mark`, and the text behind it, up to where the answer begins."""
-        ...
-
+    # the tokens of a prompt before `mark`, and the text behind it, up to where the answer begins
+    def split(self, prompt: Prompt, mark: str) -> tuple[list[int], str]: ...
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]: ...
-
+    # one completion of each prompt, or the error that took its place
     def attempt(
         self, prompts: Sequence[Prompt], sampling: Sampling, keep: Keep | None = None
-    ) -> Sequence[Completion | AnswerError]:
-        """One completion of each prompt, or the error that took its place."""
-        ...
-
+    ) -> Sequence[Completion | AnswerError]: ...
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]: ...
-
     def score(
         self, heads: Sequence[Sequence[int]], branches: Sequence[Sequence[str]], words: Sequence[str] = ()
     ) -> list[list[list[float]]]: ...
-
     def direct(self) -> Model: ...  # itself with its thinking off
-
     def anchor(self, role: str = "anchor") -> Model: ...  # the frozen initial model, its costs booked under `role`
-
     def adapter(self, name: str) -> Model: ...  # the policy of that name on the same weights
 
 
@@ -207,26 +186,19 @@ class Task(Protocol):
 
     @property
     def name(self) -> str: ...
-
     @property
     def sampling(self) -> Sampling: ...  # how rollouts are drawn
-
     @property
     def verifiable(self) -> bool: ...  # whether answers can be extracted and compared
-
     @property
     def synthesis_prompt(self) -> str: ...  # the kind of prompt by which its models can write a reference
-
     @property
     def rows(self) -> Sequence[Example]: ...  # all its questions, whatever the split
-
     @property
     def skipped(self) -> Mapping[str, Any]: ...  # rows left out: source, skipped, read, why; empty: none
 
     def examples(self, split: str, n: int | None, seed: int) -> list[Example]: ...  # n of a split, or all
-
     def extract(self, completion: Completion, question: str) -> str | Lost | None: ...  # None: it gives no answer
-
     def correct(self, answer: str | None, gold: str) -> bool: ...
 
 

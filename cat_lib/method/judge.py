@@ -16,26 +16,25 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 from cat_lib.method.verdicts import read
 from cat_lib.models import open_model
 from cat_lib.models.cache import Cache, key
 from cat_lib.models.fitting import fit
-from cat_lib.prompts import fence, fill, one_line, plain, valid, without_thinking
+from cat_lib.prompts import ask, fence, one_line, plain, valid
 from cat_lib.schema import AnswerError, Completion, Model, Prompt, Sampling, Verdict
 
-PROMPTS = ("chat", "few_shot", "likelihood", "text")
+Way = Literal["chat", "few_shot", "likelihood", "text"]
 # Most characters of a response that are judged, and with a local model at most a quarter of its context in tokens. Of a
 # longer one the first third and the last two thirds of that are shown, with [...] between.
 LONGEST = 12_000
 _HOLE = "\x00"  # stands for the criterion until the prompt is split there; `plain` takes it out of responses
 _TAGS = re.compile(r"<(/?\s*(?:reason|verdict)\s*)>", re.IGNORECASE)  # of the reply, written by a response
-_YES, _NO = ("yes", "Yes"), ("no", "No")
+_WORDS = ("yes", "Yes", "no", "No")
 
 
-@dataclass(frozen=True)
-class _Asked:
+class _Asked(NamedTuple):
     """One pair as the judge is asked about it; `prompt` has a hole for the criterion where it is read off logits."""
 
     response: str
@@ -48,12 +47,12 @@ class _Asked:
 class Judge:
     """A judge; call it with (response, criterion) pairs, get one verdict each, in order.
 
-    `prompt` is one of PROMPTS; "text" is the text way. `threshold` is what a probability score must exceed.
+    `prompt` "text" is the text way. `threshold` is what a probability score must exceed.
     Raises ValueError for an unknown prompt, or for a probability prompt with a model behind an endpoint.
     """
 
     model: Model
-    prompt: Literal["chat", "few_shot", "likelihood", "text"] = "chat"
+    prompt: Way = "chat"
     threshold: float = 0.0
     fenced: bool = True  # off only to measure what the fence is worth
     cache: Cache | None = None
@@ -62,25 +61,28 @@ class Judge:
     index: int = 0  # which of several independent verdicts on the same pair this is; part of the cache key
 
     def __post_init__(self) -> None:
-        if self.prompt not in PROMPTS:
-            raise ValueError(f"judge prompt {self.prompt!r}: allowed are {', '.join(PROMPTS)}")
+        if self.prompt not in get_args(Way):
+            raise ValueError(f"judge prompt {self.prompt!r}: allowed are {', '.join(get_args(Way))}")
         if self.prompt != "text" and not self.model.scores:
             raise ValueError(f"judge prompt {self.prompt!r} needs logits, which an endpoint does not give; take 'text'")
 
-    @property
-    def identity(self) -> str:
-        """Model and prompt, for tables and for the record of a run."""
-        return f"{self.model.identity} {self.prompt}"
-
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        asked = self._asked(pairs)
-        found = self._known(asked.values())
-        self.model.ledger.count(self.model.role, cache_hits=len(found))
-        if missing := [a for a in asked.values() if a.keys[0] not in found]:
-            found |= self._by_text(missing) if self.prompt == "text" else self._by_score(missing)
-        verdicts = [found[asked[pair].keys[0]] for pair in pairs]
-        self.model.ledger.count(self.model.role, failures=sum(v.met is None for v in verdicts))
-        return verdicts
+        ledger, role, asked = self.model.ledger, self.model.role, self._asked(pairs)
+        verdicts = self._known(asked.values())
+        ledger.add(role, calls=0, cache_hits=len(verdicts))
+        # pairs that come to the same are judged once
+        pending = list({a.keys: a for a in asked.values() if a.keys not in verdicts}.values())
+        for attempt in range(self.attempts):
+            if not pending:
+                break
+            answers = self._replies(pending, attempt) if self.prompt == "text" else self._scores(pending)
+            verdicts |= {a.keys: self._verdict(answer) for a, answer in zip(pending, answers, strict=True)}
+            # a malformed reply may come right; a score stays, and the endpoint has retried its own failures
+            again = [a for a, answer in zip(pending, answers, strict=True) if isinstance(answer, Completion)]
+            pending = [a for a in again if verdicts[a.keys].met is None]
+        found = [verdicts[asked[pair].keys] for pair in pairs]
+        ledger.add(role, calls=0, failures=sum(v.met is None for v in found))
+        return found
 
     def request(self, response: str, criterion: str) -> Prompt:
         """What the judge is asked about one pair."""
@@ -93,119 +95,81 @@ class Judge:
             text = _TAGS.sub(r"[\1]", text)  # a quoted verdict is none of the judge's
         if self.fenced:
             text = fence(text) if self.prompt in ("chat", "text") else one_line(text)
-        filled = fill(f"judge_{self.prompt}", response=text, criterion=one_line(criterion) or criterion)
-        return filled if self.prompt in ("few_shot", "likelihood") else [{"role": "user", "content": filled}]
+        return ask(f"judge_{self.prompt}", response=text, criterion=one_line(criterion) or criterion)
 
     def _asked(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Asked]:
-        identity, text = self.identity, self.prompt == "text"
-        heads = {r: self.request(r, _HOLE) for r in (() if text else dict.fromkeys(r for r, _ in pairs))}
+        about: dict[str, Any] = {"judge": f"{self.model.identity} {self.prompt}"}
+        text, asked = self.prompt == "text", dict[tuple[str, str], _Asked]()
+        heads = {} if text else {r: self.request(r, _HOLE) for r in dict.fromkeys(r for r, _ in pairs)}
         draws = [{"sampling": asdict(self._draw(a)), "index": [self.index, a]} for a in range(self.attempts)]
-        asked = {}
         for response, criterion in dict.fromkeys(pairs):
-            prompt = self.request(response, criterion) if text else heads[response]
-            ways: list[dict[str, Any]] = draws if text else [{"criterion": criterion, "index": self.index}]
-            keys = tuple(key(judge=identity, prompt=prompt, **way) for way in ways)
-            asked[response, criterion] = _Asked(response, criterion, prompt, keys)
+            about["prompt"] = prompt = self.request(response, criterion) if text else heads[response]
+            ways = draws if text else [{"criterion": criterion, "index": self.index}]
+            asked[response, criterion] = _Asked(response, criterion, prompt, tuple(key(**about, **way) for way in ways))
         return asked
 
-    def _known(self, asked: Iterable[_Asked]) -> dict[str, Verdict]:
-        """The verdicts that the cache holds, by first key. An entry without one counts as absent, whatever it is."""
-        places = {k: a.keys[0] for a in asked for k in a.keys}
-        kept = self.cache.get(list(places)) if self.cache else {}
-        known = dict[str, Verdict]()
-        for place in (p for p in places if p in kept):
-            match kept[place]:
-                case float(score) if math.isfinite(score):
-                    known.setdefault(places[place], self._verdict(score))
-                case [str(text), "stop"] if (verdict := parse(Completion(text, (), "stop"))).met is not None:
-                    known.setdefault(places[place], verdict)
+    def _known(self, asked: Iterable[_Asked]) -> dict[tuple[str, ...], Verdict]:
+        """The verdicts that the cache holds, by keys. An entry without one counts as absent, whatever it is."""
+        kept = self.cache.get([k for a in asked for k in a.keys]) if self.cache else {}
+        known = dict[tuple[str, ...], Verdict]()
+        for a in asked:
+            for entry in (kept[k] for k in a.keys if k in kept):
+                match entry:
+                    case float():
+                        verdict = self._verdict(entry)
+                    case [str(text), "stop"]:
+                        verdict = self._verdict(Completion(text, (), "stop"))
+                    case _:
+                        continue
+                if verdict.met is not None:
+                    known.setdefault(a.keys, verdict)
         return known
 
-    def _keep(self, entries: dict[str, Any]) -> None:
-        if self.cache and entries:
-            self.cache.put(entries)
+    def _verdict(self, answer: Completion | AnswerError | float) -> Verdict:
+        if not isinstance(answer, float):
+            return read(answer)
+        known = math.isfinite(answer)
+        return Verdict(answer > self.threshold, score=answer) if known else Verdict(None, f"the score is {answer}")
 
-    def _verdict(self, score: float) -> Verdict:
-        known = math.isfinite(score)
-        return Verdict(score > self.threshold, score=score) if known else Verdict(None, f"the score is {score}")
-
-    def _by_score(self, missing: Sequence[_Asked]) -> dict[str, Verdict]:
-        rows, prompts = dict[str, list[str]](), {a.response: a.prompt for a in missing}
-        for a in missing:
-            rows.setdefault(a.response, []).append(a.criterion)
-        likelihood = self.prompt == "likelihood"
-        if likelihood:  # how likely each criterion is anyway
-            rows["-"] = list(dict.fromkeys([*rows.get("-", []), *(c for cs in rows.values() for c in cs)]))
-            prompts["-"] = self.request("-", _HOLE)
-        heads, branches = [], []
+    def _scores(self, asked: Sequence[_Asked]) -> list[float]:
+        """Log-odds or log-likelihoods of all criteria of a response off one pass over it."""
+        likelihood, pairs = self.prompt == "likelihood", [(a.response, a.criterion) for a in asked]
+        anyway = [("-", criterion) for _, criterion in pairs if likelihood]  # how likely each criterion is anyway
+        reader = self.model.direct() if self.prompt == "chat" else self.model  # a word is read where no thought is due
+        prompts = {"-": self.request("-", _HOLE)} | {a.response: a.prompt for a in asked}
+        rows, heads, branches = dict[str, list[str]](), [], []
+        for response, criterion in dict.fromkeys([*pairs, *anyway]):
+            rows.setdefault(response, []).append(criterion)
         for response, criteria in rows.items():
-            head, after = self._split(prompts[response])
+            head, after = reader.split(prompts[response], _HOLE)
             heads.append(head)
             branches.append([f" {one_line(c) or '-'}{after}" for c in criteria])
-        space = "" if self.prompt == "chat" else " "
-        words = () if likelihood else tuple(space + w for w in (*_YES, *_NO))
-        scored = self.model.score(heads, branches, words)
-        read = {
-            (r, c): _log_odds(numbers) if words else numbers[0]
-            for (r, cs), row in zip(rows.items(), scored, strict=True)
-            for c, numbers in zip(cs, row, strict=True)
-        }
-        firsts = {(a.response, a.criterion): a.keys[0] for a in missing}
-        found = {
-            firsts[r, c]: score - (read["-", c] if likelihood else 0.0)
-            for (r, c), score in read.items()
-            if (r, c) in firsts
-        }
-        self._keep({first: score for first, score in found.items() if math.isfinite(score)})
-        return {first: self._verdict(score) for first, score in found.items()}
+        words = () if likelihood else _WORDS if self.prompt == "chat" else [f" {word}" for word in _WORDS]
+        found = iter([n for row in self.model.score(heads, branches, words) for n in row])
+        logp = {(r, c): next(found) for r, criteria in rows.items() for c in criteria}
+        scores = [logp[r, c][0] - logp["-", c][0] if likelihood else _log_odds(logp[r, c]) for r, c in pairs]
+        if self.cache:
+            self.cache.put({a.keys[0]: s for a, s in zip(asked, scores, strict=True) if math.isfinite(s)})
+        return scores
 
-    def _split(self, request: Prompt) -> tuple[list[int], str]:
-        """The tokens before the criterion, and the text after it up to where the answer stands."""
-        return (self.model if isinstance(request, str) else self.model.direct()).split(request, _HOLE)
+    def _replies(self, asked: Sequence[_Asked], attempt: int) -> Sequence[Completion | AnswerError]:
+        """One reply each. Those with a verdict are kept as they come: an interrupt loses nothing that was paid."""
 
-    def _by_text(self, missing: Sequence[_Asked]) -> dict[str, Verdict]:
-        verdicts = dict[str, Verdict]()
-        pending = list({a.keys[0]: a for a in missing}.values())  # pairs that come to the same are judged once
-        for attempt in range(self.attempts):
-            if not pending:
-                break
-            replies = self._ask(pending, attempt)
-            verdicts |= {a.keys[0]: parse(reply) for a, reply in zip(pending, replies, strict=True)}
-            # a malformed reply may come right; the endpoint has retried its own failures
-            again = [a for a, reply in zip(pending, replies, strict=True) if isinstance(reply, Completion)]
-            pending = [a for a in again if verdicts[a.keys[0]].met is None]
-        return verdicts
+        def keep(i: int, reply: Completion) -> None:
+            if self.cache and read(reply).met is not None:
+                self.cache.put({asked[i].keys[attempt]: [reply.text, reply.finish]})
+
+        return self.model.attempt([a.prompt for a in asked], self._draw(attempt), keep)
 
     def _draw(self, attempt: int) -> Sampling:
         """How the n-th reply is drawn: a greedy one that was malformed would come again, so later ones are sampled."""
         temperature = self.sampling.temperature if attempt == 0 else max(0.7, self.sampling.temperature)
         return replace(self.sampling, temperature=temperature, seed=self.sampling.seed + 1000 * self.index + attempt)
 
-    def _ask(self, asked: Sequence[_Asked], attempt: int) -> Sequence[Completion | AnswerError]:
-        """One reply each. Those with a verdict are kept as they come: an interrupt loses nothing that was paid."""
-
-        def keep(i: int, reply: Completion) -> None:
-            if parse(reply).met is not None:
-                self._keep({asked[i].keys[attempt]: [reply.text, reply.finish]})
-
-        return self.model.attempt([a.prompt for a in asked], self._draw(attempt), keep)
-
-
-def parse(reply: Completion | AnswerError) -> Verdict:
-    """The verdict in a reply of the text way, or None with the cause: never a guess."""
-    if not isinstance(reply, Completion):
-        return Verdict(None, f"{reply.cause}: {reply}")
-    if reply.ended:
-        return read(reply.text)
-    thinking = not without_thinking(reply.text).strip()
-    advice = " while thinking: switch thinking off at its server, or give it more tokens" if thinking else ""
-    return Verdict(None, f"the reply was cut off{advice}")
-
 
 def _log_odds(logp: Sequence[float]) -> float:
-    """log p(yes or Yes) - log p(no or No)."""
-    half = len(logp) // 2
-    yes, no = (max(part) + math.log(sum(math.exp(x - max(part)) for x in part)) for part in (logp[:half], logp[half:]))
+    """log p(yes or Yes) - log p(no or No), of _WORDS in order."""
+    yes, no = (max(part) + math.log(sum(math.exp(x - max(part)) for x in part)) for part in (logp[:2], logp[2:]))
     return yes - no
 
 

@@ -18,20 +18,16 @@ from cat_lib.schema import Group, Reference
 Rewards = list[list[float | None]]
 SIGNALS = ("agreement", "disagreement", "unscorable", "zero_variance", "rollout_tokens")
 RUBRIC_SIGNALS = ("met_share", "verdict_agreement", "verdict_failed", "rubric_criteria", "rubric_missing")
+_WINDOW, _RISE, _FALL = 3, 0.1, 0.25  # of the collapse watch
 GOLD_SIGNALS = ("label_accuracy", "reward_accuracy", "rollout_accuracy", "pass_at_n")
 
 
 def signals(
     groups: Sequence[Group], references: Sequence[Reference | None], rewards: Rewards, verifiable: bool = True
 ) -> dict[str, float]:
-    """What a run without labels can know of its own signal.
+    """What a run without labels can know of its own signal; formulas in docs/metrics.md.
 
-    `agreement`: mean share of the largest answer. `disagreement`: share of groups whose reference departs from the
-    majority, of those that have both. `unscorable`: share of rollouts without a reward. `no_answer`: share of
-    rollouts that give no answer. `answer_lost`: share whose answer could not be read within its limits.
-    `zero_variance`: share of scorable groups whose rewards are all equal (they teach nothing). `answer_dependence`:
-    see the function. `rollout_tokens`: mean length of a rollout. A share of nothing is
-    left out, and of free text, which has no answers, all that needs them.
+    A share of nothing is left out, and of free text, which has no answers, all that needs them.
     """
     flat = [r for group in rewards for r in group]
     scored = [{r for r in group if r is not None} for group in rewards]
@@ -63,12 +59,7 @@ def gold_signals(
     golds: Sequence[str],
     correct: Callable[[str | None, str], bool],
 ) -> dict[str, float]:
-    """What only the gold answers tell, for plots alone; `correct` is the task's comparison of answer and gold.
-
-    `label_accuracy`: share of references with the right answer (none counts as wrong). `reward_accuracy`: see
-    the function. `rollout_accuracy`: share of right rollouts (TTRL's
-    ground_truth_ratio). `pass_at_n`: share of groups with a right rollout (TTRL's pass@N).
-    """
+    """What only the gold answers tell, for plots alone; `correct` is the task's comparison of answer and gold."""
     right = [[correct(a, gold) for a in group.answers] for group, gold in zip(groups, golds, strict=True)]
     ordered = reward_accuracy(rewards, right)
     shares: dict[str, Sequence[float]] = {
@@ -98,45 +89,35 @@ def reward_accuracy(rewards: Rewards, right: Sequence[Sequence[bool]]) -> float 
 def answer_dependence(answers: Iterable[Sequence[str | None]]) -> float:
     """Mutual information, in nats, between question and answer over groups of rollouts that gave one.
 
-    `I(Q; A) = H(A) - H(A | Q)`. It rises as rollouts of one question come to agree, and falls to 0 when they agree
-    because every question gets the same answer.
+    It rises as rollouts of one question come to agree, and falls to 0 when they agree because every question gets the
+    same answer.
     """
     counts = [Counter(a for a in group if a is not None) for group in answers]
-    counts = [c for c in counts if c]
-    if not counts:
-        return 0.0
-    total = sum((c for c in counts), Counter())
-    n = total.total()
-    return max(0.0, _entropy(total) - sum(c.total() / n * _entropy(c) for c in counts))
-
-
-def _entropy(counts: Counter[str]) -> float:
-    n = counts.total()
-    return -sum(c / n * math.log(c / n) for c in counts.values())
+    every = sum(counts, Counter[str]())
+    n = every.total()
+    terms = (c / n * math.log(c * n / (every[a] * own.total())) for own in counts for a, c in own.items())
+    return max(0.0, math.fsum(terms))
 
 
 class CollapseWatch:
     """Says when agreement is bought by forgetting the question.
 
-    It compares the mean of the last `window` steps with the mean of the first `window`: a rise of agreement by
-    more than `rise` together with a fall of `answer_dependence` by more than the share `fall`. In healthy learning
-    both rise. It cannot see wrong majorities that still depend on the question; `label_accuracy` shows those.
+    It compares the mean of the last _WINDOW steps with the mean of the first: a rise of agreement by more than _RISE
+    together with a fall of `answer_dependence` by more than the share _FALL. In healthy learning both rise. It cannot
+    see wrong majorities that still depend on the question; `label_accuracy` shows those.
     """
 
-    def __init__(self, window: int = 3, rise: float = 0.1, fall: float = 0.25) -> None:
-        self.window, self.rise, self.fall = window, rise, fall
+    def __init__(self) -> None:
         self.history: list[tuple[float, float]] = []
 
     def update(self, step_signals: dict[str, float]) -> str | None:
         """Take one step's signals; returns a warning where the two means have parted, else None."""
         self.history.append((step_signals["agreement"], step_signals["answer_dependence"]))
-        if len(self.history) < 2 * self.window:
+        if len(self.history) < 2 * _WINDOW:
             return None
-        (a0, d0), (a1, d1) = (
-            [fmean(x) for x in zip(*part, strict=True)]
-            for part in (self.history[: self.window], self.history[-self.window :])
-        )
-        if a1 - a0 <= self.rise or d1 >= d0 * (1 - self.fall):
+        parts = self.history[:_WINDOW], self.history[-_WINDOW:]
+        (a0, d0), (a1, d1) = ([fmean(x) for x in zip(*part, strict=True)] for part in parts)
+        if a1 - a0 <= _RISE or d1 >= d0 * (1 - _FALL):
             return None
         return (
             f"collapse: agreement rose from {a0:.2f} to {a1:.2f} while answer_dependence fell from {d0:.2f} to "

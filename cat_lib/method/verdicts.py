@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from cat_lib.prompts import without_thinking
-from cat_lib.schema import Verdict
+from cat_lib.schema import AnswerError, Completion, Verdict
 
 _LONGEST = 4000  # characters of an answer that is read; what is asked for is far shorter
 _BEGIN = r"(?:^|(?<=[.!?]))[\s*_`#-]{0,20}"  # of a line or a sentence
@@ -37,11 +37,17 @@ _TURNS = re.compile(
 )
 
 
-def read(reply: str) -> Verdict:
+def read(reply: Completion | AnswerError) -> Verdict:
     """The verdict of a reply that the model ended itself. `met` is None, with the cause, where there is not one."""
-    answer = without_thinking(reply)
-    if not answer.strip():
-        return Verdict(None, "an empty reply" if not reply.strip() else "only thinking, no answer")
+    if isinstance(reply, AnswerError):
+        return Verdict(None, f"{reply.cause}: {reply}")
+    answer = without_thinking(reply.text)
+    thought = not answer.strip()
+    if not reply.ended:
+        advice = " while thinking: switch thinking off at its server, or give it more tokens" if thought else ""
+        return Verdict(None, f"the reply was cut off{advice}")
+    if thought:
+        return Verdict(None, "only thinking, no answer" if reply.text.strip() else "an empty reply")
     shown = repr(answer[:80])
     if len(answer) > _LONGEST:
         return Verdict(None, f"malformed reply of {len(answer)} characters: {shown}")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
+from cat_lib.prompts import ask
 from cat_lib.schema import Model, Prompt
 
 _CUT = " [...] "
 
 
-def fitted(model: Model, texts: Sequence[str], build: Callable[[Sequence[str]], Prompt], reserve: int) -> Prompt:
-    """`build(texts)` with the texts cut so that the prompt leaves `reserve` tokens of the model's context."""
-    frame = len(model.encode(build([""] * len(texts))))
-    return build(fit(model, texts, model.context - reserve - frame - 8 * len(texts)))  # joins can re-tokenise
+def fitted(model: Model, reserve: int, name: str, rollouts: Sequence[str], **values: Any) -> Prompt:
+    """The prompt `name` with its rollouts cut so that it leaves `reserve` tokens of the model's context."""
+    frame = len(model.encode(ask(name, rollouts=[""] * len(rollouts), **values)))
+    room = model.context - reserve - frame - 8 * len(rollouts)  # joins can re-tokenise
+    return ask(name, rollouts=fit(model, rollouts, room), **values)
 
 
 def fit(model: Model, texts: Sequence[str], room: int) -> list[str]:

@@ -1,18 +1,22 @@
-"""Prompt texts, one .txt a prompt, and the one place that fills them.
+"""Prompt texts, one .txt a prompt, each a Jinja template, and the one place that fills them.
 
-Model output that goes into a prompt is data. `plain` disarms what a tokenizer would read as control, `fence` puts it
-between runs of backticks longer than any inside it, and filling is a single pass, so a rollout that contains
-`{{rollouts}}` stays as it is.
+Model output that goes into a prompt is data: a template shows it through `fence`, between runs of backticks longer than
+any inside it, or through `line`, where the unit is the line. Both are `plain`: what a tokenizer would read as control
+is disarmed. Filling is a single pass, so a rollout that contains `{{ rollouts }}` stays as it is.
 """
 
 from __future__ import annotations
 
 import re
-from importlib import resources
+from pathlib import Path
+from typing import Any
 
-_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cat_lib.schema import Prompt
+
+_CONTINUED = ("few_shot", "likelihood", "predictability")  # in the names of prompts that are text to go on with
 _RUN = re.compile(r"`{21,}")
-_OPTIONAL = re.compile(r"^\{\{\?(\w+)\}\}(.*\n)", re.MULTILINE)
 # control characters, and what is invisible or reorders the line: zero-width, bidirectional, tag characters
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]"
@@ -25,15 +29,15 @@ _CLOSE = re.compile(rf"</{_TAG}>|\[/THINK\]", re.IGNORECASE)
 _THOUGHT = re.compile(rf"(?:<{_TAG}>|\[THINK\]).*?(?:{_CLOSE.pattern}|\Z)\s*", re.DOTALL | re.IGNORECASE)
 
 
-def fill(name: str, **values: str) -> str:
-    """The prompt `prompts/<name>.txt` with each `{{key}}` replaced by its value.
+def fill(name: str, **values: Any) -> str:
+    """The prompt `prompts/<name>.txt` filled. Raises jinja2's UndefinedError for a value that it names and lacks."""
+    return _TEMPLATES.get_template(f"{name}.txt").render(values).rstrip("\n")
 
-    A line that opens with `{{?key}}` is kept only where `values[key]` is not empty. Raises KeyError for a
-    placeholder without a value.
-    """
-    template = resources.files(__package__).joinpath(f"{name}.txt").read_text(encoding="utf-8")
-    template = _OPTIONAL.sub(lambda m: m[2].lstrip(" ") if values.get(m[1]) else "", template)
-    return _PLACEHOLDER.sub(lambda m: values[m[1]], template).rstrip("\n")
+
+def ask(name: str, **values: Any) -> Prompt:
+    """The filled prompt as a model is asked it: text to go on with, or a chat of one turn."""
+    text = fill(name, **values)
+    return text if any(kind in name for kind in _CONTINUED) else [{"role": "user", "content": text}]
 
 
 def fence(text: str) -> str:
@@ -69,3 +73,9 @@ def plain(text: str) -> str:
 def valid(text: str) -> str:
     """The text with what is no valid Unicode replaced, so that every tokenizer and every store takes it."""
     return text.encode("utf-8", "replace").decode()
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+_TEMPLATES.filters |= {"fence": fence, "line": one_line}

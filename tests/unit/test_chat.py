@@ -92,11 +92,16 @@ def test_generation_cuts_the_thinking_and_books_its_tokens(with_template):
     assert len(completion.token_ids) == spent["policy"].completion_tokens == 8
 
 
-def test_a_word_is_read_where_no_thought_is_due(with_template):
+def test_a_word_is_read_where_no_thought_is_due(with_template, monkeypatch):
     """A probability judge and self-selected best-of-N ask a model that may think without letting it."""
     model = with_template(QWEN, thinking=True)
-    judge = Judge(model.anchor("judge"), "chat")
-    _, after = judge._split(judge.request("Rest.", "\x00"))
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            type(model), "score", lambda self, heads, branches, words: asked.extend(branches) or [[[-1.0] * 4]]
+        )
+        Judge(model.anchor("judge"), "chat")([("Rest.", "Says to rest.")])
+    ((after,),) = asked
     assert after.endswith("<think>\n\n</think>\n\n")
     with pytest.raises(ValueError, match=r"always thinks first.*judge_prompt='text'"):
         Judge(with_template(OPENED), "chat")([("Rest.", "Says to rest.")])

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from jinja2 import UndefinedError
 
 from cat_lib.learning.trl import GroupReward, Signal, whole_groups
 from cat_lib.method.estimators.synthesis import synthesis, synthesis_prompt
@@ -14,7 +15,7 @@ from cat_lib.method.estimators.voting import agreement, majority
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.method.signals import CollapseWatch, answer_dependence, gold_signals, reward_accuracy, signals
 from cat_lib.models.fitting import fit
-from cat_lib.prompts import fence, fill, one_line
+from cat_lib.prompts import ask, fence, fill, one_line
 from cat_lib.schema import Completion, Group, Reference
 from cat_lib.tasks import group_of
 from cat_lib.tasks.arithmetic import LEVELS, Arithmetic, _side
@@ -123,10 +124,19 @@ def test_the_anchor_does_not_see_the_question_unless_asked(embedded):
 def test_fences_are_longer_than_what_they_hold_and_filling_is_one_pass():
     assert fence("``` and `````").splitlines()[0] == "``````"
     assert one_line("a\n2. b\x1b[0m") == "a 2. b [0m"
-    filled = fill("synthesis_reasoning", rollouts="{{count}}", count="2", question="")
-    assert "{{count}}" in filled
-    with pytest.raises(KeyError):
-        fill("synthesis_reasoning", rollouts="x", question="")
+    filled = fill("synthesis_reasoning", rollouts=["{{ question }}"], question="")
+    assert "{{ question }}" in filled
+    with pytest.raises(UndefinedError, match="'question' is undefined"):
+        fill("synthesis_reasoning", rollouts=["x"])
+
+
+def test_a_prompt_is_text_to_go_on_with_or_a_chat():
+    for name in ("few_shot", "likelihood"):
+        assert str(ask(f"judge_{name}", response="It rests.", criterion="Rests.")).endswith("Rests.")
+    for name in ("chat", "text"):
+        (turn,) = ask(f"judge_{name}", response="It rests.", criterion="Rests.")
+        assert turn["role"] == "user"
+        assert "Criterion: Rests." in turn["content"]
 
 
 def test_long_groups_are_cut_to_the_room_and_keep_their_ends(embedded):

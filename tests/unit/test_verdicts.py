@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from cat_lib.method.judge import parse
-from cat_lib.method.verdicts import read
+from cat_lib.method import verdicts
 from cat_lib.schema import Completion
 
 REPLIES = [json.loads(line) for line in Path(__file__).parents[1].joinpath("data/judge_replies.jsonl").open()]
 
 
+def read(reply, finish="stop"):
+    return verdicts.read(Completion(reply, (), finish))
+
+
 @pytest.mark.parametrize("row", REPLIES, ids=[row["reply"][:40] for row in REPLIES])
 def test_a_reply_is_read_as_models_write_it_and_never_guessed(row):
-    verdict = parse(Completion(row["reply"], (), row["finish"]))
+    verdict = read(row["reply"], row["finish"])
     assert verdict.met is row["met"]
     if row["met"] is None:
         assert row["cause"] in verdict.cause

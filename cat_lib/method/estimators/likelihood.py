@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 import random
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
 from cat_lib.method.estimators.voting import pick
 from cat_lib.models.fitting import fitted
-from cat_lib.prompts import fence, fill, one_line
 from cat_lib.schema import Estimator, Group, Model, Prompt, Reference
 
 _ROW = 4096  # tokens of rollouts scored behind one copy of their prompt: attention and logits grow with the row
@@ -30,19 +29,18 @@ def min_ppl(scorer: Model) -> Estimator:
     and for a log-probability that is not finite.
     """
 
-    def estimate(groups: Sequence[Group]) -> list[Reference | None]:
+    def scores(groups: Sequence[Group]) -> Iterator[float]:
+        rows = list[tuple[list[int], list[str]]]()
         for group in groups:
             if not group.prompt:
                 raise ValueError(f"the group of question {group.id!r} has no prompt; min_ppl needs what was asked")
-        rows = []
-        for group in groups:
             texts, head = [r.text for r in group.rollouts if r.text], scorer.encode(group.prompt)
             most = max(1, _ROW // max((len(scorer.encode(t)) for t in texts), default=1))
             rows += [(head, texts[i : i + most]) for i in range(0, len(texts), most)]
-        found = (s for row in scorer.score(*zip(*rows, strict=True)) for (s,) in row) if rows else iter(())
-        return [_best(g, [next(found) if r.text else -math.inf for r in g.rollouts], "min_ppl") for g in groups]
+        found = (mean for row in scorer.score(*zip(*rows, strict=True)) for (mean,) in row) if rows else iter(())
+        return (next(found) if r.text else -math.inf for g in groups for r in g.rollouts)
 
-    return estimate
+    return _likeliest("min_ppl", scores)
 
 
 def mutual_predictability(scorer: Model, seed: int = 0) -> Estimator:
@@ -52,32 +50,25 @@ def mutual_predictability(scorer: Model, seed: int = 0) -> Estimator:
     id. Raises ValueError for a group of fewer than 2 rollouts and for a log-probability that is not finite.
     """
 
-    def prompts(group: Group) -> list[Prompt]:
+    def prompts(group: Group) -> Iterator[Prompt]:
         if len(group.rollouts) < 2:
             raise ValueError(
                 f"the group of question {group.id!r} has {len(group.rollouts)} rollout; mutual predictability needs "
                 "2 or more: raise group_size"
             )
-        rng = random.Random(f"{seed} {group.id}")
-        texts = [r.text for r in group.rollouts]
-
-        def build(others: Sequence[str]) -> Prompt:
-            lines = "\n".join(f"{i}. {one_line(text)}" for i, text in enumerate(others, 1))
-            return fill("mutual_predictability", question=group.question, rollouts=lines, next=str(len(texts)))
-
+        rng, texts = random.Random(f"{seed} {group.id}"), [r.text for r in group.rollouts]
         reserve = max(len(scorer.encode(t)) if t else 0 for t in texts) + 1
-        orders = [[t for j, t in enumerate(texts) if j != i] for i in range(len(texts))]
-        for others in orders:
+        for i in range(len(texts)):
+            others = texts[:i] + texts[i + 1 :]
             rng.shuffle(others)
-        return [fitted(scorer, others, build, reserve) for others in orders]
+            yield fitted(scorer, reserve, "mutual_predictability", others, question=group.question)
 
-    def estimate(groups: Sequence[Group]) -> list[Reference | None]:
-        texts = [r.text for g in groups for r in g.rollouts]
-        logprobs = scorer.logprobs([prompt for g in groups for prompt in prompts(g)], texts)
-        found = iter(fmean(own) if own else -math.inf for own in logprobs)
-        return [_best(g, [next(found) for _ in g.rollouts], "mutual_predictability") for g in groups]
+    def scores(groups: Sequence[Group]) -> Iterator[float]:
+        asked = [prompt for g in groups for prompt in prompts(g)]
+        logprobs = scorer.logprobs(asked, [r.text for g in groups for r in g.rollouts])
+        return (fmean(own) if own else -math.inf for own in logprobs)
 
-    return estimate
+    return _likeliest("mutual_predictability", scores)
 
 
 def self_bon(reader: Model, kind: str) -> Estimator:
@@ -90,37 +81,35 @@ def self_bon(reader: Model, kind: str) -> Estimator:
     shots = kind.startswith("few_shot")
     name = "self_bon_few_shot" if shots else "self_bon_chat"
 
-    def head(group: Group, reader: Model) -> list[int]:
-        if len(group.rollouts) > len(_LETTERS):
-            raise ValueError(f"{len(group.rollouts)} rollouts: self_bon letters at most {len(_LETTERS)} of them")
+    def scores(groups: Sequence[Group]) -> Iterator[float]:
+        most = max(len(g.rollouts) for g in groups)
+        if most > len(_LETTERS):
+            raise ValueError(f"{most} rollouts: self_bon letters at most {len(_LETTERS)} of them")
+        asked = reader if shots else reader.direct()  # not before it is asked: a notebook lists all that it could ask
+        heads = [
+            asked.encode(fitted(asked, 8, name, [r.text for r in g.rollouts], letters=_LETTERS, question=g.question))
+            for g in groups
+        ]
+        rows = asked.score(heads, [["\nBest attempt:"]] * len(groups), [f" {letter}" for letter in _LETTERS[:most]])
+        return (score for g, (own,) in zip(groups, rows, strict=True) for score in own[: len(g.rollouts)])
 
-        def build(texts: Sequence[str]) -> Prompt:
-            block, wrap = ("\n", one_line) if shots else ("\n\n", lambda text: "\n" + fence(text))
-            listed = block.join(f"{letter}. {wrap(text)}" for letter, text in zip(_LETTERS, texts, strict=False))
-            text = fill(name, question=group.question, rollouts=listed)
-            return text if shots else [{"role": "user", "content": text}]
+    return _likeliest("self_bon", scores)
 
-        return reader.encode(fitted(reader, [r.text for r in group.rollouts], build, 8))
+
+def _likeliest(name: str, scores: Callable[[Sequence[Group]], Iterator[float]]) -> Estimator:
+    """The rollout with the highest of `scores`, one a rollout of all groups in turn; none is picked at -inf."""
+
+    def best(group: Group, own: Sequence[float]) -> Reference | None:
+        if bad := [s for s in own if not s < math.inf]:
+            raise ValueError(
+                f"{name}: the model gives a log-probability of {bad[0]} on question {group.id!r}; its numbers "
+                "overflow: load it in float32, or lower learning_rate if it is in training"
+            )
+        index = max(range(len(own)), key=own.__getitem__)
+        return pick(group, index, name) if own[index] > -math.inf else None
 
     def estimate(groups: Sequence[Group]) -> list[Reference | None]:
-        if not groups:
-            return []
-        asked = reader if shots else reader.direct()  # not before it is asked: a notebook lists all that it could ask
-        letters = [f" {letter}" for letter in _LETTERS[: max(len(g.rollouts) for g in groups)]]
-        rows = asked.score([head(g, asked) for g in groups], [["\nBest attempt:"]] * len(groups), letters)
-        return [
-            _best(group, scores[: len(group.rollouts)], "self_bon")
-            for group, (scores,) in zip(groups, rows, strict=True)
-        ]
+        found = scores(groups) if groups else iter(())
+        return [best(g, [next(found) for _ in g.rollouts]) for g in groups]
 
     return estimate
-
-
-def _best(group: Group, scores: Sequence[float], estimator: str) -> Reference | None:
-    if bad := [s for s in scores if not s < math.inf]:
-        raise ValueError(
-            f"{estimator}: the model gives a log-probability of {bad[0]} on question {group.id!r}; its numbers "
-            "overflow: load it in float32, or lower learning_rate if it is in training"
-        )
-    best = max(range(len(scores)), key=scores.__getitem__)
-    return pick(group, best, estimator) if scores[best] > -math.inf else None

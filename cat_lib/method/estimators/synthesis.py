@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from cat_lib.method.estimators.voting import first
 from cat_lib.models.fitting import fitted
-from cat_lib.prompts import fence, fill, one_line
 from cat_lib.schema import Completion, Estimator, Group, Lost, Model, Prompt, Reference, Sampling, Task
 from cat_lib.tasks.answers import boxes
 
@@ -35,14 +34,15 @@ def synthesis(anchor: Model, task: Task, kind: str | None = None, include_questi
         raise ValueError(f"synthesis prompt {kind!r}: allowed are {', '.join(KINDS)}")
     sampling = Sampling(max_new_tokens, temperature=0, stop=("\n",) if kind.startswith("few_shot") else ())
 
+    def reference(group: Group, completion: Completion) -> Reference:
+        *quoted, last = boxes(completion.text) or [""]
+        concluded = replace(completion, text=rf"\boxed{{{last}}}") if quoted else completion
+        answer = task.extract(concluded, group.question)
+        return Reference(completion.text.strip(), None if isinstance(answer, Lost) else answer, "synthesis")
+
     def estimate(groups: Sequence[Group]) -> list[Reference | None]:
         prompts = [synthesis_prompt(anchor, group, kind, max_new_tokens, include_question) for group in groups]
-        completions = [c for (c,) in anchor.generate(prompts, 1, sampling)]
-        answers = [task.extract(_concluded(c), group.question) for group, c in zip(groups, completions, strict=True)]
-        return [
-            Reference(completion.text.strip(), None if isinstance(answer, Lost) else answer, "synthesis")
-            for completion, answer in zip(completions, answers, strict=True)
-        ]
+        return [reference(g, c) for g, (c,) in zip(groups, anchor.generate(prompts, 1, sampling), strict=True)]
 
     return estimate
 
@@ -52,12 +52,6 @@ def of_first(estimator: Estimator) -> Estimator:
     return lambda groups: estimator(first(groups, 1))
 
 
-def _concluded(completion: Completion) -> Completion:
-    """The completion with no box but the last."""
-    *quoted, last = boxes(completion.text) or [""]
-    return replace(completion, text=rf"\boxed{{{last}}}") if quoted else completion
-
-
 def synthesis_prompt(
     anchor: Model, group: Group, kind: str, max_new_tokens: int, include_question: bool = False
 ) -> Prompt:
@@ -65,13 +59,5 @@ def synthesis_prompt(
 
     A chat for `reasoning` and `freeform`; plain text, one line a rollout, for the `few_shot` kinds.
     """
-    shots = kind.startswith("few_shot")
-
-    def build(texts: Sequence[str]) -> Prompt:
-        block, wrap = ("\n", one_line) if shots else ("\n\n", lambda text: "\n" + fence(text))
-        rollouts = block.join(f"{i}. {wrap(text)}" for i, text in enumerate(texts, 1))
-        question = group.question if include_question else ""
-        text = fill(f"synthesis_{kind}", rollouts=rollouts, count=str(len(texts)), question=question)
-        return text if shots else [{"role": "user", "content": text.strip()}]
-
-    return fitted(anchor, [r.text for r in group.rollouts], build, max_new_tokens)
+    question = group.question if include_question else ""
+    return fitted(anchor, max_new_tokens, f"synthesis_{kind}", [r.text for r in group.rollouts], question=question)

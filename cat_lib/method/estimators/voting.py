@@ -25,15 +25,11 @@ def majority(groups: Sequence[Group]) -> list[Reference | None]:
     None where no rollout gives an answer. Rollouts without an answer do not vote. Answers are compared as the task
     extracts them, so a task whose answers have several notations extracts a canonical one.
     """
-    return [_majority(group) for group in groups]
-
-
-def _majority(group: Group) -> Reference | None:
-    votes = Counter(a for a in group.answers if a is not None)
-    if not votes:
-        return None
-    answer = votes.most_common(1)[0][0]  # Counter keeps first-seen order among equals
-    return pick(group, group.answers.index(answer), "majority")
+    votes = [Counter(a for a in group.answers if a is not None) for group in groups]
+    return [  # Counter keeps first-seen order among equals
+        pick(group, group.answers.index(count.most_common(1)[0][0]), "majority") if count else None
+        for group, count in zip(groups, votes, strict=True)
+    ]
 
 
 def gold(golds: Mapping[str, str]) -> Estimator:
@@ -63,13 +59,13 @@ def first(groups: Sequence[Group], k: int, start: int = 0) -> list[Group]:
                 f"rollouts {start} to {start + k - 1} of question {group.id!r} are asked for; its group has "
                 f"{len(group.rollouts)}: raise group_size or ask for fewer"
             )
-    cut = slice(start, start + k)
+    kept = range(start, start + k)
     return [
         replace(
             g,
-            rollouts=g.rollouts[cut],
-            answers=g.answers[cut],
-            lost=frozenset(i - start for i in g.lost if start <= i < start + k),
+            rollouts=tuple(g.rollouts[i] for i in kept),
+            answers=tuple(g.answers[i] for i in kept),
+            lost=frozenset(i - start for i in g.lost.intersection(kept)),
         )
         for g in groups
     ]

@@ -16,7 +16,7 @@ from typing import Literal
 
 import pandas as pd
 
-from cat_lib.prompts import fence, fill, one_line, plain
+from cat_lib.prompts import ask, plain
 from cat_lib.schema import Completion, Criterion, Judging, Model, Prompt, Rubric, Sampling
 
 _LONGEST = 20_000  # characters of a proposal that are parsed
@@ -86,16 +86,6 @@ class _Draft:
     malformed: int = 0
     duplicates: int = 0
 
-    def fresh(self, reply: Sequence[Criterion]) -> list[Criterion]:
-        """What a reply says that none before it said; it is counted, malformed if it says nothing."""
-        before = len(self.seen)
-        for criterion in reply:
-            if all(same_words(criterion.text, old.text) < _NEAR for old in self.seen):
-                self.seen.append(criterion)
-        self.malformed += not reply
-        self.duplicates += before + len(reply) - len(self.seen)
-        return self.seen[before:]
-
 
 @dataclass(frozen=True)
 class Proposer:
@@ -118,26 +108,39 @@ class Proposer:
     def __call__(self, texts: Sequence[str | None], kind: Literal["reference", "question"]) -> list[Proposal]:
         """One proposal a text; None stands for a text that could not be had."""
         drafts = [_Draft(text or "") for text in texts]
-        pending = [d for d in drafts if d.text]
+        judge = self.judge if kind == "reference" else None  # a question meets no criteria
+        stop = ("###",) if self.prompt == "few_shot" else self.sampling.stop
         for attempt in range(self.attempts):
+            pending = [d for d in drafts if d.text and len(d.kept) < self.minimum]
             if not pending:
                 break
-            stop = ("###",) if self.prompt == "few_shot" else self.sampling.stop
+            about = {"minimum": self.minimum, "points": self.points}
+            prompts = [ask(f"rubric_{kind}_{self.prompt}", text=d.text, **about) for d in pending]
             sampling = replace(self.sampling, seed=self.sampling.seed + attempt, stop=stop)
-            prompts = [self.request(d.text, kind) for d in pending]
-            fresh = [
-                (draft, criterion)
-                for draft, replies in zip(pending, self.anchor.generate(prompts, self.replies, sampling), strict=True)
-                for reply in replies
-                for criterion in draft.fresh(self._parsed(reply))
-            ]
-            judged = self.judge if kind == "reference" else None  # a question meets no criteria
-            verdicts = judged([(draft.text, c.text) for draft, c in fresh]) if judged else [None] * len(fresh)
+            answers = self.anchor.generate(prompts, self.replies, sampling)
+            fresh = list[tuple[_Draft, Criterion]]()
+            for draft, prompt, replies in zip(pending, prompts, answers, strict=True):
+                for criteria in (self._parsed(prompt, reply) for reply in replies):
+                    draft.malformed += not criteria
+                    for criterion in criteria:
+                        known = any(same_words(criterion.text, old.text) >= _NEAR for old in draft.seen)
+                        draft.duplicates += known
+                        if not known:
+                            draft.seen.append(criterion)
+                            fresh.append((draft, criterion))
+            verdicts = judge([(draft.text, c.text) for draft, c in fresh]) if judge else [None] * len(fresh)
             for (draft, criterion), verdict in zip(fresh, verdicts, strict=True):
                 if verdict is None or verdict.met is not (criterion.points < 0):  # a pitfall is failed by meeting it
                     draft.kept.append(criterion)
-            pending = [d for d in pending if len(d.kept) < self.minimum]
         return [self._proposal(draft, kind) for draft in drafts]
+
+    def _parsed(self, prompt: Prompt, reply: Completion) -> list[Criterion]:
+        """The criteria of one reply, none if it was cut or is malformed."""
+        opened = prompt[prompt.rindex("<rubric>") :] if isinstance(prompt, str) else ""  # plain text ends inside it
+        try:
+            return parse_rubric(opened + reply.text, self.points) if reply.ended else []
+        except ValueError:
+            return []
 
     def _proposal(self, draft: _Draft, kind: str) -> Proposal:
         rubric, unmet, cause = Rubric(tuple(draft.kept), kind), len(draft.seen) - len(draft.kept), None
@@ -152,32 +155,15 @@ class Proposer:
             cause = "no criterion with positive points is left"
         return Proposal(None if cause else rubric, draft.text, draft.malformed, draft.duplicates, unmet, cause)
 
-    def _parsed(self, reply: Completion) -> list[Criterion]:
-        """The criteria of one reply, none if it was cut or is malformed."""
-        opening = "<rubric>" + ('<criterion points="' if self.points else "<criterion>")
-        try:
-            text = (opening if self.prompt == "few_shot" else "") + reply.text  # the few-shot prompt ends with it
-            return parse_rubric(text, self.points) if reply.ended else []
-        except ValueError:
-            return []
-
-    def request(self, text: str, kind: Literal["reference", "question"]) -> Prompt:
-        """What the anchor is asked."""
-        shots = self.prompt == "few_shot"
-        shown = one_line(text) if shots else fence(text)
-        marks = {"points": "1" * self.points, "plain": "1" * (not self.points)}
-        filled = fill(f"rubric_{kind}_{self.prompt}", text=shown, minimum=str(self.minimum), **marks)
-        return filled if shots else [{"role": "user", "content": filled}]
-
 
 def rubric_table(proposals: Mapping[str, Proposal]) -> pd.DataFrame:
     """One row a criterion, and one for a group that has none, with the text the rubric was written from."""
     return pd.DataFrame(
         {
             "example": id,
-            "source": proposal.rubric.source if proposal.rubric else None,
-            "criterion": criterion.text if criterion else None,
-            "points": criterion.points if criterion else None,
+            "source": proposal.rubric and proposal.rubric.source,
+            "criterion": criterion and criterion.text,
+            "points": criterion and criterion.points,
             "text": plain(proposal.text),
             "cause": proposal.cause,
         }
@@ -197,18 +183,13 @@ def drift(first: Sequence[Proposal], again: Sequence[Proposal], after: Sequence[
 
     `rubric_similarity_chance`: two draws before training; `rubric_similarity_after`: before and after it.
     """
-    known = [
-        (a.rubric, b.rubric, c.rubric)
-        for a, b, c in zip(first, again, after, strict=True)
-        if a.rubric and b.rubric and c.rubric
-    ]
-    if not known:
-        return {"rubric_drift_questions": 0.0}
-    return {
-        "rubric_similarity_chance": fmean(rubric_similarity(a, b) for a, b, _ in known),
-        "rubric_similarity_after": fmean(rubric_similarity(a, c) for a, _, c in known),
-        "rubric_drift_questions": float(len(known)),
+    drawn = [[p.rubric for p in three if p.rubric] for three in zip(first, again, after, strict=True)]
+    known = [three for three in drawn if len(three) == 3]
+    similar = {
+        "rubric_similarity_chance": [rubric_similarity(a, b) for a, b, _ in known],
+        "rubric_similarity_after": [rubric_similarity(a, c) for a, _, c in known],
     }
+    return {k: fmean(v) for k, v in similar.items() if v} | {"rubric_drift_questions": float(len(known))}
 
 
 def rubric_similarity(a: Rubric, b: Rubric) -> float:

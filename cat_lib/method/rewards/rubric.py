@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -28,6 +28,7 @@ from cat_lib.schema import Completion, Criterion, Example, Group, Judging, Refer
 
 # a judge of whose last so many verdicts at least this share are alike is reported
 _WINDOW, _CONSTANT = 200, 0.98
+_COLUMNS = ["example", "rollout", "criterion", "points", "met", "score", "cause", "reason"]
 
 
 class JudgeError(RuntimeError):
@@ -53,38 +54,38 @@ def from_question(proposer: Proposer, path: Path | None = None) -> Rubrics:
     A question's rubric is written once, by a draw that hangs on the question's id and not on its place in a batch. It
     is kept in `path`, where a resume and other processes find it. One that failed stays failed: its draw is the same.
     """
-    known = dict[str, Proposal]()
+    written = list[dict[str, Any]]()  # the lines of a file, where there is none
 
     def write(group: Group) -> Proposal:
         digest = hashlib.sha256(f"{proposer.sampling.seed} {group.id}".encode("utf-8", "surrogatepass")).digest()
         drawn = replace(proposer.sampling, seed=int.from_bytes(digest[:4]) >> 1)
         (proposal,) = replace(proposer, sampling=drawn)([group.question], "question")
+        kept = [[c.text, c.points] for c in proposal.rubric.criteria] if proposal.rubric else []
+        line = {"example": group.id, "text": proposal.text, "criteria": kept, "cause": proposal.cause}
         if path:
-            kept = [[c.text, c.points] for c in proposal.rubric.criteria] if proposal.rubric else []
             path.parent.mkdir(parents=True, exist_ok=True)
-            append_line(path, {"example": group.id, "text": proposal.text, "criteria": kept, "cause": proposal.cause})
-        known[group.id] = Proposal(proposal.rubric, proposal.text, cause=proposal.cause)  # the rest is counted once
+            append_line(path, line)
+        else:
+            written.append(line)
         return proposal
 
     def rubrics(groups: Sequence[Group], references: Sequence[Reference | None]) -> list[Proposal]:
-        for _, line in read_lines(path) if path else ():
+        known = dict[str, Proposal]()
+        for line in [line for _, line in read_lines(path)] if path else written:
             criteria = tuple(Criterion(text, points) for text, points in line["criteria"])
             rubric = Rubric(criteria, "question") if criteria else None
             known.setdefault(line["example"], Proposal(rubric, line["text"], cause=line["cause"]))
-        fresh = {id: write(g) for id, g in {g.id: g for g in groups}.items() if id not in known}
-        return [fresh.get(g.id) or known[g.id] for g in groups]
+        for group in groups:
+            known[group.id] = known.get(group.id) or write(group)
+        return [known[g.id] for g in groups]
 
     return rubrics
 
 
 def physician(examples: Sequence[Example]) -> Rubrics:
     """Upper bound: the experts' own criteria, points and negatives included. This is gold; its name says so."""
-    known = {e.id: e.rubric for e in examples}
-
-    def rubrics(groups: Sequence[Group], references: Sequence[Reference | None]) -> list[Proposal]:
-        return [Proposal(known[g.id], cause=None if known[g.id] else "no physician rubric") for g in groups]
-
-    return rubrics
+    known = {e.id: Proposal(e.rubric, cause=None if e.rubric else "no physician rubric") for e in examples}
+    return lambda groups, references: [known[g.id] for g in groups]
 
 
 def equivalence() -> Rubrics:
@@ -136,9 +137,9 @@ class RubricReward:
 
     judge: Judging
     rubrics: Rubrics
-    penalty: LengthPenalty | None = None
+    penalty: LengthPenalty = LengthPenalty(amount=0.0)  # frozen: safe to share
     max_failed: float = 0.5
-    rows: list[dict[str, object]] = field(default_factory=list)  # of the last call, one a verdict
+    table: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS))  # the last call's verdicts
     proposals: dict[str, Proposal] = field(default_factory=dict)  # of the last call, by group id
     _last: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _warned: bool = False
@@ -147,24 +148,25 @@ class RubricReward:
         proposals = self.rubrics(groups, references)
         self.proposals = {g.id: p for g, p in zip(groups, proposals, strict=True)}
         jobs = [
-            (group, i, rollout.text, criterion)
+            (group, i, criterion)
             for group, proposal in zip(groups, proposals, strict=True)
-            for i, rollout in enumerate(group.rollouts)
+            for i in range(len(group.rollouts))
             for criterion in (proposal.rubric.criteria if proposal.rubric else ())
         ]
-        verdicts = self.judge([(text, criterion.text) for _, _, text, criterion in jobs])
-        self.rows = [
-            {"example": g.id, "rollout": i, "criterion": c.text, "points": c.points, "met": v.met}
-            | {"score": v.score, "cause": v.cause, "reason": v.reason}
-            for (g, i, _, c), v in zip(jobs, verdicts, strict=True)
+        verdicts = self.judge([(g.rollouts[i].text, c.text) for g, i, c in jobs])
+        rows = [
+            {"example": g.id, "rollout": i, "criterion": c.text, "points": c.points} | asdict(v)
+            for (g, i, c), v in zip(jobs, verdicts, strict=True)
         ]
+        self.table = pd.DataFrame(rows, columns=_COLUMNS)
         self._check(verdicts)
-        stream = iter(verdicts)
-        return [[self._reward(r, p.rubric, stream) for r in g.rollouts] for g, p in zip(groups, proposals, strict=True)]
+        known = iter(verdicts)
 
-    def _reward(self, rollout: Completion, rubric: Rubric | None, verdicts: Iterator[Verdict]) -> float | None:
-        reward = share_met(rubric, [next(verdicts) for _ in rubric.criteria]) if rubric else None
-        return self.penalty(reward, len(rollout.token_ids)) if self.penalty else reward
+        def reward(rollout: Completion, rubric: Rubric | None) -> float | None:
+            share = share_met(rubric, [next(known) for _ in rubric.criteria]) if rubric else None
+            return self.penalty(share, len(rollout.token_ids))
+
+        return [[reward(r, p.rubric) for r in g.rollouts] for g, p in zip(groups, proposals, strict=True)]
 
     def _check(self, verdicts: Sequence[Verdict]) -> None:
         causes = Counter(v.cause for v in verdicts if v.met is None)
@@ -174,44 +176,30 @@ class RubricReward:
                 f"{causes.total()} of {len(verdicts)} verdicts failed, more than max_failed={self.max_failed}: {most}"
             )
         self._last.extend(v.met for v in verdicts if v.met is not None)
-        share = fmean(self._last) if self._last else 0.5
-        if len(self._last) == _WINDOW and max(share, 1 - share) >= _CONSTANT and not self._warned:
-            self._warned, says = True, "yes" if share > 0.5 else "no"
-            warnings.warn(
-                f"the judge said {says} to {max(share, 1 - share):.0%} of its last {_WINDOW} pairs", stacklevel=3
-            )
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The last call's verdicts, one row each; empty if no group had a rubric."""
-        columns = ["example", "rollout", "criterion", "points", "met", "score", "cause", "reason"]
-        return pd.DataFrame(self.rows, columns=columns)
+        yes = fmean(self._last) if self._last else 0.5
+        if len(self._last) == _WINDOW and max(yes, 1 - yes) >= _CONSTANT and not self._warned:
+            self._warned, says = True, "yes" if yes > 0.5 else "no"
+            warnings.warn(f"the judge said {says} to {max(yes, 1 - yes):.0%} of its last {_WINDOW} pairs", stacklevel=3)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The last call's verdicts and rubrics."""
         return {"verdicts": self.table, "rubrics": rubric_table(self.proposals)}
 
     def observe(self, step: int, folder: Path) -> dict[str, float]:
-        """What the last call's judging looked like."""
-        return verdict_signals(self.table, list(self.proposals.values()))
-
-
-def verdict_signals(verdicts: pd.DataFrame, proposals: Sequence[Proposal]) -> dict[str, float]:
-    """What one step's judging looked like; formulas in docs/metrics.md. A share of nothing is left out."""
-    kept = [p.rubric for p in proposals if p.rubric]
-    numbers = {
-        "rubric_missing": fmean(p.rubric is None for p in proposals) if proposals else 0.0,
-        "rubric_malformed": float(sum(p.malformed for p in proposals)),
-        "rubric_duplicates": float(sum(p.duplicates for p in proposals)),
-        "rubric_unmet": float(sum(p.unmet for p in proposals)),
-    }
-    if kept:
-        numbers["rubric_criteria"] = fmean(len(r.criteria) for r in kept)
-    known = verdicts.dropna(subset=["met"]) if len(verdicts) else verdicts
-    if len(known):
-        shares = known["met"].astype(float).groupby([known["example"], known["criterion"]]).mean()
-        numbers |= {"met_share": float(known["met"].astype(float).mean())}
-        numbers |= {"verdict_agreement": float(shares.map(lambda s: max(s, 1 - s)).mean())}
-    if len(verdicts):
-        numbers["verdict_failed"] = float(verdicts["met"].isna().mean())
-    return numbers
+        """What the last call's judging looked like; formulas in docs/metrics.md. A share of nothing is left out."""
+        proposals, known = self.proposals.values(), self.table.dropna(subset=["met"])
+        met = known["met"].astype(float)
+        shares = met.groupby([known["example"], known["criterion"]]).mean()
+        means = {
+            "rubric_missing": [p.rubric is None for p in proposals],
+            "rubric_criteria": [len(p.rubric.criteria) for p in proposals if p.rubric],
+            "met_share": met,
+            "verdict_agreement": shares.where(shares > 0.5, 1 - shares),
+            "verdict_failed": self.table["met"].isna(),
+        }
+        sums = {
+            "rubric_malformed": sum(p.malformed for p in proposals),
+            "rubric_duplicates": sum(p.duplicates for p in proposals),
+            "rubric_unmet": sum(p.unmet for p in proposals),
+        }
+        return {k: fmean(v) for k, v in means.items() if len(v)} | {k: float(n) for k, n in sums.items()}

@@ -13,12 +13,8 @@ def verifiable(groups: Sequence[Group], references: Sequence[Reference | None]) 
     A group whose reference is missing or has no answer is unscorable: None for each of its rollouts. The paper
     is silent on that case; a 0 would punish rollouts for the anchor's failure. So is a rollout whose answer was lost.
     """
-    rewards: list[list[float | None]] = []
-    for group, reference in zip(groups, references, strict=True):
-        if reference is None or reference.answer is None:
-            rewards.append([None] * len(group.rollouts))
-        else:
-            rewards.append(
-                [None if i in group.lost else float(a == reference.answer) for i, a in enumerate(group.answers)]
-            )
-    return rewards
+    truths = [reference.answer if reference else None for reference in references]
+    return [
+        [None if truth is None or i in group.lost else float(a == truth) for i, a in enumerate(group.answers)]
+        for group, truth in zip(groups, truths, strict=True)
+    ]
