@@ -29,7 +29,7 @@ def suite(store):
 
     def load(text: str, **options):
         (store / "s.yaml").write_text(text)
-        return load_suite(store / "s.yaml", runs=store / "runs", **options)
+        return load_suite(store / "s.yaml", **options)
 
     return load
 
@@ -130,7 +130,7 @@ def test_a_plan_skips_what_finished_and_names_what_changed(suite, store):
     loaded = suite(GRID)
     for entry, status in zip(loaded.entries, ("FINISHED", "FAILED", "KILLED"), strict=False):
         finished(entry, status)
-    words = [(s.word, s.note) for s in plan(loaded.entries, False)]
+    words = [(s.word, s.why) for s in plan(loaded.entries, False)]
     assert words[0] == ("skipped", "finished before, same parameters and code")
     assert words[1] == ("waiting", "was FAILED: again")
     assert [w for w, _ in words] == ["skipped", "waiting", "waiting", "waiting", "waiting"]
@@ -139,11 +139,11 @@ def test_a_plan_skips_what_finished_and_names_what_changed(suite, store):
     finished(loaded.entries[4])
     (other,) = suite(GRID.replace("x: 9", "x: 10")).only("other")
     (state,) = plan([other], False)
-    assert (state.word, state.note) == ("waiting", "changed since its last run (x: 9.0 -> 10.0): runs anew")
+    assert (state.word, state.why) == ("waiting", "changed since its last run (x: 9.0 -> 10.0): runs anew")
     write_notebook(store / "small.ipynb", "pass")  # other code
     (state,) = plan(suite(GRID).only("other"), False)
     assert state.word == "waiting"
-    assert "changed since its last run (code: " in state.note
+    assert "changed since its last run (code: " in state.why
 
 
 def test_suites_of_the_repository_are_whole(store):
@@ -228,7 +228,7 @@ def under_way(loaded) -> Batch:
     """A suite of three: one finished, one in its fourth step of eight, one failed with text from a model."""
     states = [State(e, Word(word), started=time.time() - 200) for e, word in zip(loaded.entries, WORDS, strict=True)]
     done, now, failed = states
-    done.seconds, failed.error = 400.0, "raised [bold]\x1b[2J<b>"
+    done.seconds, failed.why = 400.0, "raised [bold]\x1b[2J<b>"
     now.entry.folder.mkdir(parents=True)
     for step in (1, 4):
         tracking.Run(now.entry.folder).step({"arm/reward": step / 8}, step, 8)
@@ -246,13 +246,13 @@ def test_the_live_table_shows_cell_step_times_and_the_last_metric(suite):
     with Progress(Console(file=screen, force_terminal=True, width=140, height=30)) as shown:
         shown.show(batch)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
-    row = next(line for line in text.splitlines() if "seed=1" in line)
+    row = next(line for line in text.splitlines() if "│ small seed=1" in line)
     cells = [cell.strip() for cell in row.strip("│ ").split("│")]
     assert [cells[1], cells[2], cells[5]] == ["2/5", "4/8", "arm/reward 0.5"]
-    assert re.fullmatch("3:2.", cells[3])
-    assert re.fullmatch("3:[12].", cells[4])  # to what the finished one took
+    assert re.fullmatch("0:03:2.", cells[3])
+    assert re.fullmatch("0:03:[12].", cells[4])  # to what the finished one took
     assert "1 FINISHED, 1 running, 1 FAILED" in text
-    assert "raised [bold]  [2J<b>" in text or "raised [bold] [2J<b>" in text
+    assert r"raised [bold]\u001b[2J<b>" in text
     assert "\x1b[2J" not in screen.getvalue()
 
 
@@ -264,7 +264,7 @@ def test_away_from_a_terminal_each_change_is_a_line(suite, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == list(WORDS)
     assert len(lines) == 4
-    assert re.search(r"cell 2/5 step 4/8 elapsed 3:2. remaining 3:[12]. arm/reward 0.5$", lines[3])
+    assert re.search(r"cell 2/5 step 4/8 elapsed 0:03:2. remaining 0:03:[12]. arm/reward 0.5$", lines[3])
     told = "\n".join(summary(batch.states))
     assert f"tail -n 40 '{batch.states[2].entry.folder}/output.log'" in told
     assert "\x1b" not in told
