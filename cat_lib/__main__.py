@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from cat_lib import check
-from cat_lib.shown import masked
 from cat_lib.suites.entry import spare_grammar
 
 spare_grammar()
@@ -38,11 +37,12 @@ def run(
     try:
         folder = run_notebook(notebook, given, run_id, typed=False)
     except (ParameterError, ConfigurationError, TrackingError, BusyError) as error:
-        _fail(str(error), 2)
+        check.fail(error)
     except OSError as error:
-        _fail(f"the run's folder can't be written: {error}", 2)
+        check.fail(f"the run's folder can't be written: {error}")
     except RunError as error:
-        _fail(f"{error.status}: {error}\nsee {error.folder / 'executed.ipynb'}", 130 if error.status == "KILLED" else 1)
+        code = 130 if error.status == "KILLED" else 1
+        check.fail(f"{error.status}: {error}\nsee {error.folder / 'executed.ipynb'}", code=code)
     print(f"FINISHED: {folder}")
 
 
@@ -93,7 +93,7 @@ def suite(
         with progress.Progress(console) as shown:
             stopped = batch.run_suite(loaded, states, runner, shown.show)
     except (SuiteError, ModelError, TrackingError, executors.ExecutorError) as error:
-        _fail(str(error), 2)
+        check.fail(error)
     print("\n".join(progress.summary(states)))
     failed = any(s.word in (batch.Word.FAILED, batch.Word.KILLED) for s in states)
     raise typer.Exit(130 if stopped else 1 if failed else 0)
@@ -140,7 +140,7 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> 
 
     uri = tracking_uri()
     if uri.startswith("http"):
-        _fail(f"runs go to the server {uri}: open it in a browser", 2)
+        check.fail(f"runs go to the server {uri}: open it in a browser")
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     # not among the words of the command: whoever lists processes sees those
     raise typer.Exit(serve(command, os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}))
@@ -149,13 +149,8 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> 
 def _pair(entry: str, option: str) -> tuple[str, str]:
     name, equals, value = entry.partition("=")
     if not equals:
-        _fail(f"{option} {entry!r}: write it as name=value", 2)
+        check.fail(f"{option} {entry!r}: write it as name=value")
     return name, value
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(masked(message), file=sys.stderr)
-    raise typer.Exit(code)
 
 
 if __name__ == "__main__":
