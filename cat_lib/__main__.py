@@ -81,17 +81,16 @@ def suite(
         if dry_run:
             console.print(progress.planned(states, need))
             return
-        runner: executors.Executor
         if executor == "ray":
-            runner = executors.Ray(jobs, address, cpus, gpus)
+            runner = executors.ray(jobs, address, cpus, gpus)
         elif executor == "slurm":
             options = dict(_pair(entry, "--slurm") for entry in slurm or [])
-            runner = executors.Slurm(jobs, loaded.folder / "slurm", cpus, gpus, options)
+            runner = executors.slurm(jobs, loaded.folder / "slurm", cpus, gpus, options)
         else:
-            runner = executors.Local(jobs)
+            runner = executors.local(jobs)
             preflight.require_together(list(need.values()), runner.jobs)
-        with progress.Progress(console) as shown:
-            stopped = batch.run_suite(loaded, states, runner, shown.show)
+        with progress.progress(console) as show:
+            stopped = batch.run_suite(loaded, states, runner, show)
     except (SuiteError, ModelError, TrackingError, executors.ExecutorError) as error:
         check.fail(error)
     print("\n".join(progress.summary(states)))

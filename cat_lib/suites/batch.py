@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 
 from cat_lib.files import Lock
 from cat_lib.runs import places
@@ -33,7 +32,7 @@ from cat_lib.suites.suite import Entry, Suite, SuiteError
 _LOOK = 0.1  # seconds between looks at running processes
 _LOOK_ELSEWHERE = 1.0
 _ASK_AGAIN = 10.0  # seconds until an executor that refused a run is asked again
-_PATIENCE = 60.0  # seconds of refusals with nothing of ours running, after which entries fail by them
+_PATIENCE = 6  # refusals with nothing of ours running, after which entries fail by them
 
 
 class Word(StrEnum):
@@ -74,7 +73,7 @@ class Batch:
     stops: int = 0
     refusal: str = ""  # why the executor takes no more runs now: queues have limits, and count a run that has ended
     _ask: float = 0.0  # when to ask it again
-    _idle: float = 0.0  # since when it refuses and nothing of ours runs
+    _refusals: int = 0  # since something of ours ran
 
     def run(self) -> None:
         """Start, look and end."""
@@ -108,23 +107,21 @@ class Batch:
         entry = state.entry
         labels = {"suite": self.suite.name, "entry": entry.name, "code": entry.code}
         spec = {"notebook": entry.notebook, "parameters": entry.parameters, "folder": entry.folder, "labels": labels}
-        if not self.refusal or self.found(Word.RUNNING):
-            self._idle = time.time()
         try:
             state.job = self.executor.start(json.dumps(spec, default=str), entry.folder / "output.log")
         except (OSError, ExecutorError) as error:
-            if isinstance(error, ExecutorError) and time.time() - self._idle < _PATIENCE:
+            self._refusals = 0 if self.found(Word.RUNNING) else self._refusals + 1
+            if isinstance(error, ExecutorError) and self._refusals <= _PATIENCE:
                 self.refusal, self._ask = str(error), time.time() + _ASK_AGAIN
             else:  # and those that wait are refused at once, not after as many waits
                 state.word, state.why = Word.FAILED, f"could not be started: {error}"
             return
-        state.word, state.started, self.refusal = Word.RUNNING, time.time(), ""
+        state.word, state.started, self.refusal, self._refusals = Word.RUNNING, time.time(), "", 0
         if self.mirror:
             self.mirror.add(entry.folder)
 
     def _ended(self, state: State, code: int, known: str) -> None:
-        folder, self._idle = state.entry.folder, time.time()
-        state.seconds = self._idle - state.started
+        folder, state.seconds = state.entry.folder, time.time() - state.started
         if code == BUSY:
             state.word = Word.ELSEWHERE
             return
@@ -135,7 +132,10 @@ class Batch:
         said = Word.KILLED if code < 0 or code == KILLED_CODE else Word.FAILED
         reason = known or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}")
         if code == STORAGE:
-            reason = f"could not write to {folder}: {_last_line(folder / 'output.log')}"
+            reason = f"could not write to {folder}: the disk is full or read-only"
+            with suppress(OSError, IndexError):
+                last = (folder / "output.log").read_text(errors="replace").rstrip().splitlines()[-1]
+                reason = f"could not write to {folder}: {last[:300]}"
         try:
             settle(folder, said, reason)
         except (OSError, BusyError) as error:
@@ -189,7 +189,7 @@ def run_suite(suite: Suite, states: list[State], executor: Executor, show: Calla
         (suite.folder / "suite.yaml").write_bytes(suite.file.read_bytes())
         lock.acquire(shared=True)
         mirror = Mirror() if places.tracked() else None
-        tags = {"suite": suite.name, "executor": type(executor).__name__.lower(), "host": socket.gethostname()}
+        tags = {"suite": suite.name, "executor": executor.name, "host": socket.gethostname()}
         about = {"notebook": SUITE, "run": suite.name, "started": now()} | read_config(suite.folder)
         parent.update_config(**about | {"tags": tags, "status": "RUNNING", "ended": None, **environment()})
     except OSError as error:
@@ -229,9 +229,3 @@ def _end(parent: Run, batch: Batch) -> None:
         print(f"the suite's own result could not be written: {error}", flush=True)
     if batch.mirror:
         batch.mirror.end(parent.dir, status=status)
-
-
-def _last_line(path: Path) -> str:
-    with suppress(OSError, IndexError):
-        return path.read_text(errors="replace").rstrip().splitlines()[-1][:300]
-    return "the disk is full or read-only"

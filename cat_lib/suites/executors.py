@@ -20,9 +20,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
+
+_ALL = 10_000  # jobs: the cluster has a queue of its own
 
 
 class ExecutorError(RuntimeError):
@@ -38,13 +40,13 @@ class Job:
     cancel: Callable[[bool], object]  # ask it to save and end; with True, end it at once where that can be done
 
 
-class Executor(Protocol):
-    """Starts runs; `jobs` at once at most."""
+@dataclass(frozen=True)
+class Executor:
+    """Where runs are started, `jobs` at once at most."""
 
+    name: str
     jobs: int
-
-    def start(self, spec: str, log: Path) -> Job:
-        """Start a run, its output added to `log`. Raises ExecutorError, if it takes none now."""
+    start: Callable[[str, Path], Job]  # by a spec, its output added to a log; ExecutorError if it takes none now
 
 
 def outcome(job: Job) -> tuple[int, str]:
@@ -101,85 +103,80 @@ def wait_for(spec: str, log: str, cores: int) -> int:
             hard = True
 
 
-class Local:
+def local(jobs: int | None) -> Executor:
     """Processes on this machine. Each gets a GPU of its own where there are any, else its share of the cores."""
+    gpus = _gpus()
+    most = jobs or len(gpus) or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for there, what in ((len(gpus) or most, "GPUs, one a job"), (cores, "cores")):
+        if most > there:
+            raise ExecutorError(f"--jobs {most}: this machine has {there} {what}; allowed are 1 to {there}")
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // most)))
+    slots = dict[int, Job]()
 
-    def __init__(self, jobs: int | None) -> None:
-        gpus = _gpus()
-        self.jobs = jobs or len(gpus) or 1
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        for most, what in ((len(gpus) or self.jobs, "GPUs, one a job"), (cores, "cores")):
-            if self.jobs > most:
-                raise ExecutorError(f"--jobs {self.jobs}: this machine has {most} {what}; allowed are 1 to {most}")
-        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // self.jobs)))}
-        self._slots = [threads | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {}) for i in range(self.jobs)]
-        self._taken: dict[int, Job] = {}
+    def start(spec: str, log: Path) -> Job:
+        slot = next(i for i in range(most) if i not in slots or slots[i].done())
+        environment = {"OMP_NUM_THREADS": threads, "UNSLOTH_COMPILE_LOCATION": str(log.parent / "unsloth")}
+        slots[slot] = process(spec, log, environment | ({"CUDA_VISIBLE_DEVICES": gpus[slot]} if gpus else {}))
+        return slots[slot]
 
-    def start(self, spec: str, log: Path) -> Job:
-        """Start in a slot that is free."""
-        slot = next(i for i in range(self.jobs) if i not in self._taken or self._taken[i].done())
-        environment = self._slots[slot] | {"UNSLOTH_COMPILE_LOCATION": str(log.parent / "unsloth")}
-        self._taken[slot] = process(spec, log, environment)
-        return self._taken[slot]
+    return Executor("local", most, start)
 
 
-class Ray:
-    """Tasks on a Ray cluster that exists. Raises ExecutorError if it does not answer."""
+def ray(jobs: int | None, address: str, cpus: int, gpus: float) -> Executor:
+    """Tasks on a Ray cluster that exists, which starts each when its resources are free."""
+    ray = _installed("ray")
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        if colon:  # Ray itself would ask for a minute
+            socket.create_connection((host, int(port)), timeout=5).close()
+        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+    except Exception as error:  # Ray raises several kinds, by what is wrong with the address
+        text = " ".join(str(error).split())[:200]
+        advice = "start one: ray start --head, or name another with --address"
+        raise ExecutorError(f"no Ray cluster answers at {address} ({text}); {advice}") from error
+    there = {"CPU": 0, "GPU": 0} | ray.cluster_resources()
+    if cpus > there["CPU"] or gpus > there["GPU"]:
+        found = f"{there['CPU']:g} CPUs and {there['GPU']:g} GPUs in all"
+        raise ExecutorError(f"--cpus {cpus} --gpus {gpus:g}: the cluster has {found}; no run would ever start")
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(wait_for)
 
-    def __init__(self, jobs: int | None, address: str, cpus: int, gpus: float) -> None:
-        self._ray = ray = _installed("ray")
-        host, colon, port = address.removeprefix("ray://").rpartition(":")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            if colon:  # Ray itself would ask for a minute
-                socket.create_connection((host, int(port)), timeout=5).close()
-            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-        except Exception as error:  # Ray raises several kinds, by what is wrong with the address
-            text = " ".join(str(error).split())[:200]
-            advice = "start one: ray start --head, or name another with --address"
-            raise ExecutorError(f"no Ray cluster answers at {address} ({text}); {advice}") from error
-        there = {"CPU": 0, "GPU": 0} | ray.cluster_resources()
-        if cpus > there["CPU"] or gpus > there["GPU"]:
-            raise ExecutorError(
-                f"--cpus {cpus} --gpus {gpus:g}: the cluster has {there['CPU']:g} CPUs and {there['GPU']:g} GPUs in "
-                "all; no run would ever start"
-            )
-        self.jobs, self.cpus = jobs or 10_000, cpus
-        self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(wait_for)
-
-    def start(self, spec: str, log: Path) -> Job:
-        """Queue a task; Ray starts it when its resources are free."""
-        task = self._task.remote(spec, str(log), self.cpus)
+    def start(spec: str, log: Path) -> Job:
+        task = remote.remote(spec, str(log), cpus)
         future = task.future()  # whose own `cancel` would leave the task running
-        return Job(future.done, future.result, lambda hard: self._ray.cancel(task, force=hard))
+        return Job(future.done, future.result, lambda hard: ray.cancel(task, force=hard))
+
+    return Executor("ray", jobs or _ALL, start)
 
 
-class Slurm:
-    """Jobs by submitit. `options` are sbatch's, as {"partition": "gpu", "time": 600}; cluster="local" is for tests."""
+def slurm(
+    jobs: int | None, folder: Path, cpus: int, gpus: float, options: Mapping[str, str], cluster: str = "slurm"
+) -> Executor:
+    """Jobs by submitit. `options` are sbatch's, as {"partition": "gpu", "time": 600}; cluster="local" is for tests.
 
-    def __init__(
-        self, jobs: int | None, folder: Path, cpus: int, gpus: float, options: Mapping[str, str], cluster: str = "slurm"
-    ) -> None:
-        submitit = _installed("submitit")
+    A job that is pre-empted or out of time is queued again, and goes on from its checkpoint.
+    """
+    submitit = _installed("submitit")
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=20)
+        if gpus != int(gpus):
+            raise ValueError(f"--gpus {gpus:g}: Slurm gives whole GPUs")
+        named = {f"slurm_{k}": int(v) if v.isdigit() else v for k, v in options.items()}
+        minutes = int(named.pop("slurm_time", 24 * 60))
+        about = {"name": "cat_lib", "timeout_min": minutes, "cpus_per_task": cpus, "gpus_per_node": int(gpus)}
+        executor.update_parameters(**about, **named)
+    except (RuntimeError, ValueError, NameError) as error:
+        raise ExecutorError(f"Slurm can't be used: {error}") from error
+
+    def start(spec: str, log: Path) -> Job:
         try:
-            self._executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=20)
-            if gpus != int(gpus):
-                raise ValueError(f"--gpus {gpus:g}: Slurm gives whole GPUs")
-            named = {f"slurm_{k}": int(v) if v.isdigit() else v for k, v in options.items()}
-            minutes = int(named.pop("slurm_time", 24 * 60))
-            about = {"name": "cat_lib", "timeout_min": minutes, "cpus_per_task": cpus, "gpus_per_node": int(gpus)}
-            self._executor.update_parameters(**about, **named)
-        except (RuntimeError, ValueError, NameError) as error:
-            raise ExecutorError(f"Slurm can't be used: {error}") from error
-        self.jobs, self.cpus = jobs or 10_000, cpus
-
-    def start(self, spec: str, log: Path) -> Job:
-        """Submit a job; pre-empted or out of time it is queued again, and goes on from its checkpoint."""
-        try:
-            job = self._executor.submit(wait_for, spec, str(log), self.cpus)
+            job = executor.submit(wait_for, spec, str(log), cpus)
         except RuntimeError as error:  # sbatch refused
             raise ExecutorError(f"Slurm did not take it: {_last(error)}") from error
         return Job(job.done, job.result, lambda _: job.cancel())  # Slurm itself ends it after a while
+
+    return Executor("slurm", jobs or _ALL, start)
 
 
 def _requeued(*arguments: Any) -> Any:

@@ -6,8 +6,8 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from statistics import median
 from typing import Any
@@ -26,44 +26,36 @@ _SHOWN = ("reward", "label_accuracy", "agreement", "validation_loss", "loss")  #
 _FAILED = (Word.FAILED, Word.KILLED)
 
 
-class Progress:
-    """Shows a batch at each call: `show`."""
+@contextmanager
+def progress(console: Console) -> Iterator[Callable[[Batch], None]]:
+    """Meanwhile each call of what it gives shows a batch."""
+    live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+    told, began, looked = dict[str, str](), time.time(), 0.0
 
-    def __init__(self, console: Console) -> None:
-        self.live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
-        self.told: dict[str, str] = {}
-        self.looked, self.began = 0.0, time.time()
-
-    def __enter__(self) -> Progress:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.live.stop()
-
-    def show(self, batch: Batch) -> None:
-        """One look at all that runs."""
+    def show(batch: Batch) -> None:
+        nonlocal looked
         lines = {s.entry.name: _line(s) for s in batch.states if s.word != Word.WAITING}
         refused = f"no more is taken now, and asked for again later: {_one_line(batch.refusal)}"
         for key, line in (lines | {"": refused if batch.refusal else ""}).items():
-            if line not in ("", self.told.get(key)):
+            if line not in ("", told.get(key)):
                 print(line, flush=True)  # on a terminal, above the table
-            self.told[key] = line
+            told[key] = line
         rows = [_row(batch, s) for s in batch.found(Word.RUNNING)]
-        if self.live:
+        if live:
             counts = ", ".join(f"{n} {word}" for word, n in Counter(s.word for s in batch.states).items())
             stopping = "  (stopping; Ctrl-C again ends at once)" if batch.stops else ""
-            title = f"{batch.suite.name}: {counts}; {_clock(time.time() - self.began)}{stopping}"
+            title = f"{batch.suite.name}: {counts}; {_clock(time.time() - began)}{stopping}"
             table = Table("entry", "cell", "step", "elapsed", "remaining", "last metric", title=title)
             for row in rows:
                 table.add_row(*map(escape, row))
-            self.live.update(table)
-        elif time.time() - self.looked > _PLAIN_EVERY:
-            self.looked = time.time()
+            live.update(table)
+        elif time.time() - looked > _PLAIN_EVERY:
+            looked = time.time()
             for name, cell, step, elapsed, remaining, metric in rows:
                 print(f"{name}: cell {cell} step {step} elapsed {elapsed} remaining {remaining} {metric}", flush=True)
+
+    with live or nullcontext():
+        yield show
 
 
 def _line(state: State) -> str:

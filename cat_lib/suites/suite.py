@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -45,6 +45,13 @@ class SuiteError(ValueError):
 
 class _Written(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @classmethod
+    def of(cls, content: Any) -> Self:
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise SuiteError("\n".join(_wrong(found, cls.model_fields) for found in error.errors())) from None
 
 
 class _SuiteFile(_Written):
@@ -68,9 +75,6 @@ class _EntryWritten(_Written):
         return math.prod(map(len, [*self.grid.values(), self.seeds or [None]]))
 
 
-_Kind = TypeVar("_Kind", bound=_Written)
-
-
 @dataclass(frozen=True)
 class Entry:
     """One run of a suite. `given` is what the suite sets, `parameters` all of the notebook's."""
@@ -88,10 +92,10 @@ class Entry:
         return str(read_config(self.folder).get("status", "missing"))
 
     def changed(self) -> str:
-        """What this entry has that its newest earlier run had not; nothing if there was none, or it is the same."""
+        """What this entry, which has no folder yet, has that its newest earlier run had not; nothing without one."""
         stem = self.folder.name[:-9]  # less the digest
-        others = [p for p in self.folder.parent.glob(f"{stem}-????????") if p != self.folder and read_config(p)]
-        if not others or read_config(self.folder):
+        others = [p for p in self.folder.parent.glob(f"{stem}-????????") if read_config(p)]
+        if not others:
             return ""
         from cat_lib.runs.runner import differences
 
@@ -127,7 +131,7 @@ class Suite:
 
 def load_suite(file: Path, limit: int = 500) -> Suite:
     """Read, expand and check a suite. Raises SuiteError with all that is wrong."""
-    written = _parse(_SuiteFile, _read(file))
+    written = _SuiteFile.of(_read(file))
     if not written.entries:
         raise SuiteError(f"{file} has no entries; write at least one: entries: [{{notebook: 00_quickstart}}]")
     name = written.suite or file.stem
@@ -137,7 +141,7 @@ def load_suite(file: Path, limit: int = 500) -> Suite:
     read, wrong, entries = dict[int, _EntryWritten](), dict[int, str](), list[Entry]()
     for i, raw in enumerate(written.entries, 1):
         try:
-            read[i] = _parse(_EntryWritten, raw)
+            read[i] = _EntryWritten.of(raw)
         except SuiteError as error:
             wrong[i] = str(error)
     if (total := sum(entry.runs for entry in read.values())) > limit:
@@ -179,13 +183,6 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _parse(kind: type[_Kind], content: Any) -> _Kind:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise SuiteError("\n".join(_wrong(found, kind.model_fields) for found in error.errors())) from None
-
-
 def _wrong(found: Any, known: Iterable[str]) -> str:
     """One of pydantic's errors, in a line."""
     *_, key = found["loc"] or ("",)
@@ -211,9 +208,7 @@ def _expand(entry: _EntryWritten, shared: Mapping[str, Any], suite: str, file: P
         if not seeds.keys() & known:
             raise SuiteError(f"{notebook.name} has no parameter 'seed'; leave out seeds")
     if both := [key for key, n in Counter([*fixed, *entry.grid, *seeds]).items() if n > 1]:
-        raise SuiteError(
-            f"{', '.join(both)} stands both in one and another of parameters, grid and seeds; leave out one"
-        )
+        raise SuiteError(f"{', '.join(both)} stands both in two of parameters, grid and seeds; leave out one")
     axes, wrong = entry.grid | seeds, dict[str, None]()
     for values in itertools.product(*axes.values()):
         varied = dict(zip(axes, values, strict=True))
@@ -224,8 +219,8 @@ def _expand(entry: _EntryWritten, shared: Mapping[str, Any], suite: str, file: P
         except ParameterError as error:
             wrong[str(error)] = None
             continue
-        except TypeError as error:
-            wrong[f"parameters must be plain values ({error}): a date has no place among them"] = None
+        except (TypeError, RecursionError) as error:
+            wrong[f"parameters must be plain values ({error}): no date, and no list in itself"] = None
             continue
         words = [f"{k}={varied[k][0] if k == 'seeds' else parameters[k]}" for k in varied]
         name = " ".join([entry.name or notebook.stem, *words])
@@ -243,12 +238,10 @@ def _typed(parameter: Any, value: Any) -> Any:
 
 def _twice(entries: Iterable[Entry]) -> Iterator[str]:
     """Entries that would be the same run, and different ones of one name."""
-    runs, names = dict[object, str](), set[str]()
+    first = dict[object, Entry]()
     for entry in entries:
-        run = entry.notebook, entry.folder.name[-8:]
-        if run in runs:
-            yield f"{entry.name!r} is the same run as {runs[run]!r}: same notebook, same parameters; leave out one"
-        elif entry.name in names:
+        same = first.setdefault((entry.notebook, entry.folder.name[-8:]), entry)
+        if same is not entry:
+            yield f"{entry.name!r} is the same run as {same.name!r}: same notebook, same parameters; leave out one"
+        elif first.setdefault(entry.name, entry) is not entry:
             yield f"two entries are called {entry.name!r}; give one a name of its own: name: ..."
-        runs.setdefault(run, entry.name)
-        names.add(entry.name)

@@ -282,7 +282,7 @@ def test_a_store_of_a_newer_mlflow_is_refused_and_left_as_it_is(store):
 
 def test_slurms_executor_on_submitits_local_cluster(store):
     loaded = load_suite(suite_file(store, 2, STEPS))
-    executor = executors.Slurm(2, loaded.folder / "slurm", 1, 0, {}, cluster="local")
+    executor = executors.slurm(2, loaded.folder / "slurm", 1, 0, {}, cluster="local")
     states = plan(loaded.entries, False)
     assert not run_suite(loaded, states, executor, lambda _: None)
     assert [(s.word, s.why) for s in states] == [("FINISHED", "")] * 2
@@ -293,10 +293,10 @@ def test_slurms_executor_on_submitits_local_cluster(store):
 class Limited:
     """A queue that takes `most` runs, and counts each for a second after it has ended, as Slurm does."""
 
-    jobs = 100
+    name, jobs = "limited", 100
 
     def __init__(self, most):
-        self.most, self.inner, self.started, self.ended = most, executors.Local(2), [], {}
+        self.most, self.inner, self.started, self.ended = most, executors.local(2), [], {}
 
     def start(self, spec, log):
         for job in self.started:
@@ -320,7 +320,7 @@ def test_a_queue_that_takes_no_more_is_asked_again(store, monkeypatch, most):
 
 def test_a_queue_that_takes_none_fails_the_entries_with_its_reason(store, monkeypatch):
     monkeypatch.setattr(batch, "_ASK_AGAIN", 0.1)
-    monkeypatch.setattr(batch, "_PATIENCE", 1.0)
+    monkeypatch.setattr(batch, "_PATIENCE", 10)
     loaded = load_suite(suite_file(store, 2))
     states, seen = plan(loaded.entries, False), set()
     assert not run_suite(loaded, states, Limited(0), lambda b: seen.add(tuple(s.word for s in b.states)))

@@ -17,7 +17,7 @@ from cat_lib.runs.parameters import effective, resolve
 from cat_lib.suites.batch import Batch, State, Word, plan
 from cat_lib.suites.executors import outcome
 from cat_lib.suites.preflight import check, check_all, require_together
-from cat_lib.suites.progress import Progress, summary
+from cat_lib.suites.progress import progress, summary
 from cat_lib.suites.suite import SuiteError, load_suite
 from small import write_notebook
 
@@ -80,6 +80,11 @@ def test_grids_and_seeds_are_multiplied_and_typed(suite):
         ("entries: [{notebook: small.ipynb, grid: {x: []}}]", "no list of values"),
         ("entries: [{notebook: small.ipynb, seeds: []}]", "makes no run"),
         ("entries: [{notebook: small.ipynb, seeds: [0], parameters: {seed: 1}}]", "seed stands both"),
+        ("entries: [{notebook: small.ipynb, seeds: [0], grid: {seed: [1]}}]", "seed stands both"),
+        ("entries: [{notebook: small.ipynb, parameters: {x: [2026-01-01]}}]", "x=.* is list; allowed is float"),
+        ("entries: [{notebook: small.ipynb, name: 3}]", "name: 3 is int"),
+        ("entries: [{notebook: 10_compare, parameters: {experiments: [2026-01-01]}}]", "must be plain values"),
+        ("entries: [{notebook: 10_compare, parameters: {experiments: &a [*a]}}]", "must be plain values"),
         ("entries: [{notebook: small.ipynb, seeds: [0, 0]}]", "is the same run as"),
         ("entries: [{notebook: small.ipynb}, {notebook: small.ipynb, parameters: {x: 1}}]", "is the same run as"),
         ("entries: [{notebook: small.ipynb}, {notebook: small.ipynb, parameters: {x: 2}}]", "two entries are called"),
@@ -243,8 +248,8 @@ THREE = "entries: [{notebook: small.ipynb, seeds: [0, 1, 2]}]"
 def test_the_live_table_shows_cell_step_times_and_the_last_metric(suite):
     screen = io.StringIO()
     batch = under_way(suite(THREE))
-    with Progress(Console(file=screen, force_terminal=True, width=140, height=30)) as shown:
-        shown.show(batch)
+    with progress(Console(file=screen, force_terminal=True, width=140, height=30)) as show:
+        show(batch)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
     row = next(line for line in text.splitlines() if "│ small seed=1" in line)
     cells = [cell.strip() for cell in row.strip("│ ").split("│")]
@@ -258,9 +263,9 @@ def test_the_live_table_shows_cell_step_times_and_the_last_metric(suite):
 
 def test_away_from_a_terminal_each_change_is_a_line(suite, capsys):
     batch = under_way(suite(THREE))
-    with Progress(Console(file=io.StringIO())) as shown:
-        shown.show(batch)
-        shown.show(batch)
+    with progress(Console(file=io.StringIO())) as show:
+        show(batch)
+        show(batch)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == list(WORDS)
     assert len(lines) == 4
