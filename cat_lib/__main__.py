@@ -12,7 +12,19 @@ from rich.console import Console
 from rich.table import Table
 
 from cat_lib import check
+from cat_lib.doctor import checks
+from cat_lib.learning.settings import GRPOSettings
+from cat_lib.models import ModelError
+from cat_lib.runs.children import serve
+from cat_lib.runs.locks import BusyError
+from cat_lib.runs.mirror import import_run
+from cat_lib.runs.parameters import ParameterError
+from cat_lib.runs.places import tracking_uri
+from cat_lib.runs.runner import ConfigurationError, RunError, run_notebook
+from cat_lib.runs.store import TrackingError
+from cat_lib.suites import batch, executors, preflight, progress
 from cat_lib.suites.entry import spare_grammar
+from cat_lib.suites.suite import SuiteError, load_suite
 
 spare_grammar()
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Compute as Teacher: run notebooks, look at runs.")
@@ -28,11 +40,6 @@ def run(
     ] = None,
 ) -> None:
     """Execute one notebook as one tracked run; exit code 0 only if it finished."""
-    from cat_lib.runs.locks import BusyError
-    from cat_lib.runs.parameters import ParameterError
-    from cat_lib.runs.runner import ConfigurationError, RunError, run_notebook
-    from cat_lib.runs.store import TrackingError
-
     given = dict(_pair(entry, "-p") for entry in parameter or [])
     try:
         folder = run_notebook(notebook, given, run_id, typed=False)
@@ -65,12 +72,6 @@ def suite(
     slurm: Annotated[list[str] | None, typer.Option(help="Slurm: name=value, as partition=gpu or time=600.")] = None,
 ) -> None:
     """Run a suite of notebooks; the same command again continues it. Exit code 0 only if no chosen entry failed."""
-    from cat_lib.learning.settings import GRPOSettings
-    from cat_lib.models import ModelError
-    from cat_lib.runs.store import TrackingError
-    from cat_lib.suites import batch, executors, preflight, progress
-    from cat_lib.suites.suite import SuiteError, load_suite
-
     console, here = Console(), executor == "local"
     try:
         loaded = load_suite(file, limit)
@@ -103,9 +104,6 @@ def import_(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, e.g. results/runs/00_quickstart/*.")],
 ) -> None:
     """Copy runs from their folders into the store that MLFLOW_TRACKING_URI names; again changes nothing."""
-    from cat_lib.runs.mirror import import_run
-    from cat_lib.runs.store import TrackingError
-
     failed = False
     for folder in folders:
         try:
@@ -119,8 +117,6 @@ def import_(
 @app.command()
 def doctor() -> None:
     """Say what this machine can run, with the fix for what is missing; exit code 1 if smoke runs need one."""
-    from cat_lib.doctor import checks
-
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fix": "[red]fix[/]"}
     table = Table("check", "", "found", "advice")
     states = set()
@@ -134,9 +130,6 @@ def doctor() -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """The MLflow UI on 127.0.0.1, over the store that runs are written to."""
-    from cat_lib.runs.children import serve
-    from cat_lib.runs.places import tracking_uri
-
     uri = tracking_uri()
     if uri.startswith("http"):
         check.fail(f"runs go to the server {uri}: open it in a browser")

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cat_lib.models import ModelError, reader
+from cat_lib.method.judge import Judge
+from cat_lib.models import ModelError, endpoint, reader
 from cat_lib.schema import Lost
 from cat_lib.shown import masked, visible
 from cat_lib.tasks import load_task
@@ -70,9 +71,6 @@ def judge(
     ] = None,
 ) -> None:
     """Ask a judge behind an endpoint for one verdict and show how it was read; exit code 0 if there is one, else 2."""
-    from cat_lib.method.judge import Judge
-    from cat_lib.models import endpoint
-
     told: list[tuple[dict[str, Any], str]] = []
     try:
         model = endpoint.parse(name, attempts=1, heard=lambda fields, body: told.append((dict(fields), body)))

@@ -34,6 +34,7 @@ from cat_lib.runs import places
 from cat_lib.runs.folder import read_config
 from cat_lib.runs.parameters import ParameterError, declared, nearest, resolve
 from cat_lib.runs.provenance import code_version
+from cat_lib.runs.runner import differences
 
 _LARGEST = 1_000_000  # bytes of a suite's file
 _Values = Annotated[list[Any], Field(min_length=1)]
@@ -97,8 +98,6 @@ class Entry:
         others = [p for p in self.folder.parent.glob(f"{stem}-????????") if read_config(p)]
         if not others:
             return ""
-        from cat_lib.runs.runner import differences
-
         newest = max(others, key=lambda p: (p / "config.json").stat().st_mtime)
         keys = [f"{k}: {then!r} -> {now!r}" for k, (then, now) in differences(newest, self.parameters).items()]
         if read_config(newest).get("code") != self.code:
