@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from cat_lib.models import ModelError
@@ -15,19 +14,6 @@ from cat_lib.suites.suite import Entry, SuiteError
 from cat_lib.tasks import check_source, sampling_of
 
 _PROMPT_TOKENS = 256  # of a question, for the memory estimate, which comes before there is a tokenizer
-
-
-def preflight(notebook: Path, given: dict[str, Any], here: bool, settings: Callable[[Any], Any]) -> float | None:
-    """GB of memory that a run of this notebook needs at most, as `require`; None too for a notebook that is not ours.
-
-    `settings` makes a training's settings of parameters and refuses what these can't be.
-    """
-    if notebook.parent != places.NOTEBOOKS or notebook.stem not in presets():
-        return None
-    p = effective(notebook.stem, given)
-    if "steps" in p.values:
-        settings(p.values)
-    return require(p, here)
 
 
 def require(p: Parameters, here: bool = True) -> float | None:
@@ -72,11 +58,21 @@ def check(p: Parameters) -> None:
 
 
 def check_all(entries: Sequence[Entry], here: bool, settings: Callable[[Any], Any]) -> dict[str, float | None]:
-    """GB that each entry needs, by name. Raises SuiteError with all that can't work."""
+    """GB that each entry needs, by name, as `require`; None too for a notebook that is not ours.
+
+    `settings` makes a training's settings of parameters and refuses what these can't be. Raises SuiteError with all
+    that can't work.
+    """
     need, wrong = dict[str, float | None](), dict[str, list[str]]()
     for entry in entries:
+        notebook, need[entry.name] = entry.notebook, None
+        if notebook.parent != places.NOTEBOOKS or notebook.stem not in presets():
+            continue
         try:
-            need[entry.name] = preflight(entry.notebook, entry.parameters, here, settings)
+            p = effective(notebook.stem, entry.parameters)
+            if "steps" in p.values:
+                settings(p.values)
+            need[entry.name] = require(p, here)
         except (ValueError, ModelError) as error:
             wrong.setdefault(str(error), []).append(entry.name)
     if wrong:
