@@ -75,8 +75,7 @@ def suite(
     console, here = Console(), executor == "local"
     try:
         loaded = load_suite(file, limit)
-        chosen = loaded.only(only) if only else loaded.entries
-        states = batch.plan(chosen, retry_failed)
+        states = batch.plan(loaded.only(only), retry_failed)
         waiting = [s.entry for s in states if s.word == batch.Word.WAITING]
         need = preflight.check_all(waiting, here, GRPOSettings.of)
         if dry_run:
