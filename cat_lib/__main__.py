@@ -5,15 +5,26 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from cat_lib import check
-from cat_lib.shown import masked
+from cat_lib.doctor import checks
+from cat_lib.learning.settings import GRPOSettings
+from cat_lib.models import ModelError
+from cat_lib.runs.children import serve
+from cat_lib.runs.locks import BusyError
+from cat_lib.runs.mirror import import_run
+from cat_lib.runs.parameters import ParameterError
+from cat_lib.runs.places import tracking_uri
+from cat_lib.runs.runner import ConfigurationError, RunError, run_notebook
+from cat_lib.runs.store import TrackingError
+from cat_lib.suites import batch, executors, preflight, progress
 from cat_lib.suites.entry import spare_grammar
+from cat_lib.suites.suite import SuiteError, load_suite
 
 spare_grammar()
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Compute as Teacher: run notebooks, look at runs.")
@@ -29,20 +40,16 @@ def run(
     ] = None,
 ) -> None:
     """Execute one notebook as one tracked run; exit code 0 only if it finished."""
-    from cat_lib.runs.locks import BusyError
-    from cat_lib.runs.parameters import ParameterError
-    from cat_lib.runs.runner import ConfigurationError, RunError, run_notebook
-    from cat_lib.runs.store import TrackingError
-
     given = dict(_pair(entry, "-p") for entry in parameter or [])
     try:
         folder = run_notebook(notebook, given, run_id, typed=False)
     except (ParameterError, ConfigurationError, TrackingError, BusyError) as error:
-        _fail(str(error), 2)
+        check.fail(error)
     except OSError as error:
-        _fail(f"the run's folder can't be written: {error}", 2)
+        check.fail(f"the run's folder can't be written: {error}")
     except RunError as error:
-        _fail(f"{error.status}: {error}\nsee {error.folder / 'executed.ipynb'}", 130 if error.status == "KILLED" else 1)
+        code = 130 if error.status == "KILLED" else 1
+        check.fail(f"{error.status}: {error}\nsee {error.folder / 'executed.ipynb'}", code=code)
     print(f"FINISHED: {folder}")
 
 
@@ -65,35 +72,27 @@ def suite(
     slurm: Annotated[list[str] | None, typer.Option(help="Slurm: name=value, as partition=gpu or time=600.")] = None,
 ) -> None:
     """Run a suite of notebooks; the same command again continues it. Exit code 0 only if no chosen entry failed."""
-    from cat_lib.learning.settings import GRPOSettings
-    from cat_lib.models import ModelError
-    from cat_lib.runs.store import TrackingError
-    from cat_lib.suites import batch, executors, preflight, progress
-    from cat_lib.suites.suite import SuiteError, load_suite
-
     console, here = Console(), executor == "local"
     try:
         loaded = load_suite(file, limit)
-        chosen = loaded.only(only) if only else loaded.entries
-        states = batch.plan(chosen, retry_failed)
+        states = batch.plan(loaded.only(only), retry_failed)
         waiting = [s.entry for s in states if s.word == batch.Word.WAITING]
         need = preflight.check_all(waiting, here, GRPOSettings.of)
         if dry_run:
             console.print(progress.planned(states, need))
             return
-        runner: executors.Executor
         if executor == "ray":
-            runner = executors.Ray(jobs, address, cpus, gpus)
+            runner = executors.ray(jobs, address, cpus, gpus)
         elif executor == "slurm":
             options = dict(_pair(entry, "--slurm") for entry in slurm or [])
-            runner = executors.Slurm(jobs, loaded.folder / "slurm", cpus, gpus, options)
+            runner = executors.slurm(jobs, loaded.folder / "slurm", cpus, gpus, options)
         else:
-            runner = executors.Local(jobs)
+            runner = executors.local(jobs)
             preflight.require_together(list(need.values()), runner.jobs)
-        with progress.Progress(console) as shown:
-            stopped = batch.run_suite(loaded, states, runner, shown.show)
+        with progress.progress(console) as show:
+            stopped = batch.run_suite(loaded, states, runner, show)
     except (SuiteError, ModelError, TrackingError, executors.ExecutorError) as error:
-        _fail(str(error), 2)
+        check.fail(error)
     print("\n".join(progress.summary(states)))
     failed = any(s.word in (batch.Word.FAILED, batch.Word.KILLED) for s in states)
     raise typer.Exit(130 if stopped else 1 if failed else 0)
@@ -104,9 +103,6 @@ def import_(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, e.g. results/runs/00_quickstart/*.")],
 ) -> None:
     """Copy runs from their folders into the store that MLFLOW_TRACKING_URI names; again changes nothing."""
-    from cat_lib.runs.mirror import import_run
-    from cat_lib.runs.store import TrackingError
-
     failed = False
     for folder in folders:
         try:
@@ -120,8 +116,6 @@ def import_(
 @app.command()
 def doctor() -> None:
     """Say what this machine can run, with the fix for what is missing; exit code 1 if smoke runs need one."""
-    from cat_lib.doctor import checks
-
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fix": "[red]fix[/]"}
     table = Table("check", "", "found", "advice")
     states = set()
@@ -135,12 +129,9 @@ def doctor() -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """The MLflow UI on 127.0.0.1, over the store that runs are written to."""
-    from cat_lib.runs.children import serve
-    from cat_lib.runs.places import tracking_uri
-
     uri = tracking_uri()
     if uri.startswith("http"):
-        _fail(f"runs go to the server {uri}: open it in a browser", 2)
+        check.fail(f"runs go to the server {uri}: open it in a browser")
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     # not among the words of the command: whoever lists processes sees those
     raise typer.Exit(serve(command, os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}))
@@ -149,13 +140,8 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> 
 def _pair(entry: str, option: str) -> tuple[str, str]:
     name, equals, value = entry.partition("=")
     if not equals:
-        _fail(f"{option} {entry!r}: write it as name=value", 2)
+        check.fail(f"{option} {entry!r}: write it as name=value")
     return name, value
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(masked(message), file=sys.stderr)
-    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

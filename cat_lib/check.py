@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cat_lib.models import ModelError, reader
-from cat_lib.schema import Lost, Task
+from cat_lib.method.judge import Judge
+from cat_lib.models import ModelError, endpoint, reader
+from cat_lib.schema import Lost
 from cat_lib.shown import masked, visible
 from cat_lib.tasks import load_task
 from cat_lib.tasks.answers import read, same
@@ -51,22 +52,15 @@ def data(
         except ValueError as error:
             print(f"not enough to split: {error}")
         if model:
-            print(_lengths(model, loaded))
+            of, new = reader(model), loaded.sampling.max_new_tokens  # no weights are loaded
+            lengths = [len(of.encode(e.prompt)) for e in loaded.rows]
+            over = sum(n + new > of.context for n in lengths)
+            fit = f"{over} of {len(lengths)} do not fit" if over else f"all {len(lengths)} fit"
+            span = f"{min(lengths)} to {max(lengths)} tokens, median {statistics.median(lengths):g}"
+            print(f"prompts of {span}; {model} has {of.context}, of which an answer gets {new}: {fit}")
     except (ValueError, ModelError) as error:
-        _fail(error)
+        fail(error)
     raise typer.Exit(1 if refused else 0)
-
-
-def _lengths(name: str, task: Task) -> str:
-    """How long a task's prompts are for a model, of which no weights are loaded."""
-    model, new = reader(name), task.sampling.max_new_tokens
-    lengths = [len(model.encode(e.prompt)) for e in task.rows]
-    over = sum(n + new > model.context for n in lengths)
-    return (
-        f"prompts of {min(lengths)} to {max(lengths)} tokens, median {statistics.median(lengths):g}; {name} has "
-        f"{model.context}, of which an answer gets {new}: "
-        + (f"{over} of {len(lengths)} do not fit" if over else f"all {len(lengths)} fit")
-    )
 
 
 @app.command()
@@ -77,14 +71,11 @@ def judge(
     ] = None,
 ) -> None:
     """Ask a judge behind an endpoint for one verdict and show how it was read; exit code 0 if there is one, else 2."""
-    from cat_lib.method.judge import Judge
-    from cat_lib.models import endpoint
-
     told: list[tuple[dict[str, Any], str]] = []
     try:
         model = endpoint.parse(name, attempts=1, heard=lambda fields, body: told.append((dict(fields), body)))
     except ValueError as error:
-        _fail(error)
+        fail(error)
     model.prices = {model.model: price} if price else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is refused or not counted is shown below
@@ -99,7 +90,7 @@ def judge(
     spent = f"${cost.usd:.6f}" if price else "no price given"
     print(f"took     {cost.seconds:.2f} s, {cost.prompt_tokens} + {cost.completion_tokens} tokens, {spent}")
     if verdict.met is None:
-        _fail(f"no verdict: {verdict.cause}")
+        fail(f"no verdict: {verdict.cause}")
     print(f"read     {'yes' if verdict.met else 'no, where yes is right'}; reason {verdict.reason!r}")
 
 
@@ -125,7 +116,7 @@ def answers(
     if bad:
         more = [f"{file}: and {len(bad) - NAMED} more rows that can't be used"] if len(bad) > NAMED else []
         needed = 'a row is an object like {"gold": "1/2", "answer": "0.5"}'
-        _fail(*(f"{wrong}; {needed}" for wrong in bad[:NAMED]), *more)
+        fail(*(f"{wrong}; {needed}" for wrong in bad[:NAMED]), *more)
     forms = read([str(row[key]) for row in rows for key in ("gold", "answer")])
     written, table = [], Table("gold", "answer", "gold's form", "answer's form", "equal")
     for row, *both in zip(rows, forms[::2], forms[1::2], strict=True):
@@ -134,7 +125,7 @@ def answers(
         written.append(pair | dict(zip(_WRITTEN, (*known, equal), strict=True)) | row)
         shown = [f"lost: {form.why}" if isinstance(form, Lost) else form or "none" for form in both]
         shown.append({True: "equal", False: "not equal", None: "lost"}[equal])
-        table.add_row(*(Text(str(cell)) for cell in (*pair.values(), *shown)))
+        table.add_row(*(Text(visible(cell)) for cell in (*pair.values(), *shown)))
     if as_json:
         print(json.dumps(written, ensure_ascii=False, indent=1))
     else:
@@ -147,7 +138,7 @@ def _pair(row: Given) -> dict[str, Any]:
     for key in ("gold", "answer"):
         if key not in found:
             raise DataError(f"{row.where}: no {key} (the row has {', '.join(found)[:200] or 'nothing'})")
-        if isinstance(found[key], bool) or not isinstance(found[key], str | int | float):
+        if type(found[key]) not in (str, int, float):
             raise row[key].refused(f"is a {type(found[key]).__name__}, where text or a number is needed")
     for key in _WRITTEN:
         if key in found:
@@ -155,6 +146,7 @@ def _pair(row: Given) -> dict[str, Any]:
     return found
 
 
-def _fail(*lines: object) -> NoReturn:
+def fail(*lines: object, code: int = 2) -> NoReturn:
+    """End the command with its reasons."""
     print(*(masked(visible(line)) for line in lines), sep="\n", file=sys.stderr)
-    raise typer.Exit(2) from None
+    raise typer.Exit(code) from None

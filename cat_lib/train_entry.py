@@ -22,10 +22,12 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from cat_lib.learning.settings import GRPOSettings, cut
+from cat_lib.models import ModelError
 from cat_lib.models.memory import gpus
 from cat_lib.runs import places
 from cat_lib.runs.locks import BusyError, open_run
@@ -33,10 +35,10 @@ from cat_lib.runs.parameters import Parameters, effective, resolve
 from cat_lib.runs.runner import RunError, lead, mirrored, require_same
 from cat_lib.runs.store import TrackingError
 from cat_lib.shown import masked
+from cat_lib.suites import preflight
 
 NOTEBOOK = "06_training_signals"
 DDP = "notebooks/suites/accelerate_ddp.yaml"
-_SHARDED = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -46,9 +48,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="A parameter, repeatable.")
     parser.add_argument("--runs", type=Path, default=places.RUNS, help="The folder of all runs.")
     given = parser.parse_args(words)
-    first = os.environ.get("RANK", "0") == "0"
+    folder, first = given.runs.absolute() / NOTEBOOK / given.run_id, os.environ.get("RANK", "0") == "0"
     try:
-        check_launch(os.environ)
+        _check_launch()
         p = _parameters(given.p)
     except ValueError as error:
         if first:
@@ -59,7 +61,6 @@ def main(words: Sequence[str] | None = None) -> int:
     from accelerate.utils import broadcast_object_list
 
     world = PartialState(cpu=not gpus())  # joins the others; this process's GPU is the current one
-    folder = given.runs.absolute() / NOTEBOOK / given.run_id
 
     def train() -> tuple[str, str]:
         """Status and error, once the first process has told all others that it begins."""
@@ -67,19 +68,21 @@ def main(words: Sequence[str] | None = None) -> int:
 
     if first:
         try:
-            _require_room(folder, p)
+            require_same(folder, p.given)
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            preflight.require_together([preflight.require(p)] * here, here, "--num_processes")
             with mirrored(folder):
                 run = open_run(NOTEBOOK, p.given, folder, {"stage": "training"})
                 print(f"run folder: {folder}", flush=True)
                 lead(run, train)
             status = "FINISHED"
-            print(f"FINISHED: {folder}", flush=True)
         except RunError as error:
             status = error.status
-            print(f"{status}: {folder}", flush=True)
-        except (ValueError, TrackingError, BusyError) as error:
+        except (ValueError, ModelError, TrackingError, BusyError) as error:
             print(masked(error), file=sys.stderr)
             (status,) = broadcast_object_list(["REFUSED"])
+        if status != "REFUSED":
+            print(f"{status}: {folder}", flush=True)
     else:
         status, _ = train()
     if status in ("FINISHED", "REFUSED"):
@@ -87,19 +90,16 @@ def main(words: Sequence[str] | None = None) -> int:
     return {"FINISHED": 0, "FAILED": 1, "REFUSED": 2, "KILLED": 130}[status]
 
 
-def check_launch(environment: Mapping[str, str]) -> None:
+def _check_launch() -> None:
     """Raises ValueError for a launch that this training can't be right under."""
-    for name, variable in _SHARDED.items():
-        if environment.get(variable, "false").lower() in ("true", "1"):
-            raise ValueError(
-                f"launched under {name}, which shards the weights, and the rollout engine reads whole ones: take DDP, "
-                f"accelerate launch --config_file {DDP} ..."
-            )
-    if "MASTER_PORT" in environment and "WORLD_SIZE" not in environment:
-        raise ValueError(
-            "several processes were asked for, and accelerate launch --cpu starts one: leave --cpu out, "
-            f"accelerate launch --config_file {DDP} ... runs on CPUs where there is no GPU"
-        )
+    take = f"accelerate launch --config_file {DDP} ..."
+    for name in ("FSDP", "DeepSpeed"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("true", "1"):
+            why = "which shards the weights, and the rollout engine reads whole ones"
+            raise ValueError(f"launched under {name}, {why}: take DDP, {take}")
+    if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        why = "several processes were asked for, and accelerate launch --cpu starts one"
+        raise ValueError(f"{why}: leave --cpu out, {take} runs on CPUs where there is no GPU")
 
 
 def train_arms(p: Parameters, folder: Path) -> None:
@@ -141,31 +141,13 @@ def _trained(p: Parameters, folder: Path) -> tuple[str, str]:
 
 
 def _parameters(pairs: Sequence[str]) -> Parameters:
-    from cat_lib.learning.settings import GRPOSettings, cut
-    from cat_lib.suites.preflight import check
-
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise ValueError(f"-p {wrong[0]}: give name=value")
     given = dict(pair.split("=", 1) for pair in pairs)
     p = effective(NOTEBOOK, resolve(places.NOTEBOOKS / f"{NOTEBOOK}.ipynb", given, typed=False))
-    check(p)
-    cut(GRPOSettings.of(p.values), int(os.environ.get("WORLD_SIZE", "1")))
+    preflight.check(p)
+    cut(GRPOSettings.of(p), int(os.environ.get("WORLD_SIZE", "1")))
     return p
-
-
-def _require_room(folder: Path, p: Parameters) -> None:
-    """Raises ValueError for a folder of another configuration, or processes that do not fit in memory together."""
-    from cat_lib.learning.settings import GRPOSettings
-    from cat_lib.models import ModelError
-    from cat_lib.suites.preflight import preflight, require_together
-
-    require_same(folder, p.given)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    try:
-        need = preflight(places.NOTEBOOKS / f"{NOTEBOOK}.ipynb", p.given, here=True, settings=GRPOSettings.of)
-        require_together([need] * here, here, "--num_processes")
-    except ModelError as error:
-        raise ValueError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 from cat_lib.runs.locks import BusyError, FinishedError
 from cat_lib.runs.provenance import code_version
+from cat_lib.runs.runner import RunError, execute
 from cat_lib.shown import masked
 
 FINISHED, FAILED, KILLED, STORAGE, BUSY, CHANGED = 0, 1, 130, 74, 75, 76
@@ -25,8 +26,6 @@ FINISHED, FAILED, KILLED, STORAGE, BUSY, CHANGED = 0, 1, 130, 74, 75, 76
 def main(spec: dict[str, Any]) -> int:
     """Execute one entry; returns its exit code."""
     spare_grammar()
-    from cat_lib.runs.runner import RunError, execute
-
     threading.Thread(target=_end_with, args=(int(os.environ["CAT_LIB_PARENT"]),), daemon=True).start()
     notebook = Path(spec["notebook"])
     if code_version(notebook) != spec["labels"]["code"]:

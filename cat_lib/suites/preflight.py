@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from cat_lib.models import ModelError
@@ -17,31 +16,25 @@ from cat_lib.tasks import check_source, sampling_of
 _PROMPT_TOKENS = 256  # of a question, for the memory estimate, which comes before there is a tokenizer
 
 
-def preflight(notebook: Path, given: dict[str, Any], here: bool, settings: Callable[[Any], Any]) -> float | None:
-    """GB of memory that a run of this notebook needs here at most; None where we can't know.
+def require(p: Parameters, here: bool = True) -> float | None:
+    """GB of memory that a run with these parameters needs here at most.
 
-    That is a notebook or a model that we know nothing of, and a run on other machines than this one (`here` false).
-    `settings` makes a training's settings of parameters and refuses what these can't be. Raises ValueError or
-    ModelError, saying what would work, for parameters that can't.
-    """
-    if notebook.parent != places.NOTEBOOKS or notebook.stem not in presets():
-        return None
-    p = effective(notebook.stem, given)
-    if "steps" in p.values:
-        settings(p.values)
-    if not here:
-        check(p)
-        return None
-    return require(p)
-
-
-def require(p: Parameters) -> float | None:
-    """GB of memory that a run with these parameters needs here at most; None for a model that we know nothing of.
-
+    None where we can't know: a model that we know nothing of, or a run on other machines than this one (not `here`).
     Raises ValueError for parameters that can't work together, ModelError for a model that this machine can't hold.
     """
     check(p)
-    needed = [require_memory(model, most) for model, most in needs(p)]
+    if not here:
+        return None
+    v = p.values
+    new_tokens = v.get("response_tokens") or sampling_of(p.task).max_new_tokens
+    largest = max(v.get(key) or 0 for key in ("group_size", "samples", "rollouts"))
+    answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens)
+    most = [(name, answer) for name in filter(None, (p.model, v.get("other_model")))]
+    if "steps" in v:
+        gpu = machine()[1] == "cuda"
+        step = replace(answer, train=True, group_size=p.group_size, checkpointing=gpu, lora_rank=p.lora_rank)
+        most.append((p.model, replace(step, prompts=p.prompts_per_micro_batch)))
+    needed = [require_memory(model, work) for model, work in most]
     return max((need.total for need in needed if need), default=None)
 
 
@@ -55,39 +48,31 @@ def check(p: Parameters) -> None:
     if "sizes" in v:
         least = 2 if "mutual_predictability" in p.estimators else 1
         if len(set(p.sizes)) < 2 or not all(type(s) is int and least <= s <= p.rollouts for s in p.sizes):
-            raise ValueError(
-                f"sizes={p.sizes}: give two whole numbers or more from {least} to rollouts={p.rollouts} (mutual "
-                "predictability needs groups of 2)"
-            )
+            span = f"from {least} to rollouts={p.rollouts} (mutual predictability needs groups of 2)"
+            raise ValueError(f"sizes={p.sizes}: give two whole numbers or more {span}")
     if "train_questions" in v and p.train_questions < p.prompts_per_step:
-        raise ValueError(
-            f"train_questions={p.train_questions} are fewer than prompts_per_step={p.prompts_per_step}; raise the "
-            "first or lower the second"
-        )
+        few = f"train_questions={p.train_questions} are fewer than prompts_per_step={p.prompts_per_step}"
+        raise ValueError(f"{few}; raise the first or lower the second")
     if "samples" in v and p.split == "transductive":
         raise ValueError("split='transductive' leaves no held-out questions to compare with; take split='heldout'")
 
 
-def needs(p: Parameters) -> list[tuple[str, Work]]:
-    """Each model of a run with these parameters, and the largest work it gets, for `require_memory`."""
-    v = p.values
-    new_tokens = v.get("response_tokens") or sampling_of(p.task).max_new_tokens
-    largest = max(v.get(key) or 0 for key in ("group_size", "samples", "rollouts"))
-    answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens)
-    found = [(name, answer) for name in filter(None, (p.model, v.get("other_model")))]
-    if "steps" in v:
-        gpu = machine()[1] == "cuda"
-        step = replace(answer, train=True, group_size=p.group_size, checkpointing=gpu, lora_rank=p.lora_rank)
-        found.append((p.model, replace(step, prompts=p.prompts_per_micro_batch)))
-    return found
-
-
 def check_all(entries: Sequence[Entry], here: bool, settings: Callable[[Any], Any]) -> dict[str, float | None]:
-    """GB that each entry needs, by name. Raises SuiteError with all that can't work."""
+    """GB that each entry needs, by name, as `require`; None too for a notebook that is not ours.
+
+    `settings` makes a training's settings of parameters and refuses what these can't be. Raises SuiteError with all
+    that can't work.
+    """
     need, wrong = dict[str, float | None](), dict[str, list[str]]()
     for entry in entries:
+        notebook, need[entry.name] = entry.notebook, None
+        if notebook.parent != places.NOTEBOOKS or notebook.stem not in presets():
+            continue
         try:
-            need[entry.name] = preflight(entry.notebook, entry.parameters, here, settings)
+            p = effective(notebook.stem, entry.parameters)
+            if "steps" in p.values:
+                settings(p.values)
+            need[entry.name] = require(p, here)
         except (ValueError, ModelError) as error:
             wrong.setdefault(str(error), []).append(entry.name)
     if wrong:
@@ -107,7 +92,5 @@ def require_together(gigabytes: Sequence[float | None], jobs: int, option: str =
     if device == "cuda" or sum(largest[:jobs]) <= there:
         return
     fit = next(n for n in range(jobs - 1, -1, -1) if sum(largest[:n]) <= there)
-    raise ModelError(
-        f"{jobs} at once need {sum(largest[:jobs]):.1f} GB of memory at most, and {there:.1f} GB are free: "
-        f"{option} {fit or 1}"
-    )
+    need = f"{jobs} at once need {sum(largest[:jobs]):.1f} GB of memory at most, and {there:.1f} GB are free"
+    raise ModelError(f"{need}: {option} {fit or 1}")

@@ -1,125 +1,90 @@
-"""What a suite is doing, as one live table on a terminal and as plain lines elsewhere."""
+"""What a suite is doing: a line for each change, and what runs in a live table on a terminal, in lines elsewhere."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from cat_lib.files import read_lines
+from cat_lib.shown import visible
 from cat_lib.suites.batch import Batch, State, Word
 
 _PLAIN_EVERY = 60.0  # seconds between two lines of a running entry
+_TAIL = 65_536  # bytes that hold the last step's line
 _SHOWN = ("reward", "label_accuracy", "agreement", "validation_loss", "loss")  # the first there is, else any
-_COLOURS = {Word.FINISHED: "green", Word.FAILED: "red", Word.KILLED: "yellow"}
+_FAILED = (Word.FAILED, Word.KILLED)
 
 
-@dataclass
-class Seen:
-    """What a running entry has written so far."""
+@contextmanager
+def progress(console: Console) -> Iterator[Callable[[Batch], None]]:
+    """Meanwhile each call of what it gives shows a batch."""
+    live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+    told, began, looked = dict[str, str](), time.time(), 0.0
 
-    offset: int = 0
-    step: int = 0
-    of: int = 0
-    metric: str = ""
-    cell: str = ""
-
-    def look(self, folder: Path) -> None:
-        """Read what is new."""
-        for offset, line in read_lines(folder / "metrics.jsonl", self.offset):
-            self.offset = offset
-            self.step, self.of = line["step"], line.get("of", 0)
-            values: Mapping[str, float] = line["metrics"]
-            ends = {key.rsplit("/", 1)[-1]: key for key in values}
-            key = next((ends[k] for k in _SHOWN if k in ends), next(iter(values), ""))
-            self.metric = f"{key} {values[key]:.3g}" if key else ""
-        try:
-            now = json.loads((folder / "progress.json").read_text())
-            self.cell = f"{now['cell']}/{now['cells']}"
-        except (OSError, ValueError):
-            self.cell = ""
-
-    def remaining(self, elapsed: float, usual: float | None) -> str:
-        """From earlier runs of the notebook, or at least what the training under way still takes."""
-        if usual:
-            return clock(max(0.0, usual - elapsed))
-        return f"> {clock(elapsed / self.step * (self.of - self.step))}" if self.of and self.step else "?"
-
-
-class Progress:
-    """Shows a batch at each call: `show`."""
-
-    def __init__(self, console: Console) -> None:
-        self.console, self.live = console, Live(console=console, refresh_per_second=4) if console.is_terminal else None
-        self.seen: dict[Path, Seen] = {}
-        self.words: dict[str, str] = {}
-        self.said, self.began, self.refusal = 0.0, time.time(), ""
-
-    def __enter__(self) -> Progress:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.live.stop()
-
-    def show(self, batch: Batch) -> None:
-        """One look at all that runs."""
-        rows = [self._row(batch, s) for s in batch.states if s.word == Word.RUNNING]
-        if self.live:
-            self.live.update(self._table(batch, rows))
-        else:
-            self._lines(batch, rows)
-
-    def _table(self, batch: Batch, rows: list[tuple[str, ...]]) -> Table:
-        table = Table("entry", "cell", "step", "elapsed", "remaining", "last metric", title=self._title(batch))
-        for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
-        ended = [s for s in batch.states if s.word in _COLOURS]
-        for state in ended[-8:]:
-            word = f"[{_COLOURS[state.word]}]{state.word}[/]"
-            table.add_row(escape(state.entry.name), word, "", clock(state.seconds), "", escape(shown(state.error)[:80]))
-        return table
-
-    def _lines(self, batch: Batch, rows: list[tuple[str, ...]]) -> None:
-        for state in batch.states:
-            if self.words.get(state.entry.name, Word.WAITING) != state.word:
-                took = f" in {clock(state.seconds)}" if state.seconds else ""
-                print(f"{state.word}: {state.entry.name}{took} {shown(state.error or state.note)}".rstrip(), flush=True)
-            self.words[state.entry.name] = state.word
-        if batch.refusal not in ("", self.refusal):
-            print(f"no more is taken now, and asked for again later: {shown(batch.refusal)}", flush=True)
-        self.refusal = batch.refusal
-        if time.time() - self.said > _PLAIN_EVERY:
-            self.said = time.time()
+    def show(batch: Batch) -> None:
+        nonlocal looked
+        lines = {s.entry.name: _line(s) for s in batch.states if s.word != Word.WAITING}
+        refused = f"no more is taken now, and asked for again later: {_one_line(batch.refusal)}"
+        for key, line in (lines | {"": refused if batch.refusal else ""}).items():
+            if line not in ("", told.get(key)):
+                print(line, flush=True)  # on a terminal, above the table
+            told[key] = line
+        rows = [_row(batch, s) for s in batch.found(Word.RUNNING)]
+        if live:
+            counts = ", ".join(f"{n} {word}" for word, n in Counter(s.word for s in batch.states).items())
+            stopping = "  (stopping; Ctrl-C again ends at once)" if batch.stops else ""
+            title = f"{batch.suite.name}: {counts}; {_clock(time.time() - began)}{stopping}"
+            table = Table("entry", "cell", "step", "elapsed", "remaining", "last metric", title=title)
+            for row in rows:
+                table.add_row(*map(escape, row))
+            live.update(table)
+        elif time.time() - looked > _PLAIN_EVERY:
+            looked = time.time()
             for name, cell, step, elapsed, remaining, metric in rows:
                 print(f"{name}: cell {cell} step {step} elapsed {elapsed} remaining {remaining} {metric}", flush=True)
 
-    def _row(self, batch: Batch, state: State) -> tuple[str, ...]:
-        seen = self.seen.setdefault(state.entry.folder, Seen())
-        seen.look(state.entry.folder)
-        elapsed = time.time() - state.started
-        same = [s.seconds for s in batch.states if s.word == Word.FINISHED and s.entry.notebook == state.entry.notebook]
-        step = f"{seen.step}/{seen.of}" if seen.of else str(seen.step or "")
-        remaining = seen.remaining(elapsed, median(same) if same else None)
-        return state.entry.name, seen.cell, step, clock(elapsed), remaining, seen.metric
+    with live or nullcontext():
+        yield show
 
-    def _title(self, batch: Batch) -> str:
-        counts = Counter(s.word for s in batch.states)
-        parts = ", ".join(f"{n} {word}" for word, n in counts.items())
-        stopping = "  (stopping; Ctrl-C again ends at once)" if batch.stops else ""
-        refusal = f"  (no more is taken now: {shown(batch.refusal)})" if batch.refusal else ""
-        return f"{batch.suite.name}: {parts}; {clock(time.time() - self.began)}{stopping}{escape(refusal)}"
+
+def _line(state: State) -> str:
+    took = f" in {_clock(state.seconds)}" if state.seconds else ""
+    return f"{state.word}: {state.entry.name}{took} {_one_line(state.why)}".rstrip()
+
+
+def _row(batch: Batch, state: State) -> tuple[str, ...]:
+    """What a running entry has written so far, and how long it still takes.
+
+    That is from earlier runs of its notebook, or at least what the training under way still takes.
+    """
+    cell, last = "", dict[str, Any]()
+    with suppress(OSError, ValueError):
+        now = json.loads((state.entry.folder / "progress.json").read_text())
+        cell = f"{now['cell']}/{now['cells']}"
+    with suppress(OSError, ValueError, IndexError), (state.entry.folder / "metrics.jsonl").open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+        last = json.loads(file.read().split(b"\n")[-2])  # a line without its end may still be written
+    step, of, values = last.get("step", 0), last.get("of", 0), last.get("metrics", {})
+    ends = {key.rsplit("/", 1)[-1]: key for key in values}
+    key = next((ends[k] for k in _SHOWN if k in ends), next(iter(values), ""))
+    elapsed, remaining = time.time() - state.started, "?"
+    if same := [s.seconds for s in batch.found(Word.FINISHED) if s.entry.notebook == state.entry.notebook]:
+        remaining = _clock(max(0.0, median(same) - elapsed))
+    elif of and step:
+        remaining = f"> {_clock(elapsed / step * (of - step))}"
+    steps, metric = f"{step}/{of}" if of else str(step or ""), f"{key} {values[key]:.3g}" if key else ""
+    return state.entry.name, cell, steps, _clock(elapsed), remaining, metric
 
 
 def planned(states: list[State], gigabytes: Mapping[str, float | None]) -> Table:
@@ -129,7 +94,7 @@ def planned(states: list[State], gigabytes: Mapping[str, float | None]) -> Table
         given = ", ".join(f"{k}={v}" for k, v in state.entry.given.items())
         would = "run" if state.word == Word.WAITING else f"be {state.word}"
         need = gigabytes.get(state.entry.name)
-        cells = (state.entry.name, given, f"{would}; {state.note}" if state.note else would)
+        cells = (state.entry.name, given, f"{would}; {state.why}" if state.why else would)
         table.add_row(str(i), *map(escape, cells), f"{need:.1f}" if need else "?")
     return table
 
@@ -139,21 +104,18 @@ def summary(states: list[State]) -> list[str]:
     counts = Counter(s.word for s in states)
     lines = [", ".join(f"{n} {word}" for word, n in counts.items())]
     for state in states:
-        if state.word in (Word.FAILED, Word.KILLED):
-            lines.append(f"{state.word}: {state.entry.name}: {shown(state.error)}")
+        if state.word in _FAILED:
+            lines.append(f"{state.word}: {state.entry.name}: {_one_line(state.why)}")
             lines.append(f"    tail -n 40 '{state.entry.folder}/output.log'")
-    if any(s.word in (Word.FAILED, Word.KILLED, Word.NOT_STARTED) for s in states):
+    if any(s.word in (*_FAILED, Word.NOT_STARTED) for s in states):
         lines.append("the same command again runs what is missing; training goes on from its checkpoints")
     return lines
 
 
-def shown(text: str) -> str:
-    """Text that may hold a model's words, on one line and without what a terminal would obey."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+def _one_line(text: str) -> str:
+    """Text that may hold a model's words."""
+    return " ".join(visible(text).split())
 
 
-def clock(seconds: float) -> str:
-    """1:02:03, or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

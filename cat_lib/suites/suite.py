@@ -21,21 +21,23 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cat_lib.runs import places
 from cat_lib.runs.folder import read_config
 from cat_lib.runs.parameters import ParameterError, declared, nearest, resolve
 from cat_lib.runs.provenance import code_version
+from cat_lib.runs.runner import differences
 
-LIMIT = 500  # runs in a suite, unless raised
 _LARGEST = 1_000_000  # bytes of a suite's file
+_Values = Annotated[list[Any], Field(min_length=1)]
 
 
 class SuiteError(ValueError):
@@ -44,6 +46,13 @@ class SuiteError(ValueError):
 
 class _Written(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @classmethod
+    def of(cls, content: Any) -> Self:
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise SuiteError("\n".join(_wrong(found, cls.model_fields) for found in error.errors())) from None
 
 
 class _SuiteFile(_Written):
@@ -58,17 +67,13 @@ class _EntryWritten(_Written):
     notebook: str
     name: str = ""
     parameters: dict[str, Any] = {}
-    grid: dict[str, Any] = {}
-    seeds: list[Any] | None = None
+    grid: dict[str, _Values] = {}
+    seeds: _Values | None = None
 
     @property
     def runs(self) -> int:
         """How many this entry makes, without making them."""
-        sizes = [len(v) for v in self.grid.values() if isinstance(v, list)]
-        return math.prod(sizes) * (1 if self.seeds is None else len(self.seeds))
-
-
-_Kind = TypeVar("_Kind", bound=_Written)
+        return math.prod(map(len, [*self.grid.values(), self.seeds or [None]]))
 
 
 @dataclass(frozen=True)
@@ -88,13 +93,11 @@ class Entry:
         return str(read_config(self.folder).get("status", "missing"))
 
     def changed(self) -> str:
-        """What this entry has that its newest earlier run had not; nothing if there was none, or it is the same."""
+        """What this entry, which has no folder yet, has that its newest earlier run had not; nothing without one."""
         stem = self.folder.name[:-9]  # less the digest
-        others = [p for p in self.folder.parent.glob(f"{stem}-????????") if p != self.folder and read_config(p)]
-        if not others or read_config(self.folder):
+        others = [p for p in self.folder.parent.glob(f"{stem}-????????") if read_config(p)]
+        if not others:
             return ""
-        from cat_lib.runs.runner import differences
-
         newest = max(others, key=lambda p: (p / "config.json").stat().st_mtime)
         keys = [f"{k}: {then!r} -> {now!r}" for k, (then, now) in differences(newest, self.parameters).items()]
         if read_config(newest).get("code") != self.code:
@@ -125,33 +128,30 @@ class Suite:
         return found
 
 
-def load_suite(file: Path, limit: int = LIMIT, runs: Path | None = None) -> Suite:
+def load_suite(file: Path, limit: int = 500) -> Suite:
     """Read, expand and check a suite. Raises SuiteError with all that is wrong."""
-    written = _parse(_SuiteFile, _read(file), "the suite")
+    written = _SuiteFile.of(_read(file))
     if not written.entries:
         raise SuiteError(f"{file} has no entries; write at least one: entries: [{{notebook: 00_quickstart}}]")
     name = written.suite or file.stem
     if not re.fullmatch(r"\w[\w.-]{,59}", name):
-        raise SuiteError(
-            f"suite: {name!r} names a folder; allowed are letters, digits, '_', then also '-' and '.', 60 at most"
-        )
-    read, wrong = list[tuple[int, _EntryWritten]](), list[tuple[int, str]]()
+        allowed = "letters, digits, '_', then also '-' and '.', 60 at most"
+        raise SuiteError(f"suite: {name!r} names a folder; allowed are {allowed}")
+    read, wrong, entries = dict[int, _EntryWritten](), dict[int, str](), list[Entry]()
     for i, raw in enumerate(written.entries, 1):
         try:
-            read.append((i, _entry(raw)))
+            read[i] = _EntryWritten.of(raw)
         except SuiteError as error:
-            wrong.append((i, str(error)))
-    if (total := sum(entry.runs for _, entry in read)) > limit:
-        raise SuiteError(
-            f"{file} makes {total} runs; allowed are {limit}: narrow its grids, or raise it: --limit {total}"
-        )
-    entries = list[Entry]()
-    for i, entry in read:
+            wrong[i] = str(error)
+    if (total := sum(entry.runs for entry in read.values())) > limit:
+        advice = f"narrow its grids, or raise it: --limit {total}"
+        raise SuiteError(f"{file} makes {total} runs; allowed are {limit}: {advice}")
+    for i, entry in read.items():
         try:
-            entries += _expand(entry, written.parameters, name, file, runs or places.RUNS)
+            entries += _expand(entry, written.parameters, name, file)
         except (SuiteError, ParameterError) as error:
-            wrong += [(i, line) for line in str(error).split("\n")]
-    lines = [f"entry {i}: {line}" for i, line in sorted(wrong)] + _twice(entries)
+            wrong[i] = str(error)
+    lines = [f"entry {i}: {line}" for i in sorted(wrong) for line in wrong[i].split("\n")] + list(_twice(entries))
     if lines:
         raise SuiteError("\n".join(lines[:30] + ([f"... and {len(lines) - 30} more"] if len(lines) > 30 else [])))
     return Suite(name, file, tuple(entries))
@@ -182,65 +182,52 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _parse(kind: type[_Kind], content: Mapping[Any, Any], what: str) -> _Kind:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-    key, known = first["loc"][0], kind.model_fields
-    if first["type"] in ("extra_forbidden", "invalid_key"):
-        raise SuiteError(f"{what} has the unknown key {key!r}{nearest(str(key), known)}; known are {', '.join(known)}")
-    needed = {"string_type": "str", "dict_type": "dict", "list_type": "list"}.get(first["type"], first["msg"])
-    raise SuiteError(f"{key}: {content[key]!r} is {type(content[key]).__name__}; allowed is {needed}")
+def _wrong(found: Any, known: Iterable[str]) -> str:
+    """One of pydantic's errors, in a line."""
+    *_, key = found["loc"] or ("",)
+    where, value = ": ".join(map(str, found["loc"])), found["input"]
+    if found["type"] in ("model_type", "missing"):
+        return f"{value!r} is no entry: it needs a notebook, as in {{notebook: 00_quickstart}}"
+    if found["type"] in ("extra_forbidden", "invalid_key"):
+        return f"unknown key {key!r}{nearest(str(key), known)}; known are {', '.join(known)}"
+    if found["type"] == "too_short":
+        return f"{where}: [] is no list of values, and makes no run; leave it out, or give at least one: {key}: [0]"
+    if found["type"] == "list_type":
+        return f"{where}: {value!r} is no list of values; write {key}: [{value!r}]"
+    return f"{where}: {value!r} is {type(value).__name__}: {found['msg'].lower()}"
 
 
-def _entry(raw: Any) -> _EntryWritten:
-    if not isinstance(raw, dict) or "notebook" not in raw:
-        raise SuiteError(f"{raw!r} is no entry: it needs a notebook, as in {{notebook: 00_quickstart}}")
-    return _parse(_EntryWritten, raw, "it")
-
-
-def _expand(entry: _EntryWritten, shared: Mapping[str, Any], suite: str, file: Path, runs: Path) -> Iterator[Entry]:
-    notebook = _notebook(entry.notebook, file)
+def _expand(entry: _EntryWritten, shared: Mapping[str, Any], suite: str, file: Path) -> Iterator[Entry]:
+    path = (file.parent / entry.notebook).resolve()
+    notebook = path if path.exists() else places.NOTEBOOKS / f"{entry.notebook.removesuffix('.ipynb')}.ipynb"
     known, code = declared(notebook), code_version(notebook)
-    axes: dict[str, list[Any]] = {}
-    for key, values in entry.grid.items():
-        if not isinstance(values, list) or not values:
-            raise SuiteError(f"grid: {key}: {values!r} is no list of values; write {key}: [{values!r}]")
-        axes[key] = values
-    if entry.seeds is not None:
-        if not entry.seeds:
-            raise SuiteError("seeds: [] makes no run; leave it out, or give at least one, e.g. seeds: [0]")
-        seeded = next((k for k in ("seed", "seeds") if k in known), None)
-        if not seeded:
+    fixed, seeds = {**shared, **entry.parameters}, dict[str, list[Any]]()
+    if entry.seeds:
+        seeds = {"seed": entry.seeds} if "seed" in known else {"seeds": [[s] for s in entry.seeds]}
+        if not seeds.keys() & known:
             raise SuiteError(f"{notebook.name} has no parameter 'seed'; leave out seeds")
-        axes[seeded] = [s if seeded == "seed" else [s] for s in entry.seeds]
-    fixed = {**shared, **entry.parameters}
-    if both := sorted(fixed.keys() & axes.keys()):
-        raise SuiteError(f"{', '.join(both)} stands both among the parameters and in the grid or seeds; leave out one")
-    wrong = set[str]()
+    if both := [key for key, n in Counter([*fixed, *entry.grid, *seeds]).items() if n > 1]:
+        raise SuiteError(f"{', '.join(both)} stands both in two of parameters, grid and seeds; leave out one")
+    axes, wrong = entry.grid | seeds, dict[str, None]()
     for values in itertools.product(*axes.values()):
         varied = dict(zip(axes, values, strict=True))
         try:
             given = {k: _typed(known.get(k), v) for k, v in {**fixed, **varied}.items()}
             parameters = resolve(notebook, given)
-            _plain(parameters)
-        except (ParameterError, SuiteError) as error:
-            wrong.add(str(error))
+            whole = json.dumps([parameters, code], sort_keys=True)
+        except ParameterError as error:
+            wrong[str(error)] = None
+            continue
+        except (TypeError, RecursionError) as error:
+            wrong[f"parameters must be plain values ({error}): no date, and no list in itself"] = None
             continue
         words = [f"{k}={varied[k][0] if k == 'seeds' else parameters[k]}" for k in varied]
         name = " ".join([entry.name or notebook.stem, *words])
-        yield Entry(
-            name, notebook, given, parameters, code, runs / notebook.stem / _folder(suite, name, parameters, code)
-        )
+        part, digest = re.sub(r"[^0-9A-Za-z._=-]+", "_", name)[:80], hashlib.sha256(whole.encode()).hexdigest()[:8]
+        folder = places.RUNS / notebook.stem / f"{suite}-{part}-{digest}"
+        yield Entry(name, notebook, given, parameters, code, folder)
     if wrong:
-        raise SuiteError("\n".join(sorted(wrong)))
-
-
-def _notebook(name: str, file: Path) -> Path:
-    """A path from the suite's file, or a name in notebooks/."""
-    path = (file.parent / name).resolve()
-    return path if path.exists() else places.NOTEBOOKS / f"{name.removesuffix('.ipynb')}.ipynb"
+        raise SuiteError("\n".join(wrong))
 
 
 def _typed(parameter: Any, value: Any) -> Any:
@@ -248,29 +235,12 @@ def _typed(parameter: Any, value: Any) -> Any:
     return parameter.parse(value) if parameter and isinstance(value, str) and "str" not in parameter.types else value
 
 
-def _plain(parameters: Mapping[str, Any]) -> None:
-    try:
-        json.dumps(parameters, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise SuiteError(f"parameters must be plain values ({error}): a date or .nan has no place among them") from None
-
-
-def _folder(suite: str, name: str, parameters: Mapping[str, Any], code: str) -> str:
-    digest = hashlib.sha256(json.dumps([parameters, code], sort_keys=True).encode()).hexdigest()[:8]
-    return f"{suite}-{re.sub(r'[^0-9A-Za-z._=-]+', '_', name)[:80]}-{digest}"
-
-
-def _twice(entries: list[Entry]) -> list[str]:
+def _twice(entries: Iterable[Entry]) -> Iterator[str]:
     """Entries that would be the same run, and different ones of one name."""
-    runs, names, wrong = dict[str, str](), set[str](), list[str]()
+    first = dict[object, Entry]()
     for entry in entries:
-        key = json.dumps([str(entry.notebook), entry.parameters], sort_keys=True)
-        if key in runs:
-            wrong.append(
-                f"{entry.name!r} is the same run as {runs[key]!r}: same notebook, same parameters; leave out one"
-            )
-        elif entry.name in names:
-            wrong.append(f"two entries are called {entry.name!r}; give one a name of its own: name: ...")
-        runs.setdefault(key, entry.name)
-        names.add(entry.name)
-    return wrong
+        same = first.setdefault((entry.notebook, entry.folder.name[-8:]), entry)
+        if same is not entry:
+            yield f"{entry.name!r} is the same run as {same.name!r}: same notebook, same parameters; leave out one"
+        elif first.setdefault(entry.name, entry) is not entry:
+            yield f"two entries are called {entry.name!r}; give one a name of its own: name: ..."

@@ -145,7 +145,7 @@ def test_training_that_was_killed_goes_on_from_its_checkpoint_to_the_same_metric
 def test_a_store_that_was_away_at_the_end_gets_everything_when_the_next_run_starts(store):
     """Killed between the end of a run and its copy: what comes next must not call it finished and leave it empty."""
     file = suite_file(store, 2, STEPS)
-    (first, _) = load_suite(file, runs=store / "runs").entries
+    (first, _) = load_suite(file).entries
     run = tracking.open_run("small", first.parameters, first.folder, {"suite": "s", "entry": "e", "code": first.code})
     copy(run.dir)
     run.metrics({"sum": 36.0})
@@ -159,7 +159,7 @@ def test_a_store_that_was_away_at_the_end_gets_everything_when_the_next_run_star
 
 
 def test_a_run_asked_for_once_is_not_made_again_and_changed_code_is_not_run_as_the_old(store):
-    (entry,) = load_suite(suite_file(store, 1), runs=store / "runs").entries
+    (entry,) = load_suite(suite_file(store, 1)).entries
     labels = {"suite": "s", "entry": entry.name, "code": entry.code}
     spec = {
         "notebook": str(entry.notebook),
@@ -211,7 +211,7 @@ def test_ctrl_c_stops_a_suite_and_the_same_command_goes_on(store):
     for config in configs(store):
         (store / "runs" / "small" / config["run"] / "again").touch()
     shutil.rmtree(store / "mlartifacts", ignore_errors=True)
-    (missing,) = [e for e in load_suite(file, runs=store / "runs").entries if e.status == "missing"]
+    (missing,) = [e for e in load_suite(file).entries if e.status == "missing"]
     missing.folder.mkdir(parents=True)
     (missing.folder / "again").touch()
     code, out = cat_lib(store, "suite", file, "--retry-failed")
@@ -236,7 +236,7 @@ def test_a_failure_is_told_with_its_command_and_the_others_go_on(store):
 
 def test_a_full_disk_fails_that_run_with_the_reason_and_the_others_go_on(store):
     file = suite_file(store, 2, "if seed == 0:\n    (run.dir / 'large').write_bytes(b'x' * 3_000_000)")
-    full = load_suite(file, runs=store / "runs").entries[0].folder
+    full = load_suite(file).entries[0].folder
     full.mkdir(parents=True)
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(full)], check=False).returncode:
         pytest.skip("only root can mount a file system of one megabyte")
@@ -281,11 +281,11 @@ def test_a_store_of_a_newer_mlflow_is_refused_and_left_as_it_is(store):
 
 
 def test_slurms_executor_on_submitits_local_cluster(store):
-    loaded = load_suite(suite_file(store, 2, STEPS), runs=store / "runs")
-    executor = executors.Slurm(2, loaded.folder / "slurm", 1, 0, {}, cluster="local")
+    loaded = load_suite(suite_file(store, 2, STEPS))
+    executor = executors.slurm(2, loaded.folder / "slurm", 1, 0, {}, cluster="local")
     states = plan(loaded.entries, False)
     assert not run_suite(loaded, states, executor, lambda _: None)
-    assert [(s.word, s.error) for s in states] == [("FINISHED", "")] * 2
+    assert [(s.word, s.why) for s in states] == [("FINISHED", "")] * 2
     assert Counter(r.info.status for r in children_of(store)) == {"FINISHED": 2}
     assert "run folder" in (states[0].entry.folder / "output.log").read_text()
 
@@ -293,10 +293,10 @@ def test_slurms_executor_on_submitits_local_cluster(store):
 class Limited:
     """A queue that takes `most` runs, and counts each for a second after it has ended, as Slurm does."""
 
-    jobs = 100
+    name, jobs = "limited", 100
 
     def __init__(self, most):
-        self.most, self.inner, self.started, self.ended = most, executors.Local(2), [], {}
+        self.most, self.inner, self.started, self.ended = most, executors.local(2), [], {}
 
     def start(self, spec, log):
         for job in self.started:
@@ -311,21 +311,21 @@ class Limited:
 @pytest.mark.parametrize("most", [1, 2])
 def test_a_queue_that_takes_no_more_is_asked_again(store, monkeypatch, most):
     monkeypatch.setattr(batch, "_ASK_AGAIN", 0.2)
-    loaded = load_suite(suite_file(store, 4), runs=store / "runs")
+    loaded = load_suite(suite_file(store, 4))
     states, refusals = plan(loaded.entries, False), set()
     assert not run_suite(loaded, states, Limited(most), lambda b: refusals.add(b.refusal))
-    assert [(s.word, s.error) for s in states] == [("FINISHED", "")] * 4
+    assert [(s.word, s.why) for s in states] == [("FINISHED", "")] * 4
     assert refusals == {"", "QOSMaxSubmitJobPerUserLimit"}
 
 
 def test_a_queue_that_takes_none_fails_the_entries_with_its_reason(store, monkeypatch):
     monkeypatch.setattr(batch, "_ASK_AGAIN", 0.1)
-    monkeypatch.setattr(batch, "_PATIENCE", 1.0)
-    loaded = load_suite(suite_file(store, 2), runs=store / "runs")
+    monkeypatch.setattr(batch, "_PATIENCE", 10)
+    loaded = load_suite(suite_file(store, 2))
     states, seen = plan(loaded.entries, False), set()
     assert not run_suite(loaded, states, Limited(0), lambda b: seen.add(tuple(s.word for s in b.states)))
     assert seen == {("waiting", "waiting"), ("FAILED", "FAILED")}  # patience is lost once, not for each
-    assert "QOSMaxSubmitJobPerUserLimit" in states[1].error
+    assert "QOSMaxSubmitJobPerUserLimit" in states[1].why
 
 
 def test_without_slurm_the_executor_says_so(store):

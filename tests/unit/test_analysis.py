@@ -13,7 +13,7 @@ from cat_lib.measuring.evaluation import Evaluation, Score, comparison_metrics, 
 from cat_lib.method.estimators import voting
 from cat_lib.models import ModelError, memory
 from cat_lib.runs import places
-from cat_lib.runs.parameters import ParameterError, presets, resolve
+from cat_lib.runs.parameters import ParameterError, effective, presets, resolve
 from cat_lib.schema import Completion, Example, Group, Reference
 from cat_lib.suites import preflight
 from cat_lib.tasks import load_task
@@ -252,7 +252,10 @@ def given(untracked, monkeypatch, tmp_path):
 
 
 def opened(notebook: str, given: dict) -> None:
-    preflight.preflight(places.NOTEBOOKS / f"{notebook}.ipynb", given, True, GRPOSettings.of)
+    p = effective(notebook, given)
+    if "steps" in p.values:
+        GRPOSettings.of(p)
+    preflight.require(p)
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 1], [-1], ["0"], [0.5]])

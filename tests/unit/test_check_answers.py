@@ -61,6 +61,12 @@ def test_each_row_is_shown_with_both_forms_and_whether_they_are_equal(tmp_path):
     assert "its exact form has over 1,000 characters" in shown.stdout
 
 
+def test_what_a_terminal_would_obey_is_written_out(tmp_path):
+    found = check(write(tmp_path, {"gold": "1", "answer": "\x1b[2J1"}))
+    assert r"\u001b[2J1" in found.stdout
+    assert "\x1b" not in found.stdout
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -17,7 +17,7 @@ from cat_lib.runs.parameters import effective, resolve
 from cat_lib.suites.batch import Batch, State, Word, plan
 from cat_lib.suites.executors import outcome
 from cat_lib.suites.preflight import check, check_all, require_together
-from cat_lib.suites.progress import Progress, summary
+from cat_lib.suites.progress import progress, summary
 from cat_lib.suites.suite import SuiteError, load_suite
 from small import write_notebook
 
@@ -29,7 +29,7 @@ def suite(store):
 
     def load(text: str, **options):
         (store / "s.yaml").write_text(text)
-        return load_suite(store / "s.yaml", runs=store / "runs", **options)
+        return load_suite(store / "s.yaml", **options)
 
     return load
 
@@ -80,6 +80,11 @@ def test_grids_and_seeds_are_multiplied_and_typed(suite):
         ("entries: [{notebook: small.ipynb, grid: {x: []}}]", "no list of values"),
         ("entries: [{notebook: small.ipynb, seeds: []}]", "makes no run"),
         ("entries: [{notebook: small.ipynb, seeds: [0], parameters: {seed: 1}}]", "seed stands both"),
+        ("entries: [{notebook: small.ipynb, seeds: [0], grid: {seed: [1]}}]", "seed stands both"),
+        ("entries: [{notebook: small.ipynb, parameters: {x: [2026-01-01]}}]", "x=.* is list; allowed is float"),
+        ("entries: [{notebook: small.ipynb, name: 3}]", "name: 3 is int"),
+        ("entries: [{notebook: 10_compare, parameters: {experiments: [2026-01-01]}}]", "must be plain values"),
+        ("entries: [{notebook: 10_compare, parameters: {experiments: &a [*a]}}]", "must be plain values"),
         ("entries: [{notebook: small.ipynb, seeds: [0, 0]}]", "is the same run as"),
         ("entries: [{notebook: small.ipynb}, {notebook: small.ipynb, parameters: {x: 1}}]", "is the same run as"),
         ("entries: [{notebook: small.ipynb}, {notebook: small.ipynb, parameters: {x: 2}}]", "two entries are called"),
@@ -130,7 +135,7 @@ def test_a_plan_skips_what_finished_and_names_what_changed(suite, store):
     loaded = suite(GRID)
     for entry, status in zip(loaded.entries, ("FINISHED", "FAILED", "KILLED"), strict=False):
         finished(entry, status)
-    words = [(s.word, s.note) for s in plan(loaded.entries, False)]
+    words = [(s.word, s.why) for s in plan(loaded.entries, False)]
     assert words[0] == ("skipped", "finished before, same parameters and code")
     assert words[1] == ("waiting", "was FAILED: again")
     assert [w for w, _ in words] == ["skipped", "waiting", "waiting", "waiting", "waiting"]
@@ -139,11 +144,11 @@ def test_a_plan_skips_what_finished_and_names_what_changed(suite, store):
     finished(loaded.entries[4])
     (other,) = suite(GRID.replace("x: 9", "x: 10")).only("other")
     (state,) = plan([other], False)
-    assert (state.word, state.note) == ("waiting", "changed since its last run (x: 9.0 -> 10.0): runs anew")
+    assert (state.word, state.why) == ("waiting", "changed since its last run (x: 9.0 -> 10.0): runs anew")
     write_notebook(store / "small.ipynb", "pass")  # other code
     (state,) = plan(suite(GRID).only("other"), False)
     assert state.word == "waiting"
-    assert "changed since its last run (code: " in state.note
+    assert "changed since its last run (code: " in state.why
 
 
 def test_suites_of_the_repository_are_whole(store):
@@ -228,10 +233,12 @@ def under_way(loaded) -> Batch:
     """A suite of three: one finished, one in its fourth step of eight, one failed with text from a model."""
     states = [State(e, Word(word), started=time.time() - 200) for e, word in zip(loaded.entries, WORDS, strict=True)]
     done, now, failed = states
-    done.seconds, failed.error = 400.0, "raised [bold]\x1b[2J<b>"
+    done.seconds, failed.why = 400.0, "raised [bold]\x1b[2J<b>"
     now.entry.folder.mkdir(parents=True)
     for step in (1, 4):
         tracking.Run(now.entry.folder).step({"arm/reward": step / 8}, step, 8)
+    with (now.entry.folder / "metrics.jsonl").open("a") as half:
+        half.write('{"step": 5')
     write_json(now.entry.folder / "progress.json", {"cell": 2, "cells": 5, "started": 0})
     return Batch(loaded, states, executor=None, mirror=None, show=None)
 
@@ -243,28 +250,28 @@ THREE = "entries: [{notebook: small.ipynb, seeds: [0, 1, 2]}]"
 def test_the_live_table_shows_cell_step_times_and_the_last_metric(suite):
     screen = io.StringIO()
     batch = under_way(suite(THREE))
-    with Progress(Console(file=screen, force_terminal=True, width=140, height=30)) as shown:
-        shown.show(batch)
+    with progress(Console(file=screen, force_terminal=True, width=140, height=30)) as show:
+        show(batch)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
-    row = next(line for line in text.splitlines() if "seed=1" in line)
+    row = next(line for line in text.splitlines() if "│ small seed=1" in line)
     cells = [cell.strip() for cell in row.strip("│ ").split("│")]
     assert [cells[1], cells[2], cells[5]] == ["2/5", "4/8", "arm/reward 0.5"]
-    assert re.fullmatch("3:2.", cells[3])
-    assert re.fullmatch("3:[12].", cells[4])  # to what the finished one took
+    assert re.fullmatch("0:03:2.", cells[3])
+    assert re.fullmatch("0:03:[12].", cells[4])  # to what the finished one took
     assert "1 FINISHED, 1 running, 1 FAILED" in text
-    assert "raised [bold]  [2J<b>" in text or "raised [bold] [2J<b>" in text
+    assert r"raised [bold]\u001b[2J<b>" in text
     assert "\x1b[2J" not in screen.getvalue()
 
 
 def test_away_from_a_terminal_each_change_is_a_line(suite, capsys):
     batch = under_way(suite(THREE))
-    with Progress(Console(file=io.StringIO())) as shown:
-        shown.show(batch)
-        shown.show(batch)
+    with progress(Console(file=io.StringIO())) as show:
+        show(batch)
+        show(batch)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == list(WORDS)
     assert len(lines) == 4
-    assert re.search(r"cell 2/5 step 4/8 elapsed 3:2. remaining 3:[12]. arm/reward 0.5$", lines[3])
+    assert re.search(r"cell 2/5 step 4/8 elapsed 0:03:2. remaining 0:03:[12]. arm/reward 0.5$", lines[3])
     told = "\n".join(summary(batch.states))
     assert f"tail -n 40 '{batch.states[2].entry.folder}/output.log'" in told
     assert "\x1b" not in told
