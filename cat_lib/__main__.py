@@ -29,15 +29,15 @@ def run(
     ] = None,
 ) -> None:
     """Execute one notebook as one tracked run; exit code 0 only if it finished."""
-    from cat_lib.runs.locks import BusyError
+    from cat_lib.runs.folder import BusyError, RunError
     from cat_lib.runs.parameters import ParameterError
-    from cat_lib.runs.runner import ConfigurationError, RunError, run_notebook
+    from cat_lib.runs.runner import run_notebook
     from cat_lib.runs.store import TrackingError
 
     given = dict(_pair(entry, "-p") for entry in parameter or [])
     try:
         folder = run_notebook(notebook, given, run_id, typed=False)
-    except (ParameterError, ConfigurationError, TrackingError, BusyError) as error:
+    except (ParameterError, TrackingError, BusyError) as error:
         _fail(str(error), 2)
     except OSError as error:
         _fail(f"the run's folder can't be written: {error}", 2)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cat_lib.runs.locks import BusyError, FinishedError
+from cat_lib.runs.folder import BusyError, FinishedError, RunError
 from cat_lib.runs.provenance import code_version
 from cat_lib.shown import masked
 
@@ -25,7 +25,7 @@ FINISHED, FAILED, KILLED, STORAGE, BUSY, CHANGED = 0, 1, 130, 74, 75, 76
 def main(spec: dict[str, Any]) -> int:
     """Execute one entry; returns its exit code."""
     spare_grammar()
-    from cat_lib.runs.runner import RunError, execute
+    from cat_lib.runs.runner import execute
 
     threading.Thread(target=_end_with, args=(int(os.environ["CAT_LIB_PARENT"]),), daemon=True).start()
     notebook = Path(spec["notebook"])
