@@ -53,8 +53,8 @@ class RunError(RuntimeError):
 class Run:
     """One run's folder, or a part of it. Only the first of several training processes writes."""
 
-    def __init__(self, folder: Path, root: Path | None = None, prefix: str = "") -> None:
-        self.dir, self.root, self.prefix = folder, root or folder, prefix
+    def __init__(self, folder: Path, whole: Run | None = None, prefix: str = "") -> None:
+        self.dir, self.whole, self.prefix = folder, whole or self, prefix
         self.numbers: dict[str, float] = {}
         self.writes = os.environ.get("RANK", "0") == "0"
         self.lock = Lock(folder / "run.lock")  # held by who works on the run, from `open_run` to `end`
@@ -63,17 +63,17 @@ class Run:
 
     def part(self, name: str) -> Run:
         """One of several trainings in this run: a folder of its own, and `<name>/` before its metrics' keys."""
-        return Run(self.dir / name, self.root, f"{self.prefix}{name}/")
+        return Run(self.dir / name, self.whole, f"{self.prefix}{name}/")
 
     def tag(self, key: str, value: str) -> None:
         """One word on the run, to filter by."""
-        self._update(self.root, tags=read_config(self.root).get("tags", {}) | {key: value})
+        self._add("tags", {key: value})
 
     def step(self, metrics: Mapping[str, float], step: int, of: int = 0) -> None:
         """One training step's metrics, `of` so many, to metrics.jsonl. No store takes values that are not finite."""
         finite = {self.prefix + k: float(v) for k, v in metrics.items() if math.isfinite(v)}
         if self.writes:
-            append_line(self.root / "metrics.jsonl", {"time": now(), "step": step, "of": of, "metrics": finite})
+            append_line(self.whole.dir / "metrics.jsonl", {"time": now(), "step": step, "of": of, "metrics": finite})
 
     def metrics(self, metrics: Mapping[str, float]) -> None:
         """Results of the run, added to metrics.json. Raises ValueError for a value that is not a finite number."""
@@ -102,16 +102,16 @@ class Run:
             [e.id, e.question, e.gold, e.rubric and [(c.text, c.points) for c in e.rubric.criteria]] for e in examples
         ]
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
-        entry = {self.prefix + context: {"source": source, "digest": digest, "n": len(rows)}}
-        self._update(self.root, datasets=read_config(self.root).get("datasets", {}) | entry)
+        self._add("datasets", {self.prefix + context: {"source": source, "digest": digest, "n": len(rows)}})
 
     def parameters(self, resolved: Mapping[str, Any]) -> None:
         """The parameters as they take effect, once the preset is known."""
-        self._update(self.root, parameters=dict(resolved))
+        self.whole.update_config(parameters=dict(resolved))
 
     def update_config(self, **entries: Any) -> None:
         """Add entries to config.json."""
-        self._update(self.dir, **entries)
+        if self.writes:
+            write_json(self.dir / "config.json", read_config(self.dir) | entries)
 
     def finish(self, status: str = "FINISHED", error: str = "") -> None:
         """End a run that this process owns; under the runner, the runner does."""
@@ -127,9 +127,9 @@ class Run:
         finally:
             self.lock.release()
 
-    def _update(self, folder: Path, **entries: Any) -> None:
-        if self.writes:
-            write_json(folder / "config.json", read_config(folder) | entries)
+    def _add(self, kind: str, entries: Mapping[str, Any]) -> None:
+        """To a mapping in the whole run's config.json."""
+        self.whole.update_config(**{kind: read_config(self.whole.dir).get(kind, {}) | entries})
 
 
 def open_run(

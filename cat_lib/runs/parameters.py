@@ -44,7 +44,8 @@ class Parameter:
 
     @property
     def _adapter(self) -> TypeAdapter[Any]:
-        return TypeAdapter(" | ".join(self.types))
+        kind: Any = " | ".join(self.types)  # pydantic reads a type by its name
+        return TypeAdapter(kind)
 
     def check(self, value: Any) -> Any:
         """The value, an int widened to float where declared so. Raises ParameterError naming what is allowed."""
@@ -165,8 +166,7 @@ def resolve(notebook: Path, given: Mapping[str, Any], typed: bool = True) -> dic
     values = {}
     for name, parameter in known.items():
         value = given.get(name, parameter.default)
-        value = parameter.parse(value) if name in given and not typed else value
-        values[name] = parameter.check(value)
+        values[name] = parameter.check(parameter.parse(value) if name in given and not typed else value)
     return values
 
 
@@ -189,7 +189,7 @@ def _read(source: str, notebook: Path) -> dict[str, Parameter]:
         ) from None
     for node in nodes:
         match node:
-            case ast.Assign([ast.Name(name)], value):
+            case ast.Assign([ast.Name(name)], ast.expr() as value):
                 annotation = None
             case ast.AnnAssign(ast.Name(name), annotation, ast.expr() as value):
                 pass

@@ -49,10 +49,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git(*words: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", *words], cwd=_PACKAGE.parent, capture_output=True, text=True, timeout=20, check=False
-        )
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    with suppress(OSError, subprocess.SubprocessError):  # no git, no repository, or one that does not answer
+        command, here = ["git", *words], _PACKAGE.parent
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    return ""

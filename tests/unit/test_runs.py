@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import json
 import os
@@ -25,7 +26,7 @@ from cat_lib.models import ModelError, load_model
 from cat_lib.models import embedded as wheel
 from cat_lib.runs import provenance, runner, tracking
 from cat_lib.runs import store as store_
-from cat_lib.runs.folder import read_config
+from cat_lib.runs.folder import RunError, read_config
 from cat_lib.runs.mirror import Sent, copy, import_run, reap
 from cat_lib.runs.parameters import ParameterError, declared, effective, of, presets, resolve
 from cat_lib.runs.runner import run_notebook
@@ -395,6 +396,19 @@ def test_a_run_whose_process_is_gone_is_marked_killed(store):
     assert client.get_run(run_id_of(folder)).info.status == "KILLED"
     assert client.get_run(run_id_of(held.dir)).info.status == "RUNNING"
     assert read_config(folder)["status"] == "KILLED"
+
+
+def test_a_run_whose_end_cannot_be_written_has_not_finished(tmp_path, monkeypatch):
+    run = tracking.open_run("small", {}, tmp_path / "one")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("cat_lib.runs.folder.write_json", full)
+    with pytest.raises(RunError, match=r"could not write to .*one: No space left on device") as caught:
+        runner.lead(run, lambda: ("FINISHED", ""))
+    assert (caught.value.status, caught.value.storage) == ("FAILED", True)
+    assert run.lock.acquire()  # and it is left to others
 
 
 def test_doctor_checks_versions_against_the_lock(store):
