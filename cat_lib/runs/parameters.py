@@ -188,8 +188,10 @@ def _read(source: str, notebook: Path) -> dict[str, Parameter]:
             "and put all else into a cell below"
         ) from None
     for node in nodes:
+        value: ast.expr
+        annotation: ast.expr | None
         match node:
-            case ast.Assign([ast.Name(name)], ast.expr() as value):
+            case ast.Assign([ast.Name(name)], value):
                 annotation = None
             case ast.AnnAssign(ast.Name(name), annotation, ast.expr() as value):
                 pass
