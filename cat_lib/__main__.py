@@ -16,11 +16,11 @@ from cat_lib.doctor import checks
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.models import ModelError
 from cat_lib.runs.children import serve
-from cat_lib.runs.locks import BusyError
+from cat_lib.runs.folder import BusyError, RunError
 from cat_lib.runs.mirror import import_run
 from cat_lib.runs.parameters import ParameterError
 from cat_lib.runs.places import tracking_uri
-from cat_lib.runs.runner import ConfigurationError, RunError, run_notebook
+from cat_lib.runs.runner import run_notebook
 from cat_lib.runs.store import TrackingError
 from cat_lib.suites import batch, executors, preflight, progress
 from cat_lib.suites.entry import spare_grammar
@@ -43,7 +43,7 @@ def run(
     given = dict(_pair(entry, "-p") for entry in parameter or [])
     try:
         folder = run_notebook(notebook, given, run_id, typed=False)
-    except (ParameterError, ConfigurationError, TrackingError, BusyError) as error:
+    except (ParameterError, TrackingError, BusyError) as error:
         check.fail(error)
     except OSError as error:
         check.fail(f"the run's folder can't be written: {error}")

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,18 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self.path, self._fd = path, -1
 
-    def acquire(self, shared: bool = False) -> bool:
-        """Whether the lock could be had, without waiting."""
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return False
+    def acquire(self, shared: bool = False, patience: float = 0.0) -> bool:
+        """Whether the lock could be had within so many seconds."""
+        fd, deadline = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(fd)
+                    return False
+                time.sleep(0.05)
         if not shared:
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
@@ -56,11 +61,8 @@ class Lock:
 def append_line(path: Path, entry: dict[str, Any]) -> None:
     """One JSON line in one write, on a line of its own even after a process died inside one."""
     with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            torn = file.read(1) != b"\n"
-        else:
-            torn = False
+        file.seek(max(file.tell() - 1, 0))
+        torn = file.read(1) not in (b"", b"\n")
         file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
 
 

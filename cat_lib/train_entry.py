@@ -30,9 +30,10 @@ from cat_lib.learning.settings import GRPOSettings, cut
 from cat_lib.models import ModelError
 from cat_lib.models.memory import gpus
 from cat_lib.runs import places
-from cat_lib.runs.locks import BusyError, open_run
+from cat_lib.runs.folder import BusyError, RunError, open_run
+from cat_lib.runs.mirror import mirrored
 from cat_lib.runs.parameters import Parameters, effective, resolve
-from cat_lib.runs.runner import RunError, lead, mirrored, require_same
+from cat_lib.runs.runner import lead, require_same
 from cat_lib.runs.store import TrackingError
 from cat_lib.shown import masked
 from cat_lib.suites import preflight

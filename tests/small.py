@@ -11,6 +11,9 @@ from pathlib import Path
 
 import nbformat
 
+from cat_lib.runs.places import tracking_uri
+from cat_lib.shown import masked
+
 START = "from cat_lib.runs import tracking\nrun = tracking.start_run('{name}', {{'x': x, 'seed': seed}})"
 END = "run.metrics({'score': x + seed / 10})\nrun.finish()"
 # steps with a checkpoint each, written after the step is logged, as in training
@@ -73,3 +76,8 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
+
+
+def run_id_of(folder: Path) -> str:
+    """The id that a run has in the store of the tracking URI, as its folder says."""
+    return json.loads((folder / "mlflow.json").read_text())[masked(tracking_uri())]

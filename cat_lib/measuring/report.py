@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from cat_lib.measuring.stats import Estimate, over_seeds, paired_difference
 from cat_lib.measuring.tables import one_family, table
 from cat_lib.runs.parameters import nearest
+from cat_lib.runs.places import tracking_uri
 from cat_lib.runs.store import SUITE, connect
-from cat_lib.runs.tracking import tracking_uri
 from cat_lib.shown import escaped, masked, visible
 
 _NOTEBOOK, _PAGE, _TEXT = "10_compare", 500, 1500  # runs at once; characters of a text

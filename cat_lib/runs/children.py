@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
-_GRACE = 5  # seconds from SIGTERM to SIGKILL
-# a shell at the other end of a pipe on which nothing comes: `read` ends when this process does, if it was killed too
-_WATCH = f"read _; kill -s TERM -- -$1 && sleep {_GRACE} && kill -s KILL -- -$1"
+# a shell that waits for a line, or for the end of the process that could write one, if it was killed: then it ends a
+# process group, at the latest in 5 s
+_WATCH = """read _; kill -s TERM -- -$1
+for _ in $(seq 50); do kill -s 0 -- -$1 || exit; sleep 0.1; done
+kill -s KILL -- -$1"""
 
 
 @contextmanager
@@ -32,39 +33,21 @@ def serve(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
     Returns the command's exit code, or 128 and the number of the signal. A second signal does not wait for the end.
     """
-    caught, group = list[int](), list[int]()
-    overdue = float("inf")
+    caught, servers = list[int](), list[subprocess.Popen[bytes]]()
+    listen, tell = os.pipe()
 
     def stop(number: int) -> None:
-        nonlocal overdue
         caught.append(number)
-        overdue = time.monotonic() + _GRACE
-        for pid in group:
-            _kill(pid, signal.SIGTERM if len(caught) == 1 else signal.SIGKILL)
+        os.write(tell, b"\n")
+        for server in servers if len(caught) > 1 else ():
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
 
     with on_stop(stop):
-        server = subprocess.Popen(command, env=dict(environment), start_new_session=True)
-        group.append(server.pid)
-        words = ["sh", "-c", _WATCH, "watch", str(server.pid)]
-        watch = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
-        if caught:
-            _kill(server.pid, signal.SIGTERM)
-        while server.poll() is None and time.monotonic() < overdue:
-            time.sleep(0.1)
-        _kill(server.pid, signal.SIGTERM)  # what a server that ended by itself has left
-        overdue = min(overdue, time.monotonic() + _GRACE)
-        while _kill(server.pid, 0) and time.monotonic() < overdue:
-            time.sleep(0.1)
-        _kill(server.pid, signal.SIGKILL)
-        watch.kill()
-        watch.communicate()
-        code = server.wait()
+        servers.append(subprocess.Popen(command, env=dict(environment), start_new_session=True))
+        words = ["sh", "-c", _WATCH, "watch", str(servers[0].pid)]
+        watch = subprocess.Popen(words, stdin=listen, stderr=subprocess.DEVNULL, start_new_session=True)
+        code = servers[0].wait()
+        os.write(tell, b"\n")  # for what a server that ended by itself has left
+        watch.wait()
     return 128 + caught[0] if caught else code
-
-
-def _kill(group: int, number: int) -> bool:
-    """Send a signal to a process group; whether there is one."""
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)
-        return True
-    return False

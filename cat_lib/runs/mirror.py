@@ -13,60 +13,61 @@ import json
 import os
 import re
 import socket
+import stat
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cat_lib.files import Lock, read_lines
-from cat_lib.runs.folder import ENDED, read_config
-from cat_lib.runs.locks import settle
+from cat_lib.runs import places
+from cat_lib.runs.folder import ENDED, BusyError, RunError, read_config, settle
 from cat_lib.runs.store import SUITE, TrackingError, advice, connect, experiment_of, find_or_create, tags_of
 from cat_lib.shown import masked
 
 PATIENCE = float(os.environ.get("CAT_LIB_STORE_PATIENCE", "120"))  # seconds that the end waits for a store that is away
 _EVERY, _FILES_EVERY = 1.0, 15.0  # seconds
 _PARAM_LIMIT, _TAG_LIMIT = 6000, 8000  # MLflow's, in characters
-_BATCH, _PARAMS = 1000, 100  # MLflow's, in one call
 # what a run keeps for itself: checkpoints, tables by step that are joined at the end, locks, notes of the copy
 _SKIPPED = re.compile(
     r"(^|/)(checkpoints|rollouts|verdicts|rubrics|slurm|\.[^/]*)/|\.(lock|partial|db)$|^mlflow\.json$"
 )
-Stamp = tuple[int, int]  # when a file was changed, and its size
 
 
 @dataclass
 class Sent:
-    """What is known to be in the store. Forgetting it costs time and nothing else."""
+    """What is known to be in the store, which to forget costs time and nothing else, and whether it is to be all."""
 
     run_id: str = ""
-    files: dict[str, Stamp | None] = field(default_factory=dict)  # by name, as they were when they were sent
+    config: dict[str, Any] = field(default_factory=dict)
     steps: set[tuple[str, int]] = field(default_factory=set)  # of each metric
+    read: dict[str, int] = field(default_factory=dict)  # of files of steps, in bytes
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)  # when they were changed, and their sizes
     looked: float = 0.0  # at the files
-    reaped: bool = False  # the experiment's dead runs
+    ended: dict[str, str] | None = None  # the run has ended: to what speaks for a folder that can't be written
 
 
-def copy(folder: Path, client: Any = None, sent: Sent | None = None, ended: dict[str, str] | None = None) -> str:
+def copy(folder: Path, client: Any = None, sent: Sent | None = None) -> str:
     """Send what the store has not; returns the run's id there.
 
-    That a run has ended is sent last: a store that knows it has all the rest, and nothing is sent.
-    `ended` has the status and error of a run whose folder can't be written. Raises whatever the store raises; another
-    call goes on where this one stopped, with the same `sent`, or begins anew.
+    That a run has ended is sent last: a store that knows it has all the rest, and nothing is sent. Raises whatever the
+    store raises; another call goes on where this one stopped, with the same `sent`, or begins anew.
     """
-    client, sent, stamp = client or connect(), sent or Sent(), _stamp(folder / "config.json")
-    config = read_config(folder) | (ended or {})
+    client, sent = client or connect(), sent or Sent()
+    config = read_config(folder) | (sent.ended or {})
     final = config.get("status") in ENDED
     sent.run_id = sent.run_id or find_or_create(client, folder, config)
-    if stamp != sent.files.get("about") or final:
+    if final or config != sent.config:
         there = client.get_run(sent.run_id)
         if final and (there.info.status, there.info.end_time) == (config["status"], config.get("ended")):
             return sent.run_id
         _about(client, there, folder, config)
-        sent.files["about"] = stamp
-    _history(client, folder, sent)
+        sent.config = config
+    for name in ("metrics.jsonl", "system.jsonl"):
+        _steps(client, folder / name, sent)
     if final and (folder / "metrics.json").exists():
         results, when = json.loads((folder / "metrics.json").read_text()), config.get("ended") or config["started"]
         _log(client, sent.run_id, {(key, 0): (value, when) for key, value in results.items()})
@@ -83,11 +84,12 @@ def _about(client: Any, there: Any, folder: Path, config: Mapping[str, Any]) -> 
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
     run_id, tags = there.info.run_id, tags_of(config, folder)
-    values = {k: masked(v)[:_PARAM_LIMIT] for k, v in config.get("parameters", {}).items() if v is not None}
-    fresh = [Param(k, v) for k, v in values.items() if k not in there.data.params]  # MLflow's cannot change
-    for i in range(0, len(fresh), _PARAMS):
-        client.log_batch(run_id, params=fresh[i : i + _PARAMS])
-    client.log_batch(run_id, tags=[RunTag(k, v[:_TAG_LIMIT]) for k, v in tags.items()])
+    fresh = [
+        Param(name, masked(value)[:_PARAM_LIMIT])
+        for name, value in config.get("parameters", {}).items()
+        if value is not None and name not in there.data.params  # MLflow's cannot change
+    ]
+    client.log_batch(run_id, params=fresh, tags=[RunTag(k, v[:_TAG_LIMIT]) for k, v in tags.items()])
     if "error" in there.data.tags and "error" not in tags:  # of an earlier try
         client.delete_tag(run_id, "error")
     for context, entry in config.get("datasets", {}).items():
@@ -101,70 +103,64 @@ def _about(client: Any, there: Any, folder: Path, config: Mapping[str, Any]) -> 
         client.update_run(run_id, status="RUNNING")
 
 
-def _history(client: Any, folder: Path, sent: Sent) -> None:
-    for name in ("metrics.jsonl", "system.jsonl"):
-        if (stamp := _stamp(folder / name)) == sent.files.get(f"steps of {name}"):
-            continue
-        fresh = dict[tuple[str, int], tuple[float, int]]()
-        for _, line in read_lines(folder / name):
-            for metric, value in line["metrics"].items():
-                if (metric, line["step"]) not in sent.steps:
-                    fresh.setdefault((metric, line["step"]), (value, line["time"]))
+def _steps(client: Any, path: Path, sent: Sent) -> None:
+    fresh = dict[tuple[str, int], tuple[float, int]]()
+    lines = list(read_lines(path, sent.read.get(path.name, 0)))
+    for _, line in lines:
+        for metric, value in line["metrics"].items():
+            if (metric, line["step"]) not in sent.steps:
+                fresh.setdefault((metric, line["step"]), (value, line["time"]))
+    if lines:
         _log(client, sent.run_id, fresh)
         sent.steps |= fresh.keys()
-        sent.files[f"steps of {name}"] = stamp
+        sent.read[path.name] = lines[-1][0]
 
 
 def _log(client: Any, run_id: str, entries: Mapping[tuple[str, int], tuple[float, int]]) -> None:
     from mlflow.entities import Metric
 
     metrics = [Metric(key, value, when, step) for (key, step), (value, when) in entries.items()]
-    for i in range(0, len(metrics), _BATCH):
-        client.log_batch(run_id, metrics=metrics[i : i + _BATCH])
+    client.log_batch(run_id, metrics=metrics)
 
 
 def _artifacts(client: Any, folder: Path, sent: Sent) -> None:
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if _SKIPPED.search(name) or path.is_symlink() or not path.is_file():
+        inside = path.relative_to(folder)
+        name, about = inside.as_posix(), path.lstat()  # before it is sent: what comes meanwhile is sent the next time
+        if _SKIPPED.search(name) or not stat.S_ISREG(about.st_mode):
             continue
-        if (stamp := _stamp(path)) != sent.files.get(name):
-            parent = Path(name).parent.as_posix()
-            client.log_artifact(sent.run_id, str(path), None if parent == "." else parent)
+        if (stamp := (about.st_mtime_ns, about.st_size)) != sent.files.get(name):
+            client.log_artifact(sent.run_id, str(path), inside.parent.as_posix() if inside.parent.name else None)
             sent.files[name] = stamp
-
-
-def _stamp(path: Path) -> Stamp | None:
-    """Taken before a file is read, so that what comes meanwhile is sent at the next look."""
-    with suppress(OSError):
-        about = path.stat()
-        return about.st_mtime_ns, about.st_size
-    return None
 
 
 class Mirror:
     """Keeps folders and the store the same from one thread. Raises TrackingError if the store can't be used now."""
 
     def __init__(self) -> None:
-        self.client = connect()
+        self._client = connect() if places.tracked() else None
         self._open: dict[Path, Sent] = {}
-        self._ending: dict[Path, dict[str, str]] = {}  # to what speaks for the folder, if that can't be written
         self._stop, self._away = threading.Event(), 0.0
         self._thread = threading.Thread(target=self._rounds, name="mirror", daemon=True)
-        self._thread.start()
+        if self._client:
+            self._thread.start()
 
     def add(self, folder: Path) -> None:
         """Begin to copy a folder; its config.json may come later."""
-        self._ending.pop(folder, None)
         self._open[folder] = Sent()
 
     def end(self, folder: Path, **ended: str) -> None:
         """Send the rest of a folder, in the background; `status` and `error` speak for one that can't be written."""
-        self._open.setdefault(folder, Sent())
-        self._ending[folder] = ended
+        self._open.setdefault(folder, Sent()).ended = ended
+
+    @property
+    def _ending(self) -> list[Path]:
+        return [folder for folder, sent in list(self._open.items()) if sent.ended is not None]
 
     def close(self) -> None:
         """End the thread once the store has everything, or has been away for PATIENCE, and say what it did not take."""
+        if not self._client:
+            return
         closing = time.monotonic()
         while self._ending and self._thread.is_alive():  # however long it takes, while the store takes it
             if self._away and time.monotonic() - max(self._away, closing) > PATIENCE:
@@ -179,7 +175,7 @@ class Mirror:
     def _rounds(self) -> None:
         while not self._stop.is_set():
             started = time.monotonic()
-            failed = [why for folder in list(self._open) if (why := self._look(folder))]
+            failed = [why for folder, sent in list(self._open.items()) if (why := self._look(folder, sent))]
             if failed and not self._away:
                 self._away = started
                 print(f"not sent to the store, trying again: {failed[-1]}", flush=True)
@@ -189,24 +185,39 @@ class Mirror:
             while time.monotonic() - started < _EVERY and (failed or not self._ending) and not self._stop.is_set():
                 time.sleep(0.02)
 
-    def _look(self, folder: Path) -> str:
+    def _look(self, folder: Path, sent: Sent) -> str:
         """Send what is new in one folder; one that fails does not hold up the others. Returns why it failed."""
-        sent, ending = self._open[folder], self._ending.get(folder)
+        ending = sent.ended is not None  # as it was when this look began
         try:
             config = read_config(folder)
-            if config and (ending is not None or config.get("status") not in ENDED):  # else it is yet to begin again
-                copy(folder, self.client, sent, ending)
-                if ending is None and not sent.reaped:
-                    reap(self.client, experiment_of(config))
-                    sent.reaped = True
+            if config and (ending or config.get("status") not in ENDED):  # else it is yet to begin again
+                if not ending and not sent.run_id:
+                    reap(self._client, experiment_of(config))
+                copy(folder, self._client, sent)
         except Exception as problem:  # every client, driver and network raises its own kinds
             text = masked(" ".join(str(problem).split()))[:200]
             if "'active' state" in text or "RESOURCE_DOES_NOT_EXIST" in text:  # deleted meanwhile: begin anew
-                self._open[folder] = Sent()
+                sent.run_id, sent.config, sent.steps, sent.read, sent.files = "", {}, set(), {}, {}
             return f"{folder.name}: {type(problem).__name__}: {text}"
-        if ending is not None and self._ending.get(folder) is ending:
-            del self._open[folder], self._ending[folder]
+        if ending and self._open.get(folder) is sent:
+            del self._open[folder]
         return ""
+
+
+@contextmanager
+def mirrored(folder: Path) -> Iterator[None]:
+    """Meanwhile a run's folder is copied to MLflow, unless tracking is off. Raises TrackingError if it can't be."""
+    mirror, ended = Mirror(), dict[str, str]()
+    mirror.add(folder)
+    try:
+        yield
+    except RunError as error:
+        ended = {"status": error.status, "error": str(error)}
+        raise
+    finally:
+        if ended or read_config(folder).get("status") in ENDED:
+            mirror.end(folder, **ended)
+        mirror.close()
 
 
 def reap(client: Any, experiment: str) -> None:
@@ -220,7 +231,8 @@ def reap(client: Any, experiment: str) -> None:
         folder = Path(tags.get("run_dir", ""))
         if tags.get("host") != socket.gethostname() or tags.get("notebook") == SUITE or not read_config(folder):
             continue
-        settle(folder, "KILLED", "its process is gone")
+        with suppress(BusyError):
+            settle(folder, "KILLED", "its process is gone")
         if read_config(folder)["status"] in ENDED:
             copy(folder, client)
 

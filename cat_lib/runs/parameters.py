@@ -13,8 +13,6 @@ import ast
 import difflib
 import functools
 import json
-import math
-import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,9 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cat_lib.runs import places
 
-_TYPES: dict[str, Any] = {
-    "int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "None": None,
-}  # fmt: skip
+_TYPES = ("int", "float", "str", "bool", "list", "dict")  # and None beside them
 _CHOICES = re.compile(r"(one|each) of: ((?:.*,\n)*.+)")
 _AT_LEAST = re.compile(r"at least (-?[0-9.]*[0-9])")
 
@@ -43,12 +39,13 @@ class Parameter:
 
     name: str
     default: Any
-    types: tuple[str, ...]  # of _TYPES
+    types: tuple[str, ...]
     help: str
 
     @property
     def _adapter(self) -> TypeAdapter[Any]:
-        return TypeAdapter(functools.reduce(operator.or_, (_TYPES[t] for t in self.types)))
+        kind: Any = " | ".join(self.types)  # pydantic reads a type by its name
+        return TypeAdapter(kind)
 
     def check(self, value: Any) -> Any:
         """The value, an int widened to float where declared so. Raises ParameterError naming what is allowed."""
@@ -57,23 +54,24 @@ class Parameter:
         except ValidationError:
             kind = type(value).__name__
             raise ParameterError(f"{self.name}={value!r:.80} is {kind}; allowed is {' or '.join(self.types)}") from None
-        if not _finite(taken):
-            raise ParameterError(f"{self.name}={value!r}: allowed is a finite number; nan and infinity are none")
+        try:
+            json.dumps(taken, allow_nan=False, default=str, skipkeys=True)
+        except ValueError:
+            raise ParameterError(
+                f"{self.name}={value!r}: allowed is a finite number; nan and infinity are none"
+            ) from None
         if taken is None:
             return None
         if choices := _CHOICES.search(self.help):
-            self._chosen(taken, choices[1] == "each", [c.strip() for c in choices[2].split(",")])
+            each, allowed = choices[1] == "each", [c.strip() for c in choices[2].split(",")]
+            items = list(map(str, taken)) if each else [str(taken)]
+            if not items or not set(items) <= set(allowed) or len(set(items)) < len(items):
+                hint = next((nearest(item, allowed) for item in items if item not in allowed), "")
+                what = "at least one, each once, of" if each else "one of"
+                raise ParameterError(f"{self.name}={taken!r}: allowed is {what} {', '.join(allowed)}{hint}")
         if (least := _AT_LEAST.search(self.help)) and taken < float(least[1]):
             raise ParameterError(f"{self.name}={taken!r}: allowed is {least[1]} or more")
         return taken
-
-    def _chosen(self, value: Any, each: bool, allowed: list[str]) -> None:
-        items = list(map(str, value)) if each else [str(value)]
-        if items and set(items) <= set(allowed) and len(set(items)) == len(items):
-            return
-        hint = next((nearest(item, allowed) for item in items if item not in allowed), "")
-        what = "at least one, each once, of" if each else "one of"
-        raise ParameterError(f"{self.name}={value!r}: allowed is {what} {', '.join(allowed)}{hint}")
 
     def parse(self, text: str) -> Any:
         """A value typed on the command line, read as this parameter's type. Raises ParameterError if it is not."""
@@ -111,10 +109,7 @@ def of(notebook: str, scope: Mapping[str, Any]) -> Parameters:
 
     Raises ParameterError for a value that its cell does not allow and a preset that is none: by hand, too.
     """
-    path = places.NOTEBOOKS / f"{notebook}.ipynb"
-    cells = json.loads(path.read_text("utf-8"))["cells"]  # nbformat, a second to import, would find that it is one
-    (tagged,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    known = _read("".join(tagged["source"]), path)
+    known = declared(places.NOTEBOOKS / f"{notebook}.ipynb")
     return effective(notebook, {name: parameter.check(scope[name]) for name, parameter in known.items()})
 
 
@@ -139,24 +134,23 @@ def declared(notebook: Path) -> dict[str, Parameter]:
 
     Raises ParameterError if it is none, is in another language than Python, or has not exactly one tagged cell.
     """
-    import nbformat
-
-    try:
-        content = nbformat.read(notebook, as_version=4)
-        cells, about = content.cells, content.metadata
+    try:  # nbformat, a second to import, would say no more of it
+        content = json.loads(notebook.read_text("utf-8"))
+        if content["nbformat"] != 4:
+            raise ValueError(f"its nbformat is {content['nbformat']}; allowed is 4")
+        about, code = content["metadata"], [cell for cell in content["cells"] if cell["cell_type"] == "code"]
         languages = {about.get("kernelspec", {}).get("language"), about.get("language_info", {}).get("name")}
+        tagged = ["".join(cell["source"]) for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     except FileNotFoundError:
-        near = difflib.get_close_matches(notebook.stem, [p.stem for p in notebook.parent.glob("*.ipynb")], 1, 0.4)
-        hint = f"; did you mean {notebook.parent / near[0]}.ipynb?" if near else ""
+        hint = nearest(str(notebook), map(str, notebook.parent.glob("*.ipynb")))
         raise ParameterError(f"no notebook {notebook}{hint}") from None
-    except Exception as error:  # nbformat raises several kinds for a file that is no notebook
+    except Exception as error:  # a file of anything raises several kinds
         raise ParameterError(f"{notebook} is no notebook: {' '.join(str(error).split())[:200]}") from error
     if other := languages - {None, "", "python", "ipython"}:
         raise ParameterError(f"{notebook} is in {', '.join(map(str, other))}; allowed is Python, which cat_lib is in")
-    tagged = [c for c in cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise ParameterError(f"{notebook} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
-    return _read(tagged[0].source, notebook)
+    return _read(tagged[0], notebook)
 
 
 def resolve(notebook: Path, given: Mapping[str, Any], typed: bool = True) -> dict[str, Any]:
@@ -172,8 +166,7 @@ def resolve(notebook: Path, given: Mapping[str, Any], typed: bool = True) -> dic
     values = {}
     for name, parameter in known.items():
         value = given.get(name, parameter.default)
-        value = parameter.parse(value) if name in given and not typed else value
-        values[name] = parameter.check(value)
+        values[name] = parameter.check(parameter.parse(value) if name in given and not typed else value)
     return values
 
 
@@ -181,12 +174,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint at what was meant, to be put behind what was written; empty if nothing is near."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, list | dict):
-        return all(map(_finite, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _read(source: str, notebook: Path) -> dict[str, Parameter]:
@@ -201,20 +188,23 @@ def _read(source: str, notebook: Path) -> dict[str, Parameter]:
             "and put all else into a cell below"
         ) from None
     for node in nodes:
-        target = node.targets[0] if isinstance(node, ast.Assign) and len(node.targets) == 1 else None
-        target = node.target if isinstance(node, ast.AnnAssign) else target
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(target, ast.Name) or node.value is None:
-            raise ParameterError(f"{notebook}: line {node.lineno} of the parameters cell is no plain assignment")
-        name = target.id
+        value: ast.expr
+        annotation: ast.expr | None
+        match node:
+            case ast.Assign([ast.Name(name)], value):
+                annotation = None
+            case ast.AnnAssign(ast.Name(name), annotation, ast.expr() as value):
+                pass
+            case _:
+                raise ParameterError(f"{notebook}: line {node.lineno} of the parameters cell is no plain assignment")
         try:
-            default = ast.literal_eval(node.value)
+            default = ast.literal_eval(value)
         except (ValueError, TypeError, RecursionError, MemoryError):
             raise ParameterError(f"{notebook}: parameter {name!r} is no literal value") from None
-        written = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(default).__name__
+        written = ast.unparse(annotation) if annotation else type(default).__name__
         types = tuple(t.strip() for t in written.replace("NoneType", "None").split("|"))
-        if unknown := [t for t in types if t not in _TYPES]:
-            allowed = ", ".join(t for t in _TYPES if t != "None")
-            raise ParameterError(f"{notebook}: parameter {name!r} has the type {unknown[0]}; use {allowed}")
+        if unknown := [t for t in types if t not in (*_TYPES, "None")]:
+            raise ParameterError(f"{notebook}: parameter {name!r} has the type {unknown[0]}; use {', '.join(_TYPES)}")
         start = end = node.lineno - 1
         while start and lines[start - 1].lstrip().startswith("#"):
             start -= 1

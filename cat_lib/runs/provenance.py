@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,8 @@ def environment() -> dict[str, Any]:
     """Versions, commit and machine: what a run needs to be made again."""
     versions = {}
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "versions": versions,
         "python": platform.python_version(),
@@ -50,10 +49,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git(*words: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", *words], cwd=_PACKAGE.parent, capture_output=True, text=True, timeout=20, check=False
-        )
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    with suppress(OSError, subprocess.SubprocessError):  # no git, no repository, or one that does not answer
+        command, here = ["git", *words], _PACKAGE.parent
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    return ""

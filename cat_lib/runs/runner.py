@@ -9,7 +9,6 @@ Ctrl-C, SIGTERM and SIGHUP go to the kernel, where training saves a checkpoint; 
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -25,29 +24,16 @@ from unittest.mock import patch
 
 import psutil
 
-from cat_lib.files import append_line, write_json
+from cat_lib.files import append_line, read_lines, write_json
 from cat_lib.runs import places
 from cat_lib.runs.children import on_stop
-from cat_lib.runs.folder import ENDED, Run, now, read_config
-from cat_lib.runs.locks import open_run, release
-from cat_lib.runs.parameters import resolve
+from cat_lib.runs.folder import Run, RunError, now, open_run, read_config
+from cat_lib.runs.mirror import mirrored
+from cat_lib.runs.parameters import ParameterError, resolve
 from cat_lib.runs.tracking import new_run_id
 
 GRACE = 25  # seconds from SIGTERM to the end of the kernel: Slurm kills after 30
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _SYSTEM_EVERY = 10.0  # seconds
-
-
-class RunError(RuntimeError):
-    """A run that did not finish. `status` is FAILED or KILLED, `folder` holds what it left."""
-
-    def __init__(self, message: str, status: str, folder: Path, storage: bool = False) -> None:
-        super().__init__(message)
-        self.status, self.folder, self.storage = status, folder, storage
-
-
-class ConfigurationError(ValueError):
-    """A results folder that belongs to another configuration."""
 
 
 class _Terminated(BaseException):
@@ -60,8 +46,8 @@ def run_notebook(
     """Execute `notebook` with `given` parameters; returns the run's folder under results/runs/<notebook>/.
 
     With the `run_id` of an earlier run it continues in that folder, where training resumes from its checkpoint;
-    the parameters must be the same. Raises ParameterError, ConfigurationError, TrackingError or BusyError before a
-    kernel starts, and RunError if the notebook did not run to its end.
+    the parameters must be the same. Raises ParameterError, TrackingError or BusyError before a kernel starts, and
+    RunError if the notebook did not run to its end.
     """
     parameters = resolve(notebook, given, typed)
     folder = (runs or places.RUNS) / notebook.stem / (run_id or new_run_id())
@@ -71,38 +57,17 @@ def run_notebook(
     return folder
 
 
-@contextmanager
-def mirrored(folder: Path) -> Iterator[None]:
-    """Meanwhile a run's folder is copied to MLflow, unless tracking is off. Raises TrackingError if it can't be."""
-    if not places.tracked():
-        yield
-        return
-    from cat_lib.runs.mirror import Mirror
-
-    mirror, ended = Mirror(), dict[str, str]()
-    mirror.add(folder)
-    try:
-        yield
-    except RunError as error:
-        ended = {"status": error.status, "error": str(error)}
-        raise
-    finally:
-        if ended or read_config(folder).get("status") in ENDED:
-            mirror.end(folder, **ended)
-        mirror.close()
-
-
 def require_same(folder: Path, parameters: Mapping[str, Any]) -> None:
-    """Raises ConfigurationError, naming what differs, if this folder holds a run of another configuration."""
+    """Raises ParameterError, naming what differs, if this folder holds a run of another configuration."""
     if differing := differences(folder, parameters):
         shown = "; ".join(f"{k}: {before!r} there, {now!r} now" for k, (before, now) in differing.items())
-        raise ConfigurationError(f"{folder} holds a run of another configuration ({shown}); choose another run id")
+        raise ParameterError(f"{folder} holds a run of another configuration ({shown}); choose another run id")
 
 
 def differences(folder: Path, parameters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Which parameters of the run in this folder differ from these: name to (there, now)."""
-    before = read_config(folder).get("given", parameters)
-    then, here = (json.loads(json.dumps(values)) for values in (before, dict(parameters)))
+    here = json.loads(json.dumps(parameters))
+    then = read_config(folder).get("given", here)
     return {k: (then.get(k), here.get(k)) for k in sorted({**then, **here}) if then.get(k) != here.get(k)}
 
 
@@ -130,14 +95,13 @@ def lead(run: Run, work: Callable[[], tuple[str, str]]) -> None:
     try:
         status, message = work()
     except OSError as error:
-        storage = error.errno in STORAGE
-        message = f"could not write to {run.dir}: {error.strerror}" if storage else f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {error}"
     finally:
         try:
             run.end(status, message)
         except OSError as error:  # then the exit code says it
+            status = status if status == "KILLED" else "FAILED"
             storage, message = True, f"could not write to {run.dir}: {error.strerror}"
-        release(run.dir)
     if status != "FINISHED":
         raise RunError(message, status, run.dir, storage)
 
@@ -145,15 +109,20 @@ def lead(run: Run, work: Callable[[], tuple[str, str]]) -> None:
 def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[str, str]:
     import nbformat
     import papermill
+    from jupyter_client.kernelspec import find_kernel_specs
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     print(f"run folder: {run.dir}", flush=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it calls annotated parameters unknown; ours are checked
-    cells, started = nbformat.read(notebook, as_version=4), time.time()
+    content, started = nbformat.read(notebook, as_version=4), time.time()
+    kernel = content.metadata.get("kernelspec", {}).get("name", "python3")
+    if kernel not in find_kernel_specs():  # the name is of its author's machine
+        print(f"no kernel {kernel!r} here: executed by this Python", flush=True)
+        kernel = "python3"
 
     def begun(cell: Any, cell_index: int) -> None:
-        progress = {"cell": cell_index + 1, "cells": len(cells.cells) + 1, "started": started}  # + 1: the injected one
+        progress = {"cell": cell_index + 1, "cells": len(content.cells) + 1, "started": started}  # + 1: parameters
         write_json(run.dir / "progress.json", progress)
 
     # bars would flood the log; steps are printed
@@ -162,10 +131,10 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
     try:
         with patch.dict(os.environ, environment), _interruptible(stops), _system_metrics(run.dir):
             papermill.execute_notebook(
-                cells,
+                content,
                 str(run.dir / "executed.ipynb"),
                 parameters=parameters,
-                kernel_name=_kernel(cells),
+                kernel_name=kernel,
                 language="python",
                 progress_bar=False,
                 stdout_file=sys.stdout,
@@ -184,17 +153,6 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
         return "FAILED", f"the kernel did not start: {error}"
 
 
-def _kernel(notebook: Any) -> str:
-    """The kernel that a notebook names, if it is there, else this Python's: the name is of its author's machine."""
-    from jupyter_client.kernelspec import KernelSpecManager
-
-    named = notebook.metadata.get("kernelspec", {}).get("name", "python3")
-    if named in KernelSpecManager().find_kernel_specs():
-        return str(named)
-    print(f"no kernel {named!r} here: executed by this Python", flush=True)
-    return "python3"
-
-
 @contextmanager
 def _interruptible(stops: list[int]) -> Iterator[None]:
     """Take Ctrl-C, SIGTERM and SIGHUP, and note each in `stops`."""
@@ -202,7 +160,7 @@ def _interruptible(stops: list[int]) -> Iterator[None]:
     def stop(number: int) -> None:
         stops.append(number)
         kernels = psutil.Process().children()
-        if len(stops) > 1 or not kernels or number == signal.SIGALRM:
+        if len(stops) > 1 or not kernels:
             raise _Terminated
         with suppress(OSError):  # the terminal may be what is gone
             print("interrupting the notebook (again to end it at once)", flush=True)
@@ -224,22 +182,20 @@ def _system_metrics(folder: Path) -> Iterator[None]:
     stop = threading.Event()
 
     def sample() -> None:
-        known: dict[int, psutil.Process] = {}
-        step = sum(1 for _ in (folder / "system.jsonl").open()) if (folder / "system.jsonl").exists() else 0
+        path, me = folder / "system.jsonl", psutil.Process()
+        step = sum(1 for _ in read_lines(path))
         while not stop.wait(_SYSTEM_EVERY):
-            me = psutil.Process()
-            known = {p.pid: known.get(p.pid, p) for p in (me, *me.children(recursive=True))}
+            ours = {me.pid, *(p.pid for p in me.children(recursive=True))}
             cpu = memory = 0.0
-            for process in known.values():
-                try:
-                    cpu += process.cpu_percent()
-                    memory += process.memory_info().rss / 1e6
-                except psutil.Error:  # it has ended since
-                    continue
-            used = {"cpu_utilization_percentage": cpu, "system_memory_usage_megabytes": memory} | _gpu(set(known))
+            for process in psutil.process_iter():  # the same objects each time: load is since the last look
+                if process.pid in ours:
+                    with suppress(psutil.Error):  # it has ended since
+                        cpu += process.cpu_percent()
+                        memory += process.memory_info().rss / 1e6
+            used = {"cpu_utilization_percentage": cpu, "system_memory_usage_megabytes": memory} | _gpu(ours)
             entry = {f"system/{k}": round(v, 1) for k, v in used.items()}
             try:
-                append_line(folder / "system.jsonl", {"time": now(), "step": step, "metrics": entry})
+                append_line(path, {"time": now(), "step": step, "metrics": entry})
             except OSError:
                 return  # a full disk ends the run elsewhere, with its reason
             step += 1
@@ -257,9 +213,7 @@ def _gpu(pids: set[int]) -> dict[str, float]:
     """GPU memory of these processes and the load of their GPUs; nothing where there is no NVIDIA driver library."""
     try:
         import pynvml
-    except ImportError:
-        return {}
-    try:
+
         pynvml.nvmlInit()
         used: dict[str, float] = {}
         for i in range(pynvml.nvmlDeviceGetCount()):
@@ -269,5 +223,5 @@ def _gpu(pids: set[int]) -> dict[str, float]:
                 used[f"gpu_{i}_memory_usage_megabytes"] = sum((p.usedGpuMemory or 0) / 1e6 for p in mine)
                 used[f"gpu_{i}_utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(device).gpu)
         return used
-    except pynvml.NVMLError:
+    except Exception:  # NVML's own errors have a type only where it is installed
         return {}

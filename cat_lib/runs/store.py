@@ -7,10 +7,9 @@ meet the same MLflow run. A suite's runs share an experiment with their parent; 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -24,9 +23,9 @@ from cat_lib.runs.places import tracking_uri
 from cat_lib.shown import masked
 
 SUITE = "suite"  # the "notebook" of a parent run
-_TAGGED = ("preset", "model", "task", "estimator", "estimators", "seed", "seeds")
+_TAGGED = {name: name for name in ("preset", "model", "task", "estimator", "seed")}  # parameters that become tags
+_TAGGED |= {"estimators": "estimator", "seeds": "seed"}  # one name to filter by, whether it was one or several
 _REACH = 5  # seconds that a database has for its answer
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _PATIENCE = {"pg8000": "timeout"} | dict.fromkeys(("psycopg2", "psycopg", "pymysql", "mysqldb"), "connect_timeout")
 
 
@@ -55,15 +54,12 @@ def connect() -> Any:
 
 def _reach(uri: str) -> None:
     """Raise at once for a database that is away or refuses us: MLflow would ask it ten times, for two minutes."""
-    scheme = uri.partition("://")[0].partition("+")[0]
-    if scheme not in _PORTS:
+    if not uri.startswith(("postgresql", "mysql", "mssql")):
         return
     from sqlalchemy import create_engine, make_url
     from sqlalchemy.pool import NullPool
 
     url = make_url(uri)
-    if url.host:
-        socket.create_connection((url.host, url.port or _PORTS[scheme]), timeout=_REACH).close()
     patience = {_PATIENCE[url.get_driver_name()]: _REACH} if url.get_driver_name() in _PATIENCE else {}
     create_engine(url, poolclass=NullPool, connect_args=patience).connect().close()
 
@@ -89,8 +85,7 @@ def _one_at_a_time() -> Iterator[None]:
     beside = Path(uri.removeprefix("sqlite:///") + ".lock") if uri.startswith("sqlite:///") else None
     guard = Lock(beside or places.ROOT / "results" / "store.lock")
     guard.path.parent.mkdir(parents=True, exist_ok=True)
-    while not guard.acquire():
-        time.sleep(0.05)
+    guard.acquire(patience=math.inf)
     try:
         yield
     finally:
@@ -102,11 +97,6 @@ def run_key(notebook: str, run: str) -> str:
     return re.sub(r"['\"`%\\]", lambda found: f"%{ord(found[0]):02X}", f"{notebook}/{run}")
 
 
-def run_id_of(folder: Path) -> str:
-    """The id that this folder's run has in the store of the tracking URI. Raises KeyError if it was never there."""
-    return str(_known(folder)[masked(tracking_uri())])
-
-
 def experiment_of(config: Mapping[str, Any]) -> str:
     """The MLflow experiment: a suite's runs are together, others by notebook."""
     suite = config.get("tags", {}).get("suite")
@@ -116,45 +106,37 @@ def experiment_of(config: Mapping[str, Any]) -> str:
 def tags_of(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Words to filter by: what ran, on what, in which state of the code, and how it failed."""
     about = config.get("parameters", {})
-    chosen = {k: about[k] for k in _TAGGED if about.get(k) is not None}
-    chosen |= {
-        k: config[k] for k in ("notebook", "commit", "dirty", "code", "error") if config.get(k) not in (None, "")
-    }
-    chosen |= config.get("tags", {}) | {"run_dir": str(folder)}
-    words = {k: masked(", ".join(map(str, v)) if isinstance(v, list) else v) for k, v in chosen.items()}
-    for one, many in (("estimator", "estimators"), ("seed", "seeds")):  # one name to filter by, whichever it was
-        if many in words:
-            words[one] = words.pop(many)
-    return words
+    chosen = {tag: about[name] for name, tag in _TAGGED.items() if about.get(name) is not None}
+    chosen |= {k: config.get(k) for k in ("notebook", "commit", "dirty", "code", "error")}
+    chosen |= config.get("tags", {}) | {"run_dir": folder}
+    listed = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in chosen.items()}
+    return {k: masked(v) for k, v in listed.items() if v not in (None, "")}
 
 
 def find_or_create(client: Any, folder: Path, config: Mapping[str, Any]) -> str:
     """The id of this folder's run in the store, made if it is not there; two processes at once make one."""
-    key, suite = run_key(config["notebook"], config.get("run", folder.name)), config.get("tags", {}).get("suite")
+    notebook, tags, started = config["notebook"], tags_of(config, folder), config.get("started")
+    if notebook != SUITE and (suite := config.get("tags", {}).get("suite")):
+        parent = places.ROOT / "results" / "suites" / suite
+        about = {"notebook": SUITE, "run": suite, "started": started, "tags": {"suite": suite}} | read_config(parent)
+        tags["mlflow.parentRunId"] = find_or_create(client, parent, about)
+    key = run_key(notebook, config.get("run", folder.name))
     with _one_at_a_time():
-        experiment, tags = _experiment(client, experiment_of(config)), tags_of(config, folder)
-        if suite and config["notebook"] != SUITE:
-            # its start cannot change later, so it is that of the suite's own folder
-            about = read_config(places.ROOT / "results" / "suites" / suite)
-            started, words = about.get("started", config.get("started")), {"suite": suite, "notebook": SUITE}
-            parent, made = _made(client, experiment, run_key(SUITE, suite), suite, started, words)
-            if made:
-                client.set_terminated(parent, "KILLED")  # until the suite's own folder says otherwise
-            tags["mlflow.parentRunId"] = parent
-        name = tags.get("entry", folder.name)
-        run_id, _ = _made(client, experiment, key, name, config.get("started"), tags)
+        experiment = _experiment(client, experiment_of(config))
+        if found := client.search_runs([experiment], f"tags.`cat_lib.run` = '{key}'", max_results=1):
+            run_id = str(found[0].info.run_id)
+        else:
+            made = client.create_run(
+                experiment, started, {"cat_lib.run": key} | tags, run_name=tags.get("entry", folder.name)
+            )
+            run_id = str(made.info.run_id)
+            if notebook == SUITE:
+                client.set_terminated(run_id, "KILLED")  # until the suite's own folder says otherwise
+    path = folder / "mlflow.json"
     with suppress(OSError):  # a full or closed disk must not keep the store from learning of it
-        write_json(folder / "mlflow.json", _known(folder) | {masked(tracking_uri()): run_id})
+        known = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, known | {masked(tracking_uri()): run_id})
     return run_id
-
-
-def _made(
-    client: Any, experiment: str, key: str, name: str, started: int | None, tags: dict[str, str]
-) -> tuple[str, bool]:
-    """The id of the run of this key, and whether it was made now: it is, if it is not there."""
-    if found := client.search_runs([experiment], f"tags.`cat_lib.run` = '{key}'", max_results=1):
-        return str(found[0].info.run_id), False
-    return str(client.create_run(experiment, started, {"cat_lib.run": key} | tags, name).info.run_id), True
 
 
 def _experiment(client: Any, name: str) -> str:
@@ -167,8 +149,3 @@ def _experiment(client: Any, name: str) -> str:
     # beside the database, or MLflow would put artifacts under whatever folder this process started in
     local = (places.ROOT / "results" / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
     return str(client.create_experiment(name, artifact_location=local))
-
-
-def _known(folder: Path) -> dict[str, str]:
-    path = folder / "mlflow.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}

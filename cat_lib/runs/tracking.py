@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 import time
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from cat_lib.files import Lock
 from cat_lib.runs import places
 from cat_lib.runs.folder import Run as Run
-from cat_lib.runs.folder import read_config as read_config
-from cat_lib.runs.locks import BusyError as BusyError
-from cat_lib.runs.locks import claim, held, open_run, release
+from cat_lib.runs.folder import claim, open_run
+from cat_lib.runs.mirror import mirrored
 from cat_lib.runs.places import ROOT as ROOT
-from cat_lib.runs.places import tracking_uri as tracking_uri
 from cat_lib.runs.provenance import environment as environment
-from cat_lib.runs.store import TrackingError as TrackingError
-
-_by_hand: list[Run] = []  # that this kernel owns
 
 
 def start_run(notebook: str, given: dict[str, Any]) -> Run:
@@ -32,34 +30,17 @@ def start_run(notebook: str, given: dict[str, Any]) -> Run:
     Raises TrackingError if the tracking server cannot be reached, BusyError if another kernel holds the run.
     """
     if there := os.environ.get("CAT_LIB_RUN_DIR"):
-        if Path(there) not in held and os.environ.get("RANK", "0") == "0":
-            claim(Path(there), "kernel.lock")
-        return Run(Path(there))
-    from cat_lib.runs.mirror import Mirror  # MLflow takes a second to import, and is not needed under the runner
-
-    mirror = Mirror() if places.tracked() else None
-    run = open_run(notebook, given, places.RUNS / notebook / new_run_id())
-    _by_hand.append(run)
-    if mirror:
-        mirror.add(run.dir)
-
-    def close() -> None:
-        _by_hand.remove(run)
-        release(run.dir)
-        if mirror:
-            mirror.end(run.dir)
-            mirror.close()
-
-    run.close = close
+        run = Run(Path(there))
+        kernel = Lock(run.dir / "kernel.lock")
+        if run.writes and kernel.holder() != (os.getpid(), socket.gethostname()):  # else the cell is executed again
+            claim(kernel)
+        return run
+    folder, copied = places.RUNS / notebook / new_run_id(), ExitStack()
+    copied.enter_context(mirrored(folder))
+    run = open_run(notebook, given, folder)
+    run.close = copied.close
     atexit.register(run.finish, "KILLED")  # a kernel that is shut down before the last cell
     return run
-
-
-def current() -> Run | None:
-    """The run that is open in this process, if one is."""
-    if there := os.environ.get("CAT_LIB_RUN_DIR"):
-        return Run(Path(there))
-    return _by_hand[-1] if _by_hand else None
 
 
 def new_run_id() -> str:

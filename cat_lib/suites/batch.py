@@ -19,8 +19,7 @@ from enum import StrEnum
 from cat_lib.files import Lock
 from cat_lib.runs import places
 from cat_lib.runs.children import on_stop
-from cat_lib.runs.folder import ENDED, Run, now, read_config
-from cat_lib.runs.locks import BusyError, settle
+from cat_lib.runs.folder import ENDED, BusyError, Run, now, read_config, settle
 from cat_lib.runs.mirror import Mirror
 from cat_lib.runs.provenance import environment
 from cat_lib.runs.store import SUITE

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cat_lib.runs.locks import BusyError, FinishedError
+from cat_lib.runs.folder import BusyError, FinishedError, RunError
 from cat_lib.runs.provenance import code_version
-from cat_lib.runs.runner import RunError, execute
+from cat_lib.runs.runner import execute
 from cat_lib.shown import masked
 
 FINISHED, FAILED, KILLED, STORAGE, BUSY, CHANGED = 0, 1, 130, 74, 75, 76

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from cat_lib.runs import places
 from cat_lib.runs import store as store_
-from cat_lib.runs import tracking
 from small import STEPS, cat_lib, free_port, write_notebook
 
 pytestmark = pytest.mark.browser
@@ -50,7 +50,7 @@ def ui(store):
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-         "--backend-store-uri", tracking.tracking_uri()],
+         "--backend-store-uri", places.tracking_uri()],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 90

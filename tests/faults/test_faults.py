@@ -14,8 +14,10 @@ import nbformat
 import pytest
 
 from cat_lib.runs import store as store_
+from cat_lib.runs.folder import RunError
 from cat_lib.runs.parameters import ParameterError
-from cat_lib.runs.runner import RunError, run_notebook
+from cat_lib.runs.runner import run_notebook
+from small import run_id_of
 
 pytestmark = pytest.mark.fault
 ROOT = Path(__file__).parents[2]
@@ -32,7 +34,7 @@ def notebook(folder: Path, *sources: str) -> Path:
 
 def status(folder: Path) -> tuple[str, str, dict]:
     config = json.loads((folder / "config.json").read_text())
-    run = store_.connect().get_run(store_.run_id_of(folder))
+    run = store_.connect().get_run(run_id_of(folder))
     return config["status"], run.info.status, run.data.metrics
 
 

@@ -17,7 +17,7 @@ import pytest
 from cat_lib.runs import store as store_
 from cat_lib.runs import tracking
 from cat_lib.runs.mirror import import_run
-from small import STEPS, cat_lib, free_port, start, write_notebook
+from small import STEPS, cat_lib, free_port, run_id_of, start, write_notebook
 
 pytestmark = pytest.mark.fault
 SLOW = STEPS.replace("0.15", "3.5")  # eight steps of which a server can miss some
@@ -109,7 +109,7 @@ def test_a_server_on_postgresql_that_goes_away_for_20_seconds_loses_nothing(stor
         assert missed >= 4  # steps were taken meanwhile
 
         client = store_.connect()
-        run = client.get_run(store_.run_id_of(folder))
+        run = client.get_run(run_id_of(folder))
         assert run.info.status == "FINISHED"
         assert run.data.metrics["sum"] == 36
         assert [m.step for m in client.get_metric_history(run.info.run_id, "value")] == list(range(1, 9))
@@ -202,7 +202,7 @@ def test_what_is_no_run_is_not_imported(store):
     run = tracking.open_run("small", {}, store / "runs" / "small" / "one")
     code, out = cat_lib(store, "import", run.dir)
     assert "still runs" in out
-    tracking.release(run.dir)
+    run.lock.release()
     (run.dir / "metrics.jsonl").write_text('{"time": 1, "step": 1, "of": 0, "metrics": {"a": 1}}\n{"time": 2, "st')
     run.step({"a": 2.0}, 2)  # after a line that was cut off by a kill
     client, id_ = store_.connect(), import_run(run.dir)
@@ -216,7 +216,7 @@ def test_a_database_that_is_away_or_silent_is_named_in_seconds(monkeypatch):
     silent = socket.create_server(("127.0.0.1", 0))  # takes connections and never answers
     for place in (f"127.0.0.1:{free_port()}", f"127.0.0.1:{silent.getsockname()[1]}", "no-such-host.invalid:5432"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql+pg8000://u:pa/ss@{place}/db")
-        with pytest.raises(tracking.TrackingError, match=r"\*\*\*@.* can't be used") as caught:
+        with pytest.raises(store_.TrackingError, match=r"\*\*\*@.* can't be used") as caught:
             with_limit(store_.connect)
         assert "pa/ss" not in str(caught.value)
     silent.close()
@@ -266,14 +266,13 @@ def test_a_deleted_experiment_is_restored_before_a_run_and_during_one(store):
 def test_an_import_that_the_store_refuses_says_so_in_one_line(store, monkeypatch):
     run = tracking.open_run("small", {"x": 1}, store / "runs" / "small" / "one")
     run.end("FINISHED")
-    tracking.release(run.dir)
     client = store_.connect()
     client.create_experiment("small")
     client.delete_experiment(client.get_experiment_by_name("small").experiment_id)
     code, out = cat_lib(store, "import", run.dir)
     assert (code, "Traceback" in out) == (0, False), out
     monkeypatch.setattr("cat_lib.runs.mirror.find_or_create", lambda *_: 1 / 0)
-    with pytest.raises(tracking.TrackingError, match=r"one is not copied: .*ZeroDivisionError") as caught:
+    with pytest.raises(store_.TrackingError, match=r"one is not copied: .*ZeroDivisionError") as caught:
         import_run(run.dir)
     assert "\n" not in str(caught.value)
 
@@ -282,8 +281,7 @@ def test_an_import_that_the_store_refuses_says_so_in_one_line(store, monkeypatch
 def test_a_notebook_of_any_name_is_copied_and_found_again(store, name):
     run = tracking.open_run(name, {"x": 1}, store / "runs" / name / "one")
     run.end("FINISHED")
-    tracking.release(run.dir)
-    assert import_run(run.dir) == import_run(run.dir) == store_.run_id_of(run.dir)
+    assert import_run(run.dir) == import_run(run.dir) == run_id_of(run.dir)
     client = store_.connect()
     (found,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
     assert found.data.tags["cat_lib.run"] == store_.run_key(name, "one")

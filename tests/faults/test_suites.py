@@ -149,8 +149,7 @@ def test_a_store_that_was_away_at_the_end_gets_everything_when_the_next_run_star
     run = tracking.open_run("small", first.parameters, first.folder, {"suite": "s", "entry": "e", "code": first.code})
     copy(run.dir)
     run.metrics({"sum": 36.0})
-    run.end("FINISHED")
-    tracking.release(run.dir)  # and now the process is gone
+    run.end("FINISHED")  # and now the process is gone
     assert [r.info.status for r in children_of(store)] == ["RUNNING"]
     code, out = cat_lib(store, "suite", file, "--only", "seed=1")
     assert code == 0, out

@@ -11,7 +11,9 @@ from bs4 import BeautifulSoup
 
 from cat_lib.runs import mirror, tracking
 from cat_lib.runs import store as store_
-from cat_lib.runs.runner import RunError, run_notebook
+from cat_lib.runs.folder import RunError
+from cat_lib.runs.runner import run_notebook
+from small import run_id_of
 
 pytestmark = pytest.mark.notebook
 COMPARE = Path(__file__).parents[2] / "notebooks" / "10_compare.ipynb"
@@ -26,7 +28,6 @@ def make_runs(store: Path) -> None:
         run.metrics({"policy_tokens": 1000.0, "update_flops": 2e12, "heldout_questions": 48.0})
         run.table("rollouts", pd.DataFrame({"question": ["q"], "text": [HOSTILE], "reference": "r", "reward": 1.0}))
         run.end("FINISHED")
-        tracking.release(folder)
         mirror.import_run(folder)
 
 
@@ -53,7 +54,7 @@ def test_runs_are_compared_and_the_report_is_an_artifact(store):
     assert [e["src"][:10] for e in soup.find_all("img")] == ["data:image"] * 2
     assert soup.title.text == f"Mine {HOSTILE[:-1]}\\u202e"
     assert "estimator=majority: undecided (-0.150 [" in soup.li.text
-    client, run_id = store_.connect(), store_.run_id_of(folder)
+    client, run_id = store_.connect(), run_id_of(folder)
     assert "report.html" in {a.path for a in client.list_artifacts(run_id)}
     config = json.loads((folder / "config.json").read_text())
     assert config["parameters"]["metric"] == "heldout_score"

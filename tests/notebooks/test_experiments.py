@@ -16,6 +16,7 @@ import pytest
 
 from cat_lib.runs import store as store_
 from cat_lib.runs.runner import run_notebook
+from small import run_id_of
 
 pytestmark = pytest.mark.notebook
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,6 @@ def test_smoke_run_gives_what_is_published(notebook, store):
     for table in published.glob("*.csv"):
         now, then = pd.read_parquet(folder / f"{table.stem}.parquet"), pd.read_csv(table)
         assert list(now.columns) == list(then.columns)
-    run = store_.connect().get_run(store_.run_id_of(folder))
+    run = store_.connect().get_run(run_id_of(folder))
     assert run.info.status == "FINISHED"
     assert {k: run.data.metrics[k] for k in metrics} == pytest.approx(metrics)

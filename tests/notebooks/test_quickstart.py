@@ -11,6 +11,7 @@ import pytest
 
 from cat_lib.runs import store as store_
 from cat_lib.runs.runner import run_notebook
+from small import run_id_of
 
 pytestmark = pytest.mark.notebook
 QUICKSTART = Path(__file__).parents[2] / "notebooks" / "00_quickstart.ipynb"
@@ -31,7 +32,7 @@ def test_smoke_run_learns_without_labels_and_keeps_everything(store):
     assert 8 < metrics["synthesis_over_single_tokens"] < 11
     assert metrics["collapsed"] == 0
 
-    run = store_.connect().get_run(store_.run_id_of(folder))
+    run = store_.connect().get_run(run_id_of(folder))
     assert run.info.status == "FINISHED"
     assert {k: run.data.metrics[k] for k in metrics} == pytest.approx(metrics)
     assert len(store_.connect().get_metric_history(run.info.run_id, "agreement")) == 12

@@ -11,6 +11,7 @@ import pytest
 from cat_lib.runs import store as store_
 from cat_lib.runs.parameters import ParameterError
 from cat_lib.runs.runner import run_notebook
+from small import run_id_of
 
 pytestmark = pytest.mark.notebook
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -57,7 +58,7 @@ def test_training_on_rubrics_compares_the_arms_and_keeps_every_verdict(store):
             assert reward == pytest.approx(expected)
         assert (folder / arm / "adapter" / "adapter_model.safetensors").exists()
     assert pd.read_parquet(folder / "question-only" / "rollouts.parquet")["reference"].isna().all()
-    run = store_.connect().get_run(store_.run_id_of(folder))
+    run = store_.connect().get_run(run_id_of(folder))
     assert run.info.status == "FINISHED"
     assert len(store_.connect().get_metric_history(run.info.run_id, "self-proposed/reward")) == 2
     assert {p.stem for p in (folder / "figures").iterdir()} == {"compute", "scores", "training"}

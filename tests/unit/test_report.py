@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from cat_lib import shown
 from cat_lib.measuring import plots, report
-from cat_lib.runs import mirror, tracking
+from cat_lib.runs import mirror, places, tracking
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(1)><style>@import 'http://evil.example'</style>"
@@ -35,7 +35,6 @@ def make_run(store: Path, name: str, parameters: dict, metrics: dict, status="FI
         rewards = [float(i) for i in range(len(more["texts"]))]
         run.table("rollouts", pd.DataFrame({"question": "q", "text": more["texts"], "reward": rewards}))
     run.end(status, "")
-    tracking.release(folder)
     return mirror.import_run(folder)
 
 
@@ -151,7 +150,7 @@ def test_filter_experiments_pages_and_what_did_not_finish(store, monkeypatch):
     runs = report.read_runs("", [])
     assert (len(runs), runs.attrs["others"]) == (5, {"FAILED": 1, "KILLED": 1})
     assert len(report.read_runs("params.estimator = 'b' and metrics.score > 0.6", ["06_training_signals"])) == 1
-    assert len(report.read_runs("", [], tracking.tracking_uri())) == 5
+    assert len(report.read_runs("", [], places.tracking_uri())) == 5
 
 
 def test_what_cannot_be_read_is_said_with_the_nearest_and_the_allowed(store):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import json
 import os
@@ -25,9 +26,11 @@ from cat_lib.models import ModelError, load_model
 from cat_lib.models import embedded as wheel
 from cat_lib.runs import provenance, runner, tracking
 from cat_lib.runs import store as store_
+from cat_lib.runs.folder import RunError, read_config
 from cat_lib.runs.mirror import Sent, copy, import_run, reap
 from cat_lib.runs.parameters import ParameterError, declared, effective, of, presets, resolve
-from cat_lib.runs.runner import ConfigurationError, run_notebook
+from cat_lib.runs.runner import run_notebook
+from small import run_id_of
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "notebooks" / "00_quickstart.ipynb"
@@ -305,10 +308,10 @@ def test_a_run_is_a_folder_and_the_same_in_mlflow(store):
     assert (config["status"], config["parameters"]) == ("FINISHED", {"x": 3})
     assert config["versions"]["torch"].startswith("2.13.0")
     assert json.loads((folder / "metrics.json").read_text()) == {"score": 0.75}
-    run = store_.connect().get_run(store_.run_id_of(folder))
+    run = store_.connect().get_run(run_id_of(folder))
     assert (run.info.status, run.data.params, run.data.metrics["score"]) == ("FINISHED", {"x": "3"}, 0.75)
     assert {a.path for a in store_.connect().list_artifacts(run.info.run_id)} >= {"executed.ipynb", "config.json"}
-    with pytest.raises(ConfigurationError, match="x: 3 there, 4 now"):
+    with pytest.raises(ParameterError, match="x: 3 there, 4 now"):
         run_notebook(path, {"x": 4}, run_id=folder.name, runs=store / "runs")
     again = run_notebook(path, {"x": 3}, run_id=folder.name, runs=store / "runs")
     assert again == folder
@@ -325,7 +328,7 @@ def test_what_a_runs_processes_use_is_sampled_and_copied(store, monkeypatch):
         "kept = b'x' * 400_000_000\ntime.sleep(1.5)\nrun.finish()",
     )  # fmt: skip
     folder = run_notebook(path, {}, runs=store / "runs")
-    client, run_id = store_.connect(), store_.run_id_of(folder)
+    client, run_id = store_.connect(), run_id_of(folder)
     memory = [m.value for m in client.get_metric_history(run_id, "system/system_memory_usage_megabytes")]
     assert len(memory) >= 3
     assert max(memory) > memory[0] + 300
@@ -340,7 +343,6 @@ def test_a_part_of_a_run_has_its_own_folder_and_keys(store):
     (part.dir / "adapter").mkdir()
     (part.dir / "adapter" / "weights").write_text("w")
     run.end("FINISHED")
-    tracking.release(run.dir)
     run_id, client = import_run(run.dir), store_.connect()
     assert client.get_metric_history(run_id, "an-arm/reward")[0].value == 0.5
     assert {a.path for a in client.list_artifacts(run_id, "an-arm")} == {"an-arm/adapter", "an-arm/config.json"}
@@ -358,7 +360,6 @@ def test_a_copy_sends_what_is_new_once_and_nothing_of_what_has_ended(store, monk
         ("loss", 1, 1.0), ("again", 1, 0.0), ("loss", 2, 0.5), ("again", 2, 2.0),
     ]  # fmt: skip
     run.end("FINISHED")
-    tracking.release(run.dir)
     run_id = copy(run.dir, client, sent)
     assert client.get_run(run_id).info.status == "FINISHED"
     monkeypatch.setattr(client, "log_batch", None)
@@ -368,7 +369,7 @@ def test_a_copy_sends_what_is_new_once_and_nothing_of_what_has_ended(store, monk
 def test_an_unreachable_server_fails_before_anything_starts(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(tracking.TrackingError, match=r"http://127\.0\.0\.1:9 can't be used"):
+    with pytest.raises(store_.TrackingError, match=r"http://127\.0\.0\.1:9 can't be used"):
         run_notebook(notebook(store, "x = 2", "1 / 0"), {}, runs=store / "runs")
     assert not (store / "runs").exists()
 
@@ -388,13 +389,26 @@ def test_a_run_whose_process_is_gone_is_marked_killed(store):
     folder = store / "runs" / "small" / "one"
     assert subprocess.run([sys.executable, "-c", script, str(folder)], check=False).returncode == -signal.SIGKILL
     client = store_.connect()
-    assert client.get_run(store_.run_id_of(folder)).info.status == "RUNNING"
+    assert client.get_run(run_id_of(folder)).info.status == "RUNNING"
     held = tracking.open_run("small", {"a": 1}, store / "runs" / "small" / "two")  # one that lives is left alone
     copy(held.dir, client)
     reap(client, "small")
-    assert client.get_run(store_.run_id_of(folder)).info.status == "KILLED"
-    assert client.get_run(store_.run_id_of(held.dir)).info.status == "RUNNING"
-    assert tracking.read_config(folder)["status"] == "KILLED"
+    assert client.get_run(run_id_of(folder)).info.status == "KILLED"
+    assert client.get_run(run_id_of(held.dir)).info.status == "RUNNING"
+    assert read_config(folder)["status"] == "KILLED"
+
+
+def test_a_run_whose_end_cannot_be_written_has_not_finished(tmp_path, monkeypatch):
+    run = tracking.open_run("small", {}, tmp_path / "one")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("cat_lib.runs.folder.write_json", full)
+    with pytest.raises(RunError, match=r"could not write to .*one: No space left on device") as caught:
+        runner.lead(run, lambda: ("FINISHED", ""))
+    assert (caught.value.status, caught.value.storage) == ("FAILED", True)
+    assert run.lock.acquire()  # and it is left to others
 
 
 def test_doctor_checks_versions_against_the_lock(store):
