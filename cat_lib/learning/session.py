@@ -67,7 +67,8 @@ class Session(TrainerCallback):  # type: ignore[misc]
         self.trainer, self.policy, self.run = trainer, policy, run
         self.signal = signal if signal and signal.keepers else None
         self.told = self.stopped = False  # several processes: this one has had a signal; all end after this step
-        if not resume and run.writes:  # or a later resume would go on from another training
+        # or a later resume would go on from another training; no process saves before all have made a step together
+        if not resume and run.writes:
             shutil.rmtree(run.dir / "checkpoints", ignore_errors=True)
         checkpoint = self.checkpoint = newest_checkpoint(run.dir) if resume else None  # all processes read the same
         if checkpoint:
@@ -87,10 +88,10 @@ class Session(TrainerCallback):  # type: ignore[misc]
     def work(self, ended: bool) -> Path:
         """Train to the end, or where training had `ended` load its adapter; returns the saved adapter's folder.
 
-        Where checkpoints are compared, the best one's adapter is kept. Ctrl-C saves a checkpoint marked by
-        `interrupted.json` and raises KeyboardInterrupt. Of several processes all end after the step in which one was
-        told to, also by SIGTERM: one that left inside a step would leave the others waiting for it, until its closed
-        connection fails them.
+        An ended one must not be trained: Trainer would make one more step. Where checkpoints are compared, the best
+        one's adapter is kept. Ctrl-C saves a checkpoint marked by `interrupted.json` and raises KeyboardInterrupt. Of
+        several processes all end after the step in which one was told to, also by SIGTERM: one that left inside a step
+        would leave the others waiting for it, until its closed connection fails them.
         """
         trainer, run, several = self.trainer, self.run, self.trainer.args.world_size > 1
         try:
