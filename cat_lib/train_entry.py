@@ -57,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if first:
             print(masked(error), file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside of training; inside, `callbacks.Together`
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside of training; inside, `Session.work`
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -10,16 +13,24 @@ from cat_lib.models.attention import register
 from cat_lib.models.embedded import checkpoint
 from cat_lib.models.local import LocalModel
 
+STOPS: dict[tuple[str, ...], frozenset[int]] = {}  # found once for all: the vocabulary is the same
+
+
+@cache
+def _tokenizer() -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint())
+    tokenizer.padding_side = "left"
+    return tokenizer
+
 
 def tiny_policy() -> LocalModel:
     """A random Llama with the embedded model's tokenizer and a fresh adapter, the same each time."""
+    tokenizer = _tokenizer()
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint())
-    tokenizer.padding_side = "left"
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=4096, attn_implementation=register(),
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return add_lora(LocalModel(model, tokenizer, "tiny"), 4, 0)
+    return add_lora(LocalModel(model, tokenizer, "tiny", _stops=STOPS), 4, 0)

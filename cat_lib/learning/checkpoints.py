@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,17 @@ import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from transformers import Trainer
 
 SIGNAL = "signal.json"
 
 
-class Exact:
+class Exact(Trainer):  # type: ignore[misc]
     """Mixed into TRL's trainers: what is saved is whole or passed over, and what is loaded is what was saved.
 
     `signal_state` is JSON, what estimator and rule knew after the last whole step.
     """
 
-    args: Any
-    state: Any
-    accelerator: Any
-    model: Any
     signal_state: str | None = None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -41,11 +37,11 @@ class Exact:
                 folder.mkdir(parents=True)
                 (folder / SIGNAL).write_text(self.signal_state)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As Trainer's, then the adapter once more, exactly: PEFT loads it through the base model's bfloat16."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_adapter(model or self.model, Path(resume_from_checkpoint))
 
 
@@ -54,15 +50,8 @@ def exact(trainer: type) -> Any:
     return type(trainer.__name__, (Exact, trainer), {})
 
 
-def newest_checkpoint(run_dir: Path, resume: bool = True) -> Path | None:
-    """The checkpoint with the highest step that can be loaded, or None; without `resume`, what is there is removed.
-
-    Of several processes, the first removes; none saves before all have made a step together.
-    """
-    if not resume and os.environ.get("RANK", "0") == "0":  # or a later resume would go on from another training
-        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-    if not resume:
-        return None
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the highest step that can be loaded, or None."""
     found = sorted((run_dir / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     return next(filter(loads, reversed(found)), None)
 

@@ -107,7 +107,7 @@ def train(
     Under `accelerate launch` every process calls this, on one file system; the first one writes (`train_entry.py`).
     Raises ValueError if the policy has no adapter or the examples are fewer than `prompts_per_step`.
     """
-    from cat_lib.learning.session import found, require_adapter, work
+    from cat_lib.learning.session import GRPOSession, require_adapter
 
     require_adapter(policy)
     if len(examples) < settings.prompts_per_step:
@@ -123,26 +123,21 @@ def train(
         task, examples, signal, settings.group_size, partial(policy.read, stop=task.sampling.stop), record.on_step
     )
     trainer = _trainer(policy, task, examples, reward, settings, run)
-    checkpoint = found(trainer, run, resume, signal)
-    record.replay(trainer.state.log_history)
-    # at the last step there is nothing left to train, and one more would be
-    ended = checkpoint is not None and trainer.state.global_step >= settings.steps
-    adapter, spent = work(trainer, policy, run, checkpoint, ended)
+    session = GRPOSession(trainer, policy, run, resume, signal)
+    adapter = session.work(ended=trainer.state.global_step >= settings.steps)
     history = pd.DataFrame([h for h in trainer.state.log_history if "reward" in h])
     for name in GOLD_SIGNALS if task.verifiable else ():  # a run in which no group had both right and wrong rollouts
         history[name] = history.get(name, math.nan)
-    return Trained(history, record.tables(settings.steps), adapter, record.warnings, spent)
+    return Trained(history, record.tables(settings.steps), adapter, session.warnings, session.spending.total())
 
 
 def _trainer(
     policy: LocalModel, task: Task, examples: Sequence[Example], reward: GroupReward, settings: GRPOSettings, run: Run
 ) -> Any:
-    """TRL's trainer with our rollouts, reward and log attached; Unsloth's patched one if the policy came from it."""
+    """TRL's trainer with our rollouts and reward attached; Unsloth's patched one if the policy came from it."""
     import trl
     from datasets import Dataset
-    from transformers import PrinterCallback
 
-    from cat_lib.learning.callbacks import StepLog
     from cat_lib.learning.checkpoints import exact
     from cat_lib.learning.shared_prompt import SharedPromptTrainer, rollouts
 
@@ -162,7 +157,5 @@ def _trainer(
     )
     if "ref" in policy.model.peft_config:  # TRL's copy of the adapter: the reference is the model without one
         policy.model.delete_adapter("ref")
-    trainer.remove_callback(PrinterCallback)  # it prints thirty numbers a step; StepLog prints six
-    trainer.add_callback(StepLog(policy, run, settings.steps, getattr(trainer, "computed", None)))
     trainer.eos_token_ids = sorted(stop_ids)  # or TRL's clipped_ratio counts our stops as cut
     return trainer

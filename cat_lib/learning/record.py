@@ -1,4 +1,4 @@
-"""What a training run keeps of itself: every rollout in a file, signals by step, warnings where they are seen.
+"""What a training run keeps of itself: every rollout in a file, signals by step, the first step that looks broken.
 
 A rule may have `tables() -> dict[str, DataFrame]`, what it knows of its last call, and `observe(step, folder) ->
 dict[str, float]`, that step's further metrics. Both are asked after the rewards, where the rule has scored.
@@ -7,64 +7,43 @@ dict[str, float]`, that step's further metrics. Both are asked after the rewards
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from cat_lib.learning.trl import Rewards, Signal
-from cat_lib.method.signals import CollapseWatch, gold_signals, signals
+from cat_lib.learning.trl import Signal
+from cat_lib.method.signals import CollapseWatch, Rewards, gold_signals, signals
 from cat_lib.prompts import valid
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Example, Group, Reference, Task
 
 
 class Record:
-    """Keeps what the reward saw: every completion in a file, signals for the log, warnings where they are seen."""
+    """Keeps what the reward saw: every completion in a file, signals for the log."""
 
     def __init__(self, task: Task, examples: Sequence[Example], run: Run, signal: Signal) -> None:
         self.run, self.signal, self.task = run, signal, task
         self.golds = {e.id: e.gold for e in examples}  # for plots alone
-        self.watch, self.warnings = CollapseWatch(), list[str]()
 
     def on_step(
         self, step: int, groups: list[Group], references: list[Reference | None], rewards: Rewards
     ) -> dict[str, float]:
         """Called by the reward once its numbers are fixed; returns the step's signals."""
+        rule: Any = self.signal.rule
         if self.run.writes:  # each of several processes sees all groups
             write_step(self.run.dir, "rollouts", step, rollout_table(groups, references, rewards))
-        known = signals(groups, references, rewards, self.task.verifiable) | self._observed(step)
-        if not self.task.verifiable:
-            return known
-        if self._watch(step, known) and self.run.writes:
-            warnings.warn(self.warnings[0], stacklevel=2)
-            self.run.tag("collapse", self.warnings[0])
-        golds = [self.golds[g.id] for g in groups]
-        return known | gold_signals(groups, references, rewards, golds, self.task.correct)
-
-    def _observed(self, step: int) -> dict[str, float]:
-        rule: Any = self.signal.rule
-        if not self.signal.scored:
-            return {}
-        for name, table in rule.tables().items() if hasattr(rule, "tables") else ():
-            write_step(self.run.dir, name, step, table)
-        return dict(rule.observe(step, self.run.dir)) if hasattr(rule, "observe") else {}
-
-    def _watch(self, step: int, known: dict[str, float]) -> bool:
-        """Whether this step is the first to look like a collapse; a collapsed run would repeat it every step."""
-        warning = self.watch.update(known)
-        if not warning or self.warnings:
-            return False
-        self.warnings.append(f"step {step}: {warning}")
-        return True
-
-    def replay(self, history: Sequence[dict[str, float]]) -> None:
-        """Let the collapse watch see the steps before a resume."""
-        for logged in history:
-            if "answer_dependence" in logged:
-                self._watch(int(logged["step"]), logged)
+        known = signals(groups, references, rewards, self.task.verifiable)
+        if self.signal.scored and hasattr(rule, "tables"):
+            for name, table in rule.tables().items():
+                write_step(self.run.dir, name, step, table)
+        if self.signal.scored and hasattr(rule, "observe"):
+            known |= rule.observe(step, self.run.dir)
+        if self.task.verifiable:
+            golds = [self.golds[g.id] for g in groups]
+            known |= gold_signals(groups, references, rewards, golds, self.task.correct)
+        return known
 
     def tables(self, steps: int) -> pd.DataFrame:
         """Join each table's steps into one file of the run, up to `steps`; returns the rollouts."""
@@ -75,6 +54,13 @@ class Record:
             joined[name] = table[table["step"] <= steps]
             self.run.table(name, joined[name])
         return joined["rollouts"]
+
+
+def collapse(history: Sequence[dict[str, float]]) -> list[str]:
+    """The first logged step that looks like a collapse, in words, or none: a collapsed run repeats it every step."""
+    watch = CollapseWatch()
+    found = ((h["step"], watch.update(h)) for h in history if "answer_dependence" in h)
+    return [f"step {step}: {warning}" for step, warning in found if warning][:1]
 
 
 def write_step(run_dir: Path, name: str, step: int, table: pd.DataFrame) -> None:

@@ -1,21 +1,53 @@
-"""A trainer's work in a run's folder, whatever it trains: gone on with, ended by Ctrl-C with a checkpoint, saved."""
+"""A trainer's work in a run's folder: gone on with, booked and logged, ended by Ctrl-C with a checkpoint, saved."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import warnings
+from dataclasses import asdict
 from pathlib import Path
+from signal import SIGINT, SIGTERM
+from signal import signal as handle
 from typing import Any
 
-from transformers import TrainerState
+from accelerate.utils import gather_object
+from transformers import PrinterCallback, TrainerCallback, TrainerState
 
-from cat_lib.learning.callbacks import KeepsState, Spending, Together
+from cat_lib.files import append_line, read_lines
 from cat_lib.learning.checkpoints import SIGNAL, load_adapter, newest_checkpoint
+from cat_lib.learning.record import collapse
 from cat_lib.learning.trl import Signal
-from cat_lib.ledger import Cost
+from cat_lib.ledger import Cost, Ledger, clock
 from cat_lib.models.local import LocalModel
 from cat_lib.runs.tracking import Run
 
-INTERRUPTED = "interrupted.json"
+SHOWN = ("reward", "agreement", "verdict_agreement", "label_accuracy", "unscorable", "entropy", "step_time")
+
+
+class Spending:
+    """What training has cost so far by role, noted in a file, so that one resumed at `step` counts all before it.
+
+    Of several processes, all count, seconds too: they are then process-seconds, as GPU-seconds are. `others` have the
+    other processes' shares up to the last finished step.
+    """
+
+    def __init__(self, ledger: Ledger, folder: Path, step: int) -> None:
+        self.ledger, self.start, self.path = ledger, dict(ledger.roles), folder / "spent.jsonl"
+        known = [line["spent"] for _, line in read_lines(self.path) if line["step"] <= step]
+        self.before = {role: Cost(**cost) for role, cost in known[-1].items()} if known else {}
+        self.others: list[dict[str, Cost]] = []
+
+    def mine(self) -> dict[str, Cost]:
+        return {role: cost - self.start.get(role, Cost()) for role, cost in self.ledger.roles.items()}
+
+    def total(self) -> dict[str, Cost]:
+        parts = [self.before, self.mine(), *self.others]
+        both = {role: sum((p.get(role, Cost()) for p in parts), Cost()) for part in parts for role in part}
+        return {role: cost for role, cost in both.items() if cost != Cost()}
+
+    def keep(self, step: int) -> None:
+        append_line(self.path, {"step": step, "spent": {role: asdict(cost) for role, cost in self.total().items()}})
 
 
 def require_adapter(policy: LocalModel) -> None:
@@ -24,61 +56,154 @@ def require_adapter(policy: LocalModel) -> None:
         raise ValueError("the policy has no LoRA adapter: pass it through add_lora first, then take its anchor()")
 
 
-def found(trainer: Any, run: Run, resume: bool, signal: Signal | None = None) -> Path | None:
-    """The checkpoint to go on from, or None; the trainer's state, and the signal's, are then those of its step.
+class Session(TrainerCallback):  # type: ignore[misc]
+    """One call of `train` or `finetune`. What it begins with is the newest checkpoint, where it may be resumed from.
 
-    All processes read the same file. Raises ValueError for a signal with state that the checkpoint has none of.
+    The trainer's state, and the signal's, are then those of its step. Raises ValueError for a signal with state that
+    the checkpoint has none of.
     """
-    checkpoint = newest_checkpoint(run.dir, resume)
-    if checkpoint:
-        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if signal and signal.keepers:
-        if checkpoint and not (checkpoint / SIGNAL).exists():
-            raise ValueError(f"{checkpoint} has no {SIGNAL}, and this signal keeps state: train anew with resume=False")
+
+    def __init__(self, trainer: Any, policy: LocalModel, run: Run, resume: bool, signal: Signal | None = None) -> None:
+        self.trainer, self.policy, self.run = trainer, policy, run
+        self.signal = signal if signal and signal.keepers else None
+        self.told = self.stopped = False  # several processes: this one has had a signal; all end after this step
+        # or a later resume would go on from another training; no process saves before all have made a step together
+        if not resume and run.writes:
+            shutil.rmtree(run.dir / "checkpoints", ignore_errors=True)
+        checkpoint = self.checkpoint = newest_checkpoint(run.dir) if resume else None  # all processes read the same
         if checkpoint:
-            signal.load(json.loads((checkpoint / SIGNAL).read_text()))
-        trainer.add_callback(KeepsState(trainer, signal))
-    return checkpoint
+            trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if checkpoint and self.signal:
+            if not (checkpoint / SIGNAL).exists():
+                raise ValueError(
+                    f"{checkpoint} has no {SIGNAL}, and this signal keeps state: train anew with resume=False"
+                )
+            self.signal.load(json.loads((checkpoint / SIGNAL).read_text()))
+        self._note_signal()
+        self.warnings = collapse(trainer.state.log_history)
+        self.spending = Spending(policy.ledger, run.dir, trainer.state.global_step if checkpoint else -1)
+        trainer.remove_callback(PrinterCallback)  # it prints thirty numbers a step; we print six
+        trainer.add_callback(self)
+
+    def work(self, ended: bool) -> Path:
+        """Train to the end, or where training had `ended` load its adapter; returns the saved adapter's folder.
+
+        An ended one must not be trained: Trainer would make one more step. Where checkpoints are compared, the best
+        one's adapter is kept. Ctrl-C saves a checkpoint marked by `interrupted.json` and raises KeyboardInterrupt. Of
+        several processes all end after the step in which one was told to, also by SIGTERM: one that left inside a step
+        would leave the others waiting for it, until its closed connection fails them.
+        """
+        trainer, run, several = self.trainer, self.run, self.trainer.args.world_size > 1
+        try:
+            if not ended:
+                arguments = {k: v for k, v in trainer.args.to_dict().items() if not k.endswith("hub_token")}
+                run.update_config(trainer=arguments, processes=trainer.args.world_size)
+                before = {number: handle(number, self._tell) for number in (SIGINT, SIGTERM) if several}
+                trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+                if self.stopped:
+                    raise KeyboardInterrupt
+                for number, handler in before.items():
+                    handle(number, handler)
+        except KeyboardInterrupt:
+            state = trainer.state
+            # an evaluation that is logged and not yet weighed would be passed over by a resume, which must redo it
+            evaluated = any("eval_loss" in h and h["step"] == state.global_step for h in state.log_history)
+            if (self.stopped or not several) and not evaluated:
+                trainer._save_checkpoint(trainer.model, trial=None)  # by all processes: it has collectives
+                saved = run.dir / "checkpoints" / f"checkpoint-{state.global_step}"
+                if run.writes:
+                    self.spending.keep(state.global_step)
+                    mark = {"step": state.global_step, "of": state.max_steps}
+                    (saved / "interrupted.json").write_text(json.dumps(mark))
+                    print(f"interrupted: saved {saved}; resume=True continues from it", flush=True)
+                trainer.accelerator.wait_for_everyone()  # a launcher ends all once one has gone
+            raise
+        kept = trainer.state.best_model_checkpoint or (self.checkpoint if ended else None)
+        if kept:
+            load_adapter(self.policy.model, run.dir / "checkpoints" / Path(kept).name)
+        if run.writes:
+            self.policy.model.save_pretrained(run.dir / "adapter")
+        trainer.accelerator.wait_for_everyone()  # for what the others read next
+        return run.dir / "adapter"
+
+    def _tell(self, *_: object) -> None:
+        self.told = True
+
+    def book(self, tokens: int, grad: float, plain: float, seconds: float) -> None:
+        """Book an update of `tokens` tokens. FLOPs a parameter: 4 a token with gradient (forward, and backward through
+        frozen weights, which need no gradient of their own), 6 where gradient checkpointing runs forward twice, 2
+        without.
+        """
+        passes = 6.0 if self.trainer.args.gradient_checkpointing else 4.0
+        flops = self.policy.parameters * (passes * grad + 2.0 * plain)
+        self.policy.ledger.add("update", prompt_tokens=tokens, completion_tokens=0, flops=flops, seconds=seconds)
+
+    def note(self, step: int) -> None:
+        """Keep costs and the signal's state before the step's checkpoint: no kill leaves one whose cost is unknown.
+
+        At the step's end and not when it is saved: a step that Ctrl-C ends has shown a signal rollouts that a resume
+        draws again.
+        """
+        if self.run.writes:
+            self.spending.keep(step)
+        self._note_signal()
+
+    def _note_signal(self) -> None:
+        if self.signal:
+            self.trainer.signal_state = json.dumps(self.signal.state())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.world_size > 1:  # here all processes are at the same place
+            everyone = gather_object([(self.spending.mine(), self.told)])
+            self.spending.others = [spent for rank, (spent, _) in enumerate(everyone) if rank != args.process_index]
+            if any(told for _, told in everyone):
+                self.stopped = control.should_training_stop = True
+        self.note(state.global_step)
 
 
-def work(
-    trainer: Any, policy: LocalModel, run: Run, checkpoint: Path | None, ended: bool
-) -> tuple[Path, dict[str, Cost]]:
-    """Train from `checkpoint` to the end; returns the adapter's folder and what all steps cost, by role.
+class GRPOSession(Session):
+    """Books each step, sends its metrics to the run, prints one line and warns where the signal first collapses."""
 
-    Where training had `ended` there, its adapter is loaded and nothing is trained. Where checkpoints are compared, the
-    best one's adapter is kept. Ctrl-C saves a checkpoint marked by `interrupted.json` and raises KeyboardInterrupt.
-    """
-    spending, together = Spending(policy.ledger, run.dir, trainer.state.global_step if checkpoint else -1), Together()
-    trainer.add_callback(spending)
-    trainer.add_callback(together)
-    try:
-        if not ended:
-            arguments = {k: v for k, v in trainer.args.to_dict().items() if not k.endswith("hub_token")}
-            run.update_config(trainer=arguments, processes=trainer.args.world_size)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            if together.stopped:
-                raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        if (together.stopped or trainer.args.world_size == 1) and not _half_evaluated(trainer.state):
-            trainer._save_checkpoint(trainer.model, trial=None)  # by all processes: it has collectives
-            saved, step = run.dir / "checkpoints" / f"checkpoint-{trainer.state.global_step}", trainer.state.global_step
-            if run.writes:
-                spending.keep(step)
-                (saved / INTERRUPTED).write_text(json.dumps({"step": step, "of": trainer.state.max_steps}))
-                print(f"interrupted: saved {saved}; resume=True continues from it", flush=True)
-            trainer.accelerator.wait_for_everyone()  # a launcher ends all once one has gone
-        raise
-    kept = trainer.state.best_model_checkpoint or (checkpoint if ended else None)
-    if kept:
-        load_adapter(policy.model, run.dir / "checkpoints" / Path(kept).name)
-    adapter = run.dir / "adapter"
-    if run.writes:
-        policy.model.save_pretrained(adapter)
-    trainer.accelerator.wait_for_everyone()  # for what the others read next
-    return adapter, spending.total()
+    def _clock(self) -> float:
+        """Seconds on a clock that stands still while an engine works."""
+        return clock() - sum(cost.seconds for role, cost in self.policy.ledger.roles.items() if role != "update")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.start, self.seen, self.trainer.computed = self._clock(), state.num_input_tokens_seen, [0, 0]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        everyone = state.num_input_tokens_seen - self.seen
+        tokens = (everyone + args.process_index) // args.world_size  # shares of all processes, which add up to it
+        grad, plain = self.trainer.computed if any(self.trainer.computed) else (tokens, 0)  # a trainer that can't count
+        self.book(tokens, grad, plain, self._clock() - self.start)
+        super().on_step_end(args, state, control)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        if "reward" not in logs:  # the summary at the end
+            return
+        numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
+        self.run.step(numbers, state.global_step, state.max_steps)
+        if self.run.writes:
+            line = "  ".join(f"{k} {numbers[k]:.2f}" for k in SHOWN if k in numbers)
+            print(f"step {state.global_step}/{state.max_steps}  {line}", flush=True)
+        if not self.warnings and (found := collapse(state.log_history)):
+            self.warnings = found
+            if self.run.writes:
+                warnings.warn(found[0], stacklevel=2)
+                self.run.tag("collapse", found[0])
 
 
-def _half_evaluated(state: Any) -> bool:
-    """Whether the step's evaluation is logged and not yet weighed: a resume would pass it over, and must redo it."""
-    return any("eval_loss" in logged and logged["step"] == state.global_step for logged in state.log_history)
+class SFTSession(Session):
+    """Books each epoch of fine-tuning and sends its validation loss to the run, before it is saved."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.start = clock()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        sets = self.trainer.train_dataset, self.trainer.eval_dataset
+        tokens, checked = (sum(map(len, rows["input_ids"])) for rows in sets)
+        self.book(tokens, tokens, checked, clock() - self.start)
+        epoch, epochs = round(state.epoch), round(args.num_train_epochs)
+        self.run.step({"validation_loss": metrics["eval_loss"]}, epoch, epochs)
+        print(f"epoch {epoch}/{epochs}  validation_loss {metrics['eval_loss']:.3f}", flush=True)
+        self.note(state.global_step)

@@ -113,17 +113,16 @@ def cut(settings: GRPOSettings, processes: int) -> tuple[int, int]:
     return rows, share // rows
 
 
-def decided(trainer: Literal["grpo", "sft"]) -> dict[str, Any]:
-    """The arguments of TRL's config that are the same in every run, from trainer_arguments.yaml, reasons there."""
-    file = resources.files(__package__).joinpath("trainer_arguments.yaml")
-    groups = yaml.safe_load(file.read_text("utf-8"))["decided"]
-    values = {name: value for group in (*groups["both"], *groups[trainer]) for name, value in group["set"].items()}
-    return values | {"logging_steps": 1, "report_to": "none", "disable_tqdm": True, "log_level": "error"}
-
-
-def by_machine(output_dir: Path, on_cpu: bool, learning_rate: float, seed: int) -> dict[str, Any]:
-    """The arguments that both trainers take from the run's folder, its machine and its settings."""
-    return {
+def arguments(
+    trainer: Literal["grpo", "sft"], output_dir: Path, on_cpu: bool, learning_rate: float, seed: int
+) -> dict[str, Any]:
+    """What TRL's config is given for either trainer: the same in every run, from trainer_arguments.yaml with the
+    reasons, and what the run's folder, its machine and its settings say.
+    """
+    decided = yaml.safe_load(resources.files(__package__).joinpath("trainer_arguments.yaml").read_text("utf-8"))[
+        "decided"
+    ]
+    return {name: value for group in (*decided["both"], *decided[trainer]) for name, value in group["set"].items()} | {
         "output_dir": str(output_dir),
         "learning_rate": learning_rate,
         "gradient_checkpointing": not on_cpu,  # without it, the activations of 8 x 1536 tokens at 4B pass 80 GB
@@ -145,9 +144,7 @@ def grpo_arguments(
 ) -> dict[str, Any]:
     """Keyword arguments for `trl.GRPOConfig`: what is decided once, and what this run's settings and machine say."""
     rows, micro_steps = cut(settings, processes)
-    return {
-        **decided("grpo"),
-        **by_machine(output_dir, on_cpu, settings.learning_rate, settings.seed),
+    return arguments("grpo", output_dir, on_cpu, settings.learning_rate, settings.seed) | {
         "max_steps": settings.steps,
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": micro_steps,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from cat_lib.files import write_json
-from cat_lib.learning.settings import by_machine, decided
+from cat_lib.learning.settings import arguments
 from cat_lib.ledger import Cost, Ledger
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Example, Reference, Task
@@ -88,7 +88,12 @@ def finetune(
     out. The last `validation_share` of the rest is validation: its targets are references too, no label is read.
     Raises ValueError if fewer than 4 are left or the policy has no adapter.
     """
-    from cat_lib.learning.session import found, require_adapter, work
+    import trl
+    from datasets import Dataset
+    from transformers import EarlyStoppingCallback
+
+    from cat_lib.learning.checkpoints import exact
+    from cat_lib.learning.session import SFTSession, require_adapter
 
     require_adapter(policy)
     usable = [
@@ -100,12 +105,20 @@ def finetune(
         raise ValueError(f"{len(usable)} of {len(references)} references can be learnt from; at least 4 are needed")
     rows = [_row(policy, task, example, reference) for example, reference in usable]
     held = max(1, round(settings.validation_share * len(rows)))
-    trainer = _trainer(policy, rows[:-held], rows[-held:], settings, run)
-    checkpoint = found(trainer, run, resume)
-    adapter, spent = work(trainer, policy, run, checkpoint, _ended(_losses(trainer.state), settings))
+    on_cpu = policy.model.device.type == "cpu"
+    trainer = exact(trl.SFTTrainer)(
+        model=policy.model,
+        args=trl.SFTConfig(**sft_arguments(settings, run.dir / "checkpoints", len(rows) - held, on_cpu)),
+        train_dataset=Dataset.from_list(rows[:-held]),
+        eval_dataset=Dataset.from_list(rows[-held:]),
+        processing_class=policy.tokenizer,
+        callbacks=[EarlyStoppingCallback(settings.patience)],
+    )
+    session = SFTSession(trainer, policy, run, resume)
+    adapter = session.work(_ended(_losses(trainer.state), settings))
     history = _losses(trainer.state)
     best = history.loc[history["validation_loss"].idxmin(), "epoch"]
-    return Tuned(history, float(best), len(usable), adapter, spent)
+    return Tuned(history, float(best), len(usable), adapter, session.spending.total())
 
 
 def _losses(state: Any) -> pd.DataFrame:
@@ -121,56 +134,22 @@ def _ended(losses: pd.DataFrame, settings: SFTSettings) -> bool:
 
 def _row(policy: LocalModel, task: Task, example: Example, reference: Reference) -> dict[str, list[int]]:
     """Token ids of prompt and reference as the policy would have generated it, stop included; the prompt masked."""
-    prompt = policy.encode(example.prompt)
-    text = reference.text.strip()
-    ids = policy.tokenizer
+    prompt, text, tokenizer = policy.encode(example.prompt), reference.text.strip(), policy.tokenizer
     if isinstance(example.prompt, str):
         lead = "" if example.prompt[-1:].isspace() else " "
-        target = list(ids(lead + text + (task.sampling.stop or ("",))[0], add_special_tokens=False).input_ids)
-    else:
-        target = list(ids(text, add_special_tokens=False).input_ids)
+        text = lead + text + (task.sampling.stop or ("",))[0]
+    target = list(tokenizer(text, add_special_tokens=False).input_ids)
     if not target or target[-1] not in policy.stop_ids(task.sampling.stop):
-        target.append(ids.eos_token_id)
+        target.append(tokenizer.eos_token_id)
     room = policy.context - len(prompt)
     return {"input_ids": [*prompt, *target][: policy.context], "labels": [-100] * len(prompt) + target[:room]}
-
-
-def _trainer(
-    policy: LocalModel,
-    train: Sequence[dict[str, list[int]]],
-    validation: Sequence[dict[str, list[int]]],
-    settings: SFTSettings,
-    run: Run,
-) -> Any:
-    import trl
-    from datasets import Dataset
-    from transformers import EarlyStoppingCallback, PrinterCallback
-
-    from cat_lib.learning.callbacks import EpochLog
-    from cat_lib.learning.checkpoints import exact
-
-    on_cpu = policy.model.device.type == "cpu"
-    trainer = exact(trl.SFTTrainer)(
-        model=policy.model,
-        args=trl.SFTConfig(**sft_arguments(settings, run.dir / "checkpoints", len(train), on_cpu)),
-        train_dataset=Dataset.from_list(list(train)),
-        eval_dataset=Dataset.from_list(list(validation)),
-        processing_class=policy.tokenizer,
-        callbacks=[EarlyStoppingCallback(settings.patience)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    tokens, checked = (sum(len(row["input_ids"]) for row in rows) for rows in (train, validation))
-    trainer.add_callback(EpochLog(policy, run, tokens, checked, settings.epochs))
-    return trainer
 
 
 def sft_arguments(settings: SFTSettings, output_dir: Path, rows: int, on_cpu: bool) -> dict[str, Any]:
     """Keyword arguments for `trl.SFTConfig`, with `rows` to train on."""
     micro = math.gcd(settings.batch_size, 8)  # bounds memory; the gradient is that of the whole batch
     steps = settings.epochs * math.ceil(rows / settings.batch_size)
-    return {
-        **decided("sft"),
-        **by_machine(output_dir, on_cpu, settings.learning_rate, settings.seed),
+    return arguments("sft", output_dir, on_cpu, settings.learning_rate, settings.seed) | {
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,

@@ -44,12 +44,11 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
 
 
 class SharedPromptTrainer(Exact, GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
-    """GRPOTrainer with the shared-prompt pass. `computed` counts (tokens with gradient, tokens without)."""
+    """GRPOTrainer with the shared-prompt pass. `computed` counts a step's tokens (with gradient, without)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.computed = [0, 0]
-        self._buffered_inputs: Any = None
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         order = super()._get_train_sampler(dataset)
@@ -59,9 +58,7 @@ class SharedPromptTrainer(Exact, GRPOTrainer):  # type: ignore[misc]  # TRL ship
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """As TRL's, less the shuffle of rows: micro-batches keep whole groups, which is what there is to share."""
         steps = self.args.steps_per_generation
-        if not self.model.training:
-            return super()._prepare_inputs(generation_batch)
-        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+        if self._step % steps == 0:
             self._buffered_inputs = split_tensor_dict(self._generate_and_score_completions(generation_batch), steps)
         return self._buffered_inputs[self._step % steps]
 
@@ -77,18 +74,14 @@ class SharedPromptTrainer(Exact, GRPOTrainer):  # type: ignore[misc]  # TRL ship
         """Log-probabilities (B, C) and entropies (B, C) of the completion tokens, through the tree where it pays."""
         input_ids, attention_mask, keep = args
         size = kwargs.get("batch_size") or len(input_ids)
-        counter, spent = 0 if torch.is_grad_enabled() else 1, 0
-        parts = []
-        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
-            tree = Tree(ids, mask, keep)
-            inside = fits_window(self.model.config, max(tree.row.positions) + 1)
-            if not inside or tree.length > LONGEST_ROW or 4 * tree.length > 3 * int(mask.sum()):
-                self.computed[counter] += int(input_ids.numel())
-                return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-            spent += tree.length
-            parts.append(tree.logps(model, self.temperature))
-        self.computed[counter] += spent
-        logps, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
+        trees = [Tree(*part, keep) for part in zip(input_ids.split(size), attention_mask.split(size), strict=True)]
+        pays = all(tree.pays and fits_window(self.model.config, max(tree.row.positions) + 1) for tree in trees)
+        counter = 0 if torch.is_grad_enabled() else 1
+        self.computed[counter] += sum(tree.length for tree in trees) if pays else input_ids.numel()
+        if not pays:
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        parts = zip(*(tree.logps(model, self.temperature) for tree in trees), strict=True)
+        logps, entropies = map(torch.cat, parts)
         return logps, entropies if kwargs.get("compute_entropy") else None, None
 
 
@@ -109,10 +102,8 @@ class Tree:
                 self.row.add(prompt[prefix:], prefix - 1)
                 last = len(self.row.tokens) - 1
             self.source[b, :tail] = torch.tensor(self.row.add(rows[b][len(prompt) :], last))
-
-    @property
-    def length(self) -> int:
-        return len(self.row.tokens)
+        self.length = len(self.row.tokens)
+        self.pays = self.length <= LONGEST_ROW and 4 * self.length <= 3 * sum(map(len, rows))
 
     def logps(self, model: Any, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and entropies (B, C) at `temperature`; padding positions hold arbitrary numbers."""

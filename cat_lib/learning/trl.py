@@ -1,12 +1,12 @@
 """The one seam to TRL: flat lists of completions in, whole groups to estimator and rule, one number a row out.
 
 TRL calls a reward function with the rows of one process, `num_generations` consecutive rows a prompt. It does not
-promise that a group is whole: where the rows of a process are no multiple of the group size, the groups are
-gathered from all processes first, and each process scores its share. A signal with state would come apart if each
-process showed it other groups, and what the others had seen would be lost; so the first process alone is shown all
-groups of a step, in their order, as if there were no other, and hands its state on. What is logged is that of the whole
-step on every process. Synthesis happens here and not in `rollout_func`, so that it also works where Unsloth or vLLM
-make the rollouts; what the rollout's own pass knew of it then stays None.
+promise that a group is whole, so the rows of all processes are gathered first, and each process scores its share of the
+groups. A signal with state would come apart if each process showed it other groups, and what the others had seen would
+be lost; so the first process alone is shown all groups of a step, in their order, as if there were no other, and hands
+its state on. What is logged is that of the whole step on every process. Synthesis happens here and not in
+`rollout_func`, so that it also works where Unsloth or vLLM make the rollouts; what the rollout's own pass knew of it
+then stays None.
 
 Left out: async rewards. Collectives from another thread would hang, and the anchor is local.
 """
@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from cat_lib.method.signals import Rewards
 from cat_lib.schema import Completion, Estimator, Example, Group, Prompt, Reference, RewardRule, Task
 from cat_lib.tasks import group_of
 
 FACTS = ("mean_logprob", "mean_entropy", "foreign")  # of a rollout, which TRL hands from rollout_func to the reward
 Row = tuple[str, str, list[int], dict[str, Any]]  # example id, completion text, completion token ids, facts
 Read = Callable[[Prompt, str, list[int]], Completion]  # prompt, text and token ids to what the policy said
-Rewards = list[list[float | None]]
 OnStep = Callable[[int, list[Group], list[Reference | None], Rewards], dict[str, float]]
 
 
@@ -80,39 +80,36 @@ class GroupReward:
         from accelerate import PartialState
         from accelerate.utils import broadcast_object_list, gather_object
 
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        known = [name for name in FACTS if name in columns]
-        facts = [{name: columns[name][i] for name in known} for i in range(len(texts))]
-        rows: list[Row] = list(zip(example_id, texts, completion_ids, facts, strict=True))
-        world, local = PartialState(), len(rows)
+        world, local = PartialState(), len(completions)
         rank, processes = world.process_index, world.num_processes
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        facts = [{name: columns[name][i] for name in FACTS if name in columns} for i in range(local)]
+        # each process holds one contiguous slice of the step's rows, in the order of their ranks, and scores one
+        rows: list[Row] = gather_object(list(zip(example_id, texts, completion_ids, facts, strict=True)))
+        chunks = whole_groups(rows, self.group_size)
         alone = processes > 1 and bool(self.signal.keepers)
-        if gathered := alone or (processes > 1 and local % self.group_size != 0):
-            rows = gather_object(rows)  # rank order is row order: each process holds one contiguous slice
-        groups = whole_groups(rows, self.group_size, self._group)
-        share = slice(rank, None, processes) if gathered else slice(None)  # of the groups, what is scored here
-        if alone:
-            share = slice(0 if rank else None)
-        first = 0 if gathered else rank * len(groups)
-        numbers, own = range(first, first + len(groups))[share], groups[share]
-        scored = list(zip(numbers, own, *self.signal(own), strict=True))
-        scored = sorted(gather_object(scored), key=lambda item: item[0])  # one process: as it is
+        ends = (
+            [0, *[len(chunks)] * processes] if alone else [len(chunks) * r // processes for r in range(processes + 1)]
+        )
+        own = [self._group(chunk) for chunk in chunks[ends[rank] : ends[rank + 1]]]
+        scored = gather_object(list(zip(own, *self.signal(own), strict=True)))
         if alone:
             self.signal.load(broadcast_object_list([self.signal.state()])[0])
-        groups, references, rewards = [s[1] for s in scored], [s[2] for s in scored], [s[3] for s in scored]
+        groups, references, rewards = map(list, zip(*scored, strict=True))
         for name, value in self.on_step(trainer_state.global_step + 1, groups, references, rewards).items():
             log_metric(name, value)
         flat = [r for group in rewards for r in group]
         return flat[rank * local :][:local]
 
-    def _group(self, id: str, chunk: Sequence[Row]) -> Group:
+    def _group(self, chunk: Sequence[Row]) -> Group:
+        id = chunk[0][0]
         question, prompt = self.asked[id]
         rollouts = [replace(self.read(prompt, text, ids), **facts) for _, text, ids, facts in chunk]
         return group_of(self.task, id, question, rollouts, prompt)
 
 
-def whole_groups(rows: Sequence[Row], size: int, make: Callable[[str, Sequence[Row]], Group]) -> list[Group]:
-    """Consecutive chunks of `size` rows as groups.
+def whole_groups(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
+    """Consecutive chunks of `size` rows, each of one question.
 
     Raises ValueError if the rows are no multiple of `size` or a chunk holds more than one question.
     """
@@ -121,14 +118,12 @@ def whole_groups(rows: Sequence[Row], size: int, make: Callable[[str, Sequence[R
             f"{len(rows)} rows do not make whole groups of {size}: make the number of rows in a step, over all "
             "processes, a multiple of group_size"
         )
-    groups = []
-    for start in range(0, len(rows), size):
-        chunk = rows[start : start + size]
+    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    for i, chunk in enumerate(chunks):
         ids = sorted({row[0] for row in chunk})
         if len(ids) != 1:
             raise ValueError(
-                f"rows {start} to {start + size - 1} mix the questions {', '.join(ids[:4])}; each chunk of "
+                f"rows {i * size} to {i * size + size - 1} mix the questions {', '.join(ids[:4])}; each chunk of "
                 f"group_size={size} rows must be one question, in the order TRL's sampler gives"
             )
-        groups.append(make(ids[0], chunk))
-    return groups
+    return chunks

@@ -8,7 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import mlflow
@@ -27,15 +26,15 @@ from cat_lib.suites import preflight
 
 pytestmark = pytest.mark.fault
 
-# Two steps on rollouts that depend on their row in the whole step alone. argv: folder, prompts, micro, rule
+# Two steps on rollouts that depend on their row in the whole step alone, in each case. argv: folder, cases
 FIXED = """
 import json, sys
 from pathlib import Path
 import torch
 from accelerate import PartialState
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 import cat_lib.learning.shared_prompt, cat_lib.learning.grpo
-from cat_lib.models import load_model
+from cat_lib.models.embedded import checkpoint
 from cat_lib.models.local import LocalModel
 from cat_lib.method.estimators.voting import majority
 from cat_lib.method.rewards.verifiable import verifiable
@@ -44,54 +43,12 @@ from cat_lib.runs.tracking import Run
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.learning.grpo import add_lora, train
 
-folder, prompts, micro = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 state = PartialState(cpu=True)
-tokenizer = load_model("embedded").tokenizer
-torch.manual_seed(1)
-model = LlamaForCausalLM(LlamaConfig(
-    vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id))
-policy = add_lora(LocalModel(model, tokenizer, "tiny"), 4, 0)
-for name, parameter in policy.model.named_parameters():
-    if "lora_B" in name:  # at 0, the other half of the adapter would have no gradient
-        torch.nn.init.normal_(parameter, std=0.05)
+tokenizer = AutoTokenizer.from_pretrained(checkpoint())
+tokenizer.padding_side = "left"
 task = Arithmetic()
-examples = task.examples("train", prompts, 0)
-asked = {e.prompt: e.question[8:-1] for e in examples}
-
-def fixed(policy, sampling, seed):
-    newline = tokenizer("\\n").input_ids
-    def rollout(prompts, trainer):
-        start = trainer.accelerator.process_index * len(prompts)
-        ids = [tokenizer(f" {asked[p]} = {(7 * (start + i) ** 2 + trainer.state.global_step) % 3 * 95}").input_ids
-               + newline for i, p in enumerate(prompts)]
-        return {"prompt_ids": [policy.encode(p) for p in prompts], "completion_ids": ids, "logprobs": None}
-    return rollout
-
-cat_lib.learning.shared_prompt.rollouts = fixed
-seen, gradients = [], []
 whole = cat_lib.learning.shared_prompt.SharedPromptTrainer._generate_and_score_completions
-
-def spied(self, inputs):
-    output = whole(self, inputs)
-    for example, ids, advantage in zip(inputs, output["completion_ids"].tolist(), output["advantages"].tolist()):
-        ids = [i for i in ids if i != tokenizer.pad_token_id]
-        seen.append([self.state.global_step, example["example_id"], ids, advantage])
-    return output
-
-class Gradients(TrainerCallback):
-    def on_pre_optimizer_step(self, args, state, control, **_):
-        for name, parameter in policy.model.named_parameters():
-            if parameter.grad is not None:
-                gradients.append(parameter.grad.norm().item())
-
-cat_lib.learning.shared_prompt.SharedPromptTrainer._generate_and_score_completions = spied
 make = cat_lib.learning.grpo._trainer
-def made(*args):
-    trainer = make(*args)
-    trainer.add_callback(Gradients())
-    return trainer
-cat_lib.learning.grpo._trainer = made
 
 class Counting:  # its rewards hang on how many groups it has seen before
     seen = 0
@@ -112,16 +69,68 @@ class Counting:  # its rewards hang on how many groups it has seen before
     def observe(self, step, folder):
         return {"groups_seen": self.seen}
 
-rule = Counting() if sys.argv[4] == "counting" else verifiable
-settings = GRPOSettings(steps=2, group_size=4, prompts_per_step=prompts, prompts_per_micro_batch=micro,
-                        learning_rate=1e-2, beta=0.1, lora_rank=4)
-trained = train(policy, task, examples, majority, rule, settings, Run(folder))
-spent = {role: [cost.tokens, cost.flops] for role, cost in trained.spent.items()}
-out = {"state": getattr(rule, "seen", None), "seen": seen, "gradients": gradients, "spent": spent}
-out = out | {"history": trained.history.to_dict("list")}
-(folder / f"out.{state.process_index}.json").write_text(json.dumps(out))
+def case(folder, prompts, micro, rule):
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id))
+    policy = add_lora(LocalModel(model, tokenizer, "tiny"), 4, 0)
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:  # at 0, the other half of the adapter would have no gradient
+            torch.nn.init.normal_(parameter, std=0.05)
+    examples = task.examples("train", prompts, 0)
+    asked = {e.prompt: e.question[8:-1] for e in examples}
+
+    def fixed(policy, sampling, seed):
+        newline = tokenizer("\\n").input_ids
+        def rollout(prompts, trainer):
+            start = trainer.accelerator.process_index * len(prompts)
+            ids = [tokenizer(f" {asked[p]} = {(7 * (start + i) ** 2 + trainer.state.global_step) % 3 * 95}").input_ids
+                   + newline for i, p in enumerate(prompts)]
+            return {"prompt_ids": [policy.encode(p) for p in prompts], "completion_ids": ids, "logprobs": None}
+        return rollout
+
+    seen, gradients = [], []
+
+    def spied(self, inputs):
+        output = whole(self, inputs)
+        for example, ids, advantage in zip(inputs, output["completion_ids"].tolist(), output["advantages"].tolist()):
+            ids = [i for i in ids if i != tokenizer.pad_token_id]
+            seen.append([self.state.global_step, example["example_id"], ids, advantage])
+        return output
+
+    class Gradients(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **_):
+            for name, parameter in policy.model.named_parameters():
+                if parameter.grad is not None:
+                    gradients.append(parameter.grad.norm().item())
+
+    def made(*args):
+        trainer = make(*args)
+        trainer.add_callback(Gradients())
+        return trainer
+
+    cat_lib.learning.shared_prompt.rollouts = fixed
+    cat_lib.learning.shared_prompt.SharedPromptTrainer._generate_and_score_completions = spied
+    cat_lib.learning.grpo._trainer = made
+    rule = Counting() if rule == "counting" else verifiable
+    settings = GRPOSettings(steps=2, group_size=4, prompts_per_step=prompts, prompts_per_micro_batch=micro,
+                            learning_rate=1e-2, beta=0.1, lora_rank=4)
+    trained = train(policy, task, examples, majority, rule, settings, Run(folder))
+    spent = {role: [cost.tokens, cost.flops] for role, cost in trained.spent.items()}
+    out = {"state": getattr(rule, "seen", None), "seen": seen, "gradients": gradients, "spent": spent}
+    out = out | {"history": trained.history.to_dict("list")}
+    (folder / f"out.{state.process_index}.json").write_text(json.dumps(out))
+
+for name, given in json.loads(sys.argv[2]).items():
+    case(Path(sys.argv[1]) / name, *given)
 state.destroy_process_group()
 """
+CASES = {
+    "split groups": (3, 3, "verifiable"),
+    "whole groups": (4, 4, "verifiable"),
+    "a rule with state": (4, 4, "counting"),
+}
 
 
 def _port() -> int:
@@ -130,14 +139,24 @@ def _port() -> int:
         return int(free.getsockname()[1])
 
 
-def _start(script: Path, folder: Path, world: int, *given: object) -> list[subprocess.Popen[bytes]]:
-    ranks: list[dict[str, str]] = [{}]
-    if world > 1:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "WORLD_SIZE": str(world)}
-        ranks = [place | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world)]
-    folder.mkdir()
-    words = [sys.executable, str(script), str(folder), *map(str, given)]
-    return [subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"} | rank) for rank in ranks]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """All cases by one process and by two, under `<processes>/<case>`."""
+    folder = tmp_path_factory.mktemp("trained")
+    script = folder / "fixed.py"
+    script.write_text(FIXED)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "WORLD_SIZE": "2"}
+    worlds = {"1": [{}], "2": [place | {"RANK": r, "LOCAL_RANK": r} for r in "01"]}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(folder / world), json.dumps(CASES)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | rank,
+        )
+        for world, ranks in worlds.items()
+        for rank in ranks
+    ]
+    assert [process.wait(240) for process in started] == [0, 0, 0]
+    return folder
 
 
 def _result(folder: Path, world: int) -> tuple[list, dict, pd.DataFrame, dict[str, torch.Tensor]]:
@@ -147,20 +166,13 @@ def _result(folder: Path, world: int) -> tuple[list, dict, pd.DataFrame, dict[st
     return seen, outs[0], rollouts, load_file(folder / "adapter/adapter_model.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("prompts", "micro", "rule"),
-    [(3, 3, "verifiable"), (4, 4, "verifiable"), (4, 4, "counting")],
-    ids=["split groups", "whole groups", "a rule with state"],
-)
-def test_two_processes_train_as_one_does(tmp_path, prompts, micro, rule):
-    script = tmp_path / "fixed.py"
-    script.write_text(FIXED)
-    started = [_start(script, tmp_path / str(w), w, prompts, micro, rule) for w in (1, 2)]
-    assert [[p.wait(120) for p in processes] for processes in started] == [[0], [0, 0]]
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_as_one_does(trained, case):
+    prompts, _, rule = CASES[case]
     (seen1, one, rollouts1, adapter1), (seen2, two, rollouts2, adapter2) = (
-        _result(tmp_path / str(w), w) for w in (1, 2)
+        _result(trained / str(w) / case, w) for w in (1, 2)
     )
-    states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("*/out.*.json")]
+    states = [json.loads(path.read_text())["state"] for path in trained.glob(f"*/{case}/out.*.json")]
     assert states == [2 * prompts if rule == "counting" else None] * 3  # the same on all processes
     assert [s[:3] for s in seen1] == [s[:3] for s in seen2]  # the same rows, in the same order
     assert len(seen1) == 2 * prompts * 4
@@ -186,38 +198,51 @@ def test_a_step_is_cut_into_the_same_rows():
         cut(settings, 3)
 
 
-PARAMETERS = ["steps=3", "prompts_per_step=4", "group_size=4", "prompts_per_micro_batch=1", "train_questions=8",
+# one group a step, split over both
+PARAMETERS = ["steps=3", "prompts_per_step=1", "group_size=8", "prompts_per_micro_batch=1", "train_questions=8",
               "questions=8", 'estimators=["majority"]', "seeds=[0]", "lesson=false"]  # fmt: skip
 
 
-ONE_GROUP = ["prompts_per_step=1", "group_size=8"]  # split over both
-
-
-def _words(folder: Path, more: Sequence[str] = ()) -> list[str]:
-    pairs = [word for pair in [*PARAMETERS, *more] for word in ("-p", pair)]
+def _words(folder: Path) -> list[str]:
+    pairs = [word for pair in PARAMETERS for word in ("-p", pair)]
     return ["--runs", str(folder / "runs"), "--run-id", "two", *pairs]
 
 
-def _launch(folder: Path, *parameters: str, **more: str) -> subprocess.Popen[str]:
+def _launch(folder: Path) -> subprocess.Popen[str]:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / train_entry.DDP)]
-    command = [*launch, "--num_processes", "2", "-m", "cat_lib.train_entry", *_words(folder, parameters)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | more
+    command = [*launch, "--num_processes", "2", "-m", "cat_lib.train_entry", *_words(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def test_accelerate_launches_one_run_on_two_processes(tmp_path, monkeypatch):
+def test_accelerate_launches_one_run_on_two_processes_that_a_sigterm_ends_and_the_same_command_goes_on(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     launched = _launch(tmp_path)
-    printed, _ = launched.communicate(timeout=180)
-    assert launched.returncode == 0, printed
-    assert printed.count("step 3/3") == 1
+    for line in launched.stdout:
+        if line.startswith("step 1/3"):
+            launched.terminate()
+            break
+    printed, _ = launched.communicate(timeout=100)
+    assert launched.returncode != 0
     folder = tmp_path / "runs" / train_entry.NOTEBOOK / "two"
-    arm, config = folder / "majority_0", read_config(folder)
-    rollouts = pd.read_parquet(arm / "rollouts.parquet")
-    assert len(rollouts) == 3 * 4 * 4
+    arm = folder / "majority_0"
+    assert read_config(folder)["status"] == "KILLED", printed
+    saved = arm / "checkpoints/checkpoint-2"
+    assert json.loads((saved / "interrupted.json").read_text()) == {"step": 2, "of": 3}
+    before = _update_calls(arm, 2)
+    launched = _launch(tmp_path)
+    printed, _ = launched.communicate(timeout=180)
+    assert (launched.returncode, printed.count("step 3/3"), printed.count("step 2/3")) == (0, 1, 0), printed
+    assert (before, _update_calls(arm, 3)) == (4, 6)  # of both processes
+    rollouts, config = pd.read_parquet(arm / "rollouts.parquet"), read_config(folder)
+    assert rollouts.groupby("step").size().to_dict() == {1: 8, 2: 8, 3: 8}
     assert not rollouts.duplicated(["step", "example", "rollout"]).any()
+    halves = [list(g.text[:4]) != list(g.text[4:]) for _, g in rollouts.groupby("step")]
+    assert any(halves)  # the second process does not sample what the first did
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]
     assert (arm / "adapter/adapter_model.safetensors").exists()
@@ -227,29 +252,6 @@ def test_accelerate_launches_one_run_on_two_processes(tmp_path, monkeypatch):
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert run.info.status == "FINISHED"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "majority_0/reward")] == [1, 2, 3]
-
-
-def test_sigterm_to_the_launcher_ends_all_after_the_step_and_the_same_command_goes_on(tmp_path):
-    launched = _launch(tmp_path, *ONE_GROUP, CAT_LIB_TRACKING="off")
-    for line in launched.stdout:
-        if line.startswith("step 1/3"):
-            launched.terminate()
-            break
-    printed, _ = launched.communicate(timeout=100)
-    assert launched.returncode != 0
-    folder = tmp_path / "runs" / train_entry.NOTEBOOK / "two"
-    assert read_config(folder)["status"] == "KILLED", printed
-    saved = folder / "majority_0/checkpoints/checkpoint-2"
-    assert json.loads((saved / "interrupted.json").read_text()) == {"step": 2, "of": 3}
-    before = _update_calls(folder / "majority_0", 2)
-    launched = _launch(tmp_path, *ONE_GROUP, CAT_LIB_TRACKING="off")
-    printed, _ = launched.communicate(timeout=100)
-    assert (launched.returncode, printed.count("step 3/3"), printed.count("step 2/3")) == (0, 1, 0), printed
-    rollouts = pd.read_parquet(folder / "majority_0/rollouts.parquet")
-    assert rollouts.groupby("step").size().to_dict() == {1: 8, 2: 8, 3: 8}
-    halves = [list(g.text[:4]) != list(g.text[4:]) for _, g in rollouts.groupby("step")]
-    assert any(halves)  # the second process does not sample what the first did
-    assert (before, _update_calls(folder / "majority_0", 3)) == (4, 6)  # of both processes
 
 
 def _update_calls(arm, step):

@@ -212,7 +212,7 @@ def test_adapter_refuses_broken_groups():
     with pytest.raises(ValueError, match="whole groups of 2"):
         call(adapter([a]), [a.id] * 3, [""] * 3)
     with pytest.raises(ValueError, match="rows 2 to 3"):
-        whole_groups([("a", "", [], {})] * 3 + [("b", "", [], {})], 2, lambda id, rows: None)
+        whole_groups([("a", "", [], {})] * 3 + [("b", "", [], {})], 2)
 
 
 def test_gold_cannot_reach_a_reward():

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_policy
 
-from cat_lib.learning.callbacks import EpochLog
 from cat_lib.learning.grpo import add_lora
+from cat_lib.learning.session import SFTSession
 from cat_lib.learning.sft import SFTSettings, _ended, _row, finetune, kept_references
 from cat_lib.ledger import Cost, Ledger
 from cat_lib.models import load_model
@@ -69,7 +69,7 @@ def replace_sampling(task, stop):
 def test_too_little_to_learn_from_is_refused(embedded, tmp_path):
     with pytest.raises(ValueError, match="add_lora"):
         finetune(embedded, TASK, QUESTIONS, references(QUESTIONS), SFTSettings(), Run(tmp_path))
-    policy = add_lora(load_model("embedded"), 4, 0)
+    policy = tiny_policy()
     with pytest.raises(ValueError, match="3 of 16 references can be learnt from; at least 4"):
         finetune(policy, TASK, QUESTIONS, [*references(QUESTIONS)[:3], *[None] * 13], SFTSettings(), Run(tmp_path))
     with pytest.raises(ValueError, match="validation_share=1"):
@@ -78,57 +78,68 @@ def test_too_little_to_learn_from_is_refused(embedded, tmp_path):
         add_lora(replace(policy, model=policy.model.base_model.model, initial=None), 4, 0)
 
 
-@pytest.mark.parametrize(("held", "epochs"), [("77", 5), ("12", 3)])  # validated on the same, or on what is unlearnt
-def test_a_resumed_run_ends_as_the_undisturbed_one_and_an_ended_one_is_not_trained_again(tmp_path, held, epochs):
+WORDS = """grey quilts under umbrellas dream violet oceans beyond marble harbors whispering ancient secrets toward
+sleepy foxes while distant thunder rolls across purple meadows""".replace("\n", " ")
+# what validation is on (None: the same as is learnt), the learning rate and the most epochs
+HELD = {"the same": (None, 2e-3, 3), "what is unlearnt": (WORDS, 1e-2, 5)}
+
+
+def tune(run, held="the same", resume=True):
+    """Fine-tune a tiny policy whose words are far apart, so that it can overfit; validated on one of `HELD`."""
+    targets, (text, rate, epochs), policy = references(QUESTIONS), HELD[held], tiny_policy()
+    policy.plain.get_output_embeddings().weight.data.mul_(10)
+    targets[-3:] = [replace(r, text=text or r.text) for r in targets[-3:]]
+    settings = SFTSettings(epochs=epochs, batch_size=4, learning_rate=rate, patience=2)
+    tuned = finetune(policy, TASK, QUESTIONS, targets, settings, run, resume=resume)
+    return tuned, load_file(tuned.adapter / "adapter_model.safetensors"), policy
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return {held: tune(Run(tmp_path_factory.mktemp("whole")), held, resume=False) for held in HELD}
+
+
+@pytest.mark.parametrize(("held", "epochs", "best"), [("the same", 3, 3), ("what is unlearnt", 4, 2)])
+def test_a_resumed_run_ends_as_the_undisturbed_one_and_an_ended_one_is_not_trained_again(
+    tmp_path, undisturbed, held, epochs, best
+):
     class Killed(Run):
         def step(self, metrics, step, of=0):
-            if step == 3:
+            if step == epochs:
                 raise KeyboardInterrupt
             super().step(metrics, step, of)
 
-    settings = SFTSettings(epochs=5, batch_size=4, learning_rate=2e-3, patience=2)
-    targets = references(QUESTIONS[:-3])
-    targets += [replace(r, text=r.text.replace("77", held), answer=held) for r in references(QUESTIONS[-3:])]
-
-    def tune(run, resume=False):
-        policy = add_lora(load_model("embedded"), 8, 0)
-        tuned = finetune(policy, TASK, QUESTIONS, targets, settings, run, resume=resume)
-        return tuned, load_file(tuned.adapter / "adapter_model.safetensors"), policy
-
-    whole, adapter, _ = tune(Run(tmp_path / "whole"))
+    whole, adapter, _ = undisturbed[held]
     with pytest.raises(KeyboardInterrupt):
-        tune(Killed(tmp_path / "killed"))
-    resumed, again, _ = tune(Run(tmp_path / "killed"), resume=True)
+        tune(Killed(tmp_path), held, resume=False)
+    resumed, again, _ = tune(Run(tmp_path), held)
     assert resumed.history.equals(whole.history)
-    assert len(whole.history) == epochs  # killed in the third, after none or one without a lower loss
+    # killed in the last, after none or one without a lower loss
+    assert (len(whole.history), whole.best_epoch) == (epochs, best)
     assert all(torch.equal(again[name], value) for name, value in adapter.items())
     assert resumed.spent["update"].flops == whole.spent["update"].flops
-    ended, same, policy = tune(Run(tmp_path / "killed"), resume=True)
+    ended, same, policy = tune(Run(tmp_path), held)
     assert all(torch.equal(same[name], value) for name, value in adapter.items())
     assert "update" not in policy.ledger.roles
     assert ended.spent["update"] == resumed.spent["update"]
     assert ended.history.equals(whole.history)
 
 
-def test_ctrl_c_inside_an_epoch_saves_its_step_and_the_resume_ends_as_the_undisturbed_run(tmp_path, monkeypatch):
-    settings = SFTSettings(epochs=3, batch_size=4, learning_rate=2e-3, patience=3)
-
-    def tune(folder):
-        tuned = finetune(tiny_policy(), TASK, QUESTIONS, references(QUESTIONS), settings, Run(folder))
-        return tuned, load_file(tuned.adapter / "adapter_model.safetensors")
-
+def test_ctrl_c_inside_an_epoch_saves_its_step_and_the_resume_ends_as_the_undisturbed_run(
+    tmp_path, undisturbed, monkeypatch
+):
     def interrupt(self, args, state, control, **_):
         if state.global_step == 6:  # of four steps an epoch
             raise KeyboardInterrupt
 
-    whole, adapter = tune(tmp_path / "whole")
+    whole, adapter, _ = undisturbed["the same"]
     with monkeypatch.context() as patch:
-        patch.setattr(EpochLog, "on_step_begin", interrupt)
+        patch.setattr(SFTSession, "on_step_begin", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            tune(tmp_path / "parts")
-    saved = tmp_path / "parts/checkpoints/checkpoint-6"
+            tune(Run(tmp_path))
+    saved = tmp_path / "checkpoints/checkpoint-6"
     assert json.loads((saved / "interrupted.json").read_text()) == {"step": 6, "of": 12}
-    resumed, again = tune(tmp_path / "parts")
+    resumed, again, _ = tune(Run(tmp_path))
     assert resumed.history.equals(whole.history)
     assert all(torch.equal(again[name], value) for name, value in adapter.items())
 

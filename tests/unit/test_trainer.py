@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import types
 from dataclasses import replace
 
@@ -14,17 +15,16 @@ from tiny import tiny_policy
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 
-from cat_lib.learning.callbacks import Spending, StepLog
 from cat_lib.learning.checkpoints import newest_checkpoint
-from cat_lib.learning.grpo import add_lora, train
+from cat_lib.learning.grpo import train
+from cat_lib.learning.session import GRPOSession, Spending
 from cat_lib.learning.settings import GRPOSettings, grpo_arguments
 from cat_lib.learning.shared_prompt import SharedPromptTrainer, Tree
 from cat_lib.ledger import Ledger
 from cat_lib.method.estimators.voting import majority, none
 from cat_lib.method.rewards.verifiable import verifiable
-from cat_lib.models import load_model
 from cat_lib.models.local import LocalModel
-from cat_lib.runs.tracking import Run
+from cat_lib.runs.tracking import Run, read_config
 from cat_lib.tasks.arithmetic import Arithmetic
 
 
@@ -99,36 +99,60 @@ def test_settings_are_taken_from_parameters_by_name():
     assert GRPOSettings.of(iter(given.items())) == GRPOSettings(steps=3, group_size=4, seed=1)
 
 
+class Thirds(Arithmetic):
+    """Answers that a policy of random weights gives too: 0, 1 or 2, by its tokens."""
+
+    def extract(self, rollout, question):
+        return str(sum(rollout.token_ids) % 3)
+
+
 def _train(folder, steps, resume=False, estimator=majority, questions=8):
-    task = Arithmetic()
-    policy = add_lora(load_model("embedded"), 4, 0)
+    task = Thirds()
     settings = GRPOSettings(
-        steps=steps, group_size=4, prompts_per_step=2, prompts_per_micro_batch=2, learning_rate=1e-3, lora_rank=4,
-        save_steps=2,
+        steps=steps, group_size=4, prompts_per_step=2, prompts_per_micro_batch=2, learning_rate=1e-2, lora_rank=4,
+        beta=0.1, save_steps=2,
     )  # fmt: skip
     examples = task.examples("train", questions, 0)
-    return train(policy, task, examples, estimator, verifiable, settings, Run(folder), resume=resume)
+    return train(tiny_policy(), task, examples, estimator, verifiable, settings, Run(folder), resume=resume)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Runs that several tests begin with, each in a copy of its own: whole ones, and ones of half the steps."""
+    made = {}
+
+    def folder(tmp_path, steps, questions=8):
+        if (steps, questions) not in made:
+            there = tmp_path_factory.mktemp("run")
+            made[steps, questions] = there, _train(there, steps, questions=questions)
+        there, trained = made[steps, questions]
+        return shutil.copytree(there, tmp_path / "run"), trained
+
+    return folder
 
 
 @pytest.mark.parametrize("questions", [8, 4])  # the resume is in the first epoch, and in the second
-def test_resume_continues_the_same_curve(tmp_path, questions):
-    whole = _train(tmp_path / "whole", 4, questions=questions)
-    _train(tmp_path / "parts", 2, questions=questions)
-    resumed = _train(tmp_path / "parts", 4, resume=True, questions=questions)
+def test_resume_continues_the_same_curve(tmp_path, folders, questions):
+    _, whole = folders(tmp_path / "whole", 4, questions)
+    parts, _ = folders(tmp_path / "parts", 2, questions)
+    resumed = _train(parts, 4, resume=True, questions=questions)
     assert list(resumed.history["step"]) == [1, 2, 3, 4]
     pd.testing.assert_frame_equal(resumed.rollouts, whole.rollouts)
     columns = ["reward", "agreement", "kl", "grad_norm"]
     pd.testing.assert_frame_equal(resumed.history[columns], whole.history[columns], rtol=1e-3)
+    assert (whole.history[["agreement", "grad_norm"]] > 0).all(axis=None)
+    assert whole.history["reward"].nunique() > 1
+    assert whole.history["kl"].iloc[-1] > 0
     assert len(whole.rollouts) == 4 * 2 * 4
     # the costs of all steps, those before the resume included; seconds are this machine's
     counted = [{r: (c.calls, c.tokens, c.flops) for r, c in t.spent.items()} for t in (whole, resumed)]
     assert counted[0] == counted[1]
 
 
-def test_a_finished_run_is_loaded_and_not_trained_further(tmp_path):
-    done = _train(tmp_path / "run", 2)
+def test_a_finished_run_is_loaded_and_not_trained_further(tmp_path, folders):
+    run, done = folders(tmp_path, 2)
     before = load_file(done.adapter / "adapter_model.safetensors")
-    again = _train(tmp_path / "run", 2, resume=True)
+    again = _train(run, 2, resume=True)
     assert list(again.history["step"]) == [1, 2]
     pd.testing.assert_frame_equal(again.rollouts, done.rollouts)
     after = load_file(again.adapter / "adapter_model.safetensors")
@@ -141,12 +165,12 @@ def test_a_finished_run_is_loaded_and_not_trained_further(tmp_path):
     ]
 
 
-def test_training_anew_in_a_folder_leaves_nothing_of_the_earlier_one(tmp_path):
-    _train(tmp_path / "run", 4)
-    old = load_file(tmp_path / "run/checkpoints/checkpoint-2/adapter_model.safetensors")
-    _train(tmp_path / "run", 2, estimator=lambda groups: [None] * len(groups))  # nothing is learnt
-    new = load_file(newest_checkpoint(tmp_path / "run") / "adapter_model.safetensors")
-    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-2"
+def test_training_anew_in_a_folder_leaves_nothing_of_the_earlier_one(tmp_path, folders):
+    run, _ = folders(tmp_path, 4)
+    old = load_file(run / "checkpoints/checkpoint-2/adapter_model.safetensors")
+    _train(run, 2, estimator=lambda groups: [None] * len(groups))  # nothing is learnt
+    new = load_file(newest_checkpoint(run) / "adapter_model.safetensors")
+    assert newest_checkpoint(run).name == "checkpoint-2"
     assert any(not torch.equal(old[name], new[name]) for name in old)
 
 
@@ -170,23 +194,23 @@ def test_ctrl_c_leaves_a_checkpoint_that_training_resumes_from(tmp_path):
     assert list(resumed.history["step"]) == [1, 2, 3, 4]
 
 
-def test_a_checkpoint_that_a_kill_tore_is_passed_over_and_written_anew(tmp_path):
-    _train(tmp_path / "run", 2)
-    torn = tmp_path / "run/checkpoints/checkpoint-2"
-    assert newest_checkpoint(tmp_path / "run") == torn
+def test_a_checkpoint_that_a_kill_tore_is_passed_over_and_written_anew(tmp_path, folders):
+    run, _ = folders(tmp_path, 2)
+    torn = run / "checkpoints/checkpoint-2"
+    assert newest_checkpoint(run) == torn
     for part in ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
         whole = (torn / part).read_bytes()
         (torn / part).write_bytes(whole[: len(whole) // 2])
-        assert newest_checkpoint(tmp_path / "run") is None, part
+        assert newest_checkpoint(run) is None, part
         (torn / part).unlink()
-        assert newest_checkpoint(tmp_path / "run") is None, part
+        assert newest_checkpoint(run) is None, part
         (torn / part).write_bytes(whole)
-    assert newest_checkpoint(tmp_path / "run") == torn
+    assert newest_checkpoint(run) == torn
     (torn / part).write_text("{")
     (torn / "leftover").touch()
-    resumed = _train(tmp_path / "run", 2, resume=True)
+    resumed = _train(run, 2, resume=True)
     assert list(resumed.history["step"]) == [1, 2]
-    assert newest_checkpoint(tmp_path / "run") == torn
+    assert newest_checkpoint(run) == torn
     assert not (torn / "leftover").exists()
     assert newest_checkpoint(tmp_path / "none") is None
 
@@ -218,7 +242,7 @@ class Counting:
         return {"groups_seen": float(self.seen), "noted": float((folder / "counts").is_dir())}
 
 
-def _train_tiny(folder, rule, steps=6, **change):
+def _train_tiny(folder, rule, steps=4, **change):
     task = Arithmetic()
     settings = GRPOSettings(
         steps=steps, group_size=4, prompts_per_step=2, prompts_per_micro_batch=2, learning_rate=1e-2, lora_rank=4,
@@ -259,24 +283,29 @@ def test_a_rule_sees_what_the_rollout_s_own_pass_knew(tmp_path, monkeypatch):
     assert pd.read_parquet(tmp_path / "counts.parquet")[["seen", "step"]].to_numpy().tolist() == [[2, 1]]
 
 
-@pytest.mark.parametrize("ends_at", [0, 9])  # stopped after a step, or in the fifth, after the rule has counted
-def test_a_resume_finds_the_state_of_the_rule(tmp_path, ends_at):
-    whole = _train_tiny(tmp_path / "whole", Counting(), save_steps=50)
-    assert whole.history["groups_seen"].tolist() == [2, 4, 6, 8, 10, 12]
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    return _train_tiny(tmp_path_factory.mktemp("whole"), Counting(), save_steps=50)
+
+
+@pytest.mark.parametrize("ends_at", [0, 5])  # stopped after a step, or in the third, after the rule has counted
+def test_a_resume_finds_the_state_of_the_rule(tmp_path, ends_at, counted):
+    whole = counted
+    assert whole.history["groups_seen"].tolist() == [2, 4, 6, 8]
     if ends_at:
         with pytest.raises(KeyboardInterrupt):
             _train_tiny(tmp_path / "parts", Counting(ends_at), save_steps=3)
-        assert json.loads((tmp_path / "parts/checkpoints/checkpoint-4/signal.json").read_text()) == {
-            "rule": {"seen": 8}
+        assert json.loads((tmp_path / "parts/checkpoints/checkpoint-2/signal.json").read_text()) == {
+            "rule": {"seen": 4}
         }
     else:
-        _train_tiny(tmp_path / "parts", Counting(), steps=4)
+        _train_tiny(tmp_path / "parts", Counting(), steps=2)
     resumed = _train_tiny(tmp_path / "parts", Counting())
     pd.testing.assert_frame_equal(resumed.rollouts, whole.rollouts)
     assert resumed.history["groups_seen"].tolist() == whole.history["groups_seen"].tolist()
     ended = Counting()
     _train_tiny(tmp_path / "parts", ended)
-    assert ended.seen == 12  # loaded and not trained, with the state of the last step
+    assert ended.seen == 8  # loaded and not trained, with the state of the last step
 
 
 def test_a_checkpoint_without_the_state_that_a_rule_keeps_is_refused(tmp_path):
@@ -301,19 +330,51 @@ def test_costs_go_on_from_the_step_that_is_resumed_and_not_from_later_ones(tmp_p
 
 
 @pytest.mark.parametrize(("checkpointing", "passes"), [(False, 4), (True, 6)])
-def test_an_update_costs_a_second_forward_pass_where_activations_are_not_kept(
-    embedded, checkpointing, passes, tmp_path
-):
-    policy, computed = replace(embedded, ledger=Ledger()), [0, 0]
-    log = StepLog(policy, Run(tmp_path), 1, computed)
+def test_an_update_costs_a_second_forward_pass_where_activations_are_not_kept(checkpointing, passes, tmp_path):
+    policy = tiny_policy()
     args = types.SimpleNamespace(world_size=1, process_index=0, gradient_checkpointing=checkpointing)
-    state = types.SimpleNamespace(num_input_tokens_seen=0)
-    log.on_step_begin(args, state, None)
-    computed[:] = 100, 10  # tokens with gradient, and of the reference pass
-    log.on_step_end(args, state, None)
+    session = GRPOSession(trainer := _stub(args), policy, Run(tmp_path), False)
+    state = types.SimpleNamespace(num_input_tokens_seen=0, global_step=1)
+    session.on_step_begin(args, state, None)
+    trainer.computed[:] = 100, 10  # tokens with gradient, and of the reference pass
+    session.on_step_end(args, state, None)
     assert policy.ledger.roles["update"].flops == policy.parameters * (passes * 100 + 2 * 10)
 
 
-def test_a_policy_without_adapter_is_refused(embedded, tmp_path):
+def _stub(args):
+    """What a session needs of a trainer that it does not run."""
+    state, ignore = types.SimpleNamespace(global_step=0, log_history=[]), lambda callback: None
+    return types.SimpleNamespace(args=args, state=state, remove_callback=ignore, add_callback=ignore)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_collapse_is_told_once_and_tagged_also_where_the_run_was_resumed(tmp_path):
+    policy, run = types.SimpleNamespace(ledger=Ledger()), Run(tmp_path)
+    session = GRPOSession(_stub(None), policy, run, False)
+    state = types.SimpleNamespace(global_step=0, max_steps=9, log_history=[])
+
+    def log(session):
+        state.global_step += 1
+        agreement, dependence = 0.4 + 0.05 * state.global_step, 2.0 - 0.2 * state.global_step
+        logs = {"reward": 1.0, "agreement": agreement, "answer_dependence": dependence}
+        state.log_history.append(logs | {"step": state.global_step})
+        session.on_log(None, state, None, logs)
+
+    for _ in range(5):
+        log(session)
+    with pytest.warns(UserWarning, match="step 6: collapse: agreement rose from 0.50 to 0.65"):
+        log(session)
+    log(session)  # and not again, or the warning would be an error
+    assert len(session.warnings) == 1
+    assert read_config(tmp_path)["tags"]["collapse"] == session.warnings[0]
+    trainer = _stub(None)
+    trainer.state.log_history = list(state.log_history)
+    resumed = GRPOSession(trainer, policy, run, True)
+    assert resumed.warnings == session.warnings
+    log(resumed)
+    assert resumed.warnings == session.warnings
+
+
+def test_a_policy_without_adapter_is_refused(tmp_path):
     with pytest.raises(ValueError, match="add_lora"):
-        train(embedded, Arithmetic(), [], majority, verifiable, GRPOSettings(), Run(tmp_path))
+        train(tiny_policy().anchor(), Arithmetic(), [], majority, verifiable, GRPOSettings(), Run(tmp_path))
