@@ -16,6 +16,7 @@ import pandas as pd
 from cat_lib.ledger import Cost
 from cat_lib.measuring.stats import Estimate, change, mean_interval, paired_difference
 from cat_lib.measuring.tables import outcomes
+from cat_lib.method.estimators.synthesis import OfFirst
 from cat_lib.method.estimators.voting import agreement
 from cat_lib.schema import Estimator, Example, Group, Model, Reference, Sampling, Task
 from cat_lib.tasks import group_of
@@ -80,15 +81,16 @@ def evaluate(
 ) -> Evaluation:
     """Answer each question once in every way: one sample, one greedy answer, each estimator over `group_size` rollouts.
 
-    An answer that was lost to a limit is wrong here, as no answer is; `Evaluation.answer_lost` counts them.
+    `seed` is the one that the evaluation is for; its rollouts are drawn with the next. An answer that was lost to a
+    limit is wrong here, as no answer is; `Evaluation.answer_lost` counts them.
 
     The score of `single` is over the `group_size` samples of each question (avg@k); its cost is that of one sample,
-    measured in a call of its own. An estimator's cost holds the rollouts it reads.
+    measured in a call of its own. An estimator's cost holds the rollouts it reads: one for `OfFirst`.
     Raises ValueError for a task without answers that can be checked.
     """
     if not task.verifiable:
         raise ValueError(f"task={task.name!r} has no answers that can be checked; take arithmetic or a math task")
-    ledger, sampling = policy.ledger, replace(task.sampling, seed=seed)
+    ledger, sampling = policy.ledger, replace(task.sampling, seed=seed + 1)
     with ledger.measure() as one:
         sample_groups(policy, task, examples, 1, sampling)
     with ledger.measure() as once:
@@ -103,7 +105,7 @@ def evaluate(
     for name, estimator in estimators.items():
         with ledger.measure() as reading:
             references[name] = estimator(groups)
-        drawn = one if name == "synthesis_1" else many
+        drawn = one if isinstance(estimator, OfFirst) else many
         scores[name] = Score(graded(task, examples, references[name])[:, 0], _total(drawn, reading))
     return Evaluation(groups, scores, references, [e.level for e in examples], seed)
 
