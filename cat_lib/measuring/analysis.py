@@ -21,7 +21,6 @@ from cat_lib.measuring.stats import (
     over_questions_and_seeds,
     paired_difference,
     pass_at_k,
-    standard_error,
     wilson,
 )
 from cat_lib.measuring.tables import compare, crossed, one_family, outcomes, summary, table
@@ -32,17 +31,18 @@ from cat_lib.schema import Estimator, Example, Group, Reference, Task
 def method_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     """One row a method, over the evaluations of one policy, one a seed: the share of questions it answers right.
 
-    More columns: standard_error (over questions, as the paper prints it), no_answer (share of references without a
+    More columns: standard_error (over questions, the bar that the paper prints; plus or minus one covers about
+    68 %), no_answer (share of references without a
     readable answer, or of samples), and a question's cost: tokens (generated), gflops, seconds.
     """
     frame = pd.concat([e.outcomes for e in evaluations])
     rows = []
     for method, part in frame.groupby("method", sort=False):
-        scores, costs = crossed(part).to_numpy(), [e.scores[method].cost for e in evaluations]
-        n = scores.shape[1]
+        scores, costs = crossed(part).mean(), [e.scores[method].cost for e in evaluations]
+        n = len(scores)
         rows.append(
             {
-                "standard_error": standard_error(scores.mean(axis=0)),
+                "standard_error": scores.sem(),
                 "no_answer": _no_answer(evaluations, method),
                 "tokens": fmean(c.completion_tokens for c in costs) / n,
                 "gflops": fmean(c.flops for c in costs) / n / 1e9,

@@ -85,15 +85,6 @@ def _student(values: np.ndarray) -> Estimate:
     return Estimate(mean, mean - margin, mean + margin, n)
 
 
-def standard_error(scores: ArrayLike) -> float:
-    """Standard error of the mean over questions: the error bar the CaT paper prints, std (ddof=1) / sqrt(n).
-
-    scores: (n,) or (n, samples), averaged per question first. Plus or minus one of it covers about 68 %, not 95 %.
-    Raises ValueError as `mean_interval`.
-    """
-    return float(stats.sem(_per_question(scores)))
-
-
 def wilson(successes: int, n: int) -> Estimate:
     """Share of successes among n independent trials, with Wilson's score interval (Wilson 1927; scipy).
 
@@ -201,17 +192,6 @@ def over_questions_and_seeds(scores: ArrayLike, paired: bool = False) -> Estimat
     return Estimate(mean, mean - margin, mean + margin, q)
 
 
-def crossed_difference(before: ArrayLike, after: ArrayLike) -> Estimate:
-    """Mean of after - before over the same questions and seeds, with the interval of `over_questions_and_seeds`.
-
-    before, after: (seeds, questions). `p` is that of `paired_difference` over questions, seeds averaged.
-    Raises ValueError as these two.
-    """
-    a, b = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    estimate = over_questions_and_seeds(b - a, paired=True)
-    return replace(estimate, p=paired_difference(a.mean(axis=0), b.mean(axis=0)).p)
-
-
 def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
     """Exact two-sided p of McNemar's test: did as many questions turn right as turned wrong?
 
@@ -238,17 +218,6 @@ def holm(p: Mapping[Name, float]) -> dict[Name, float]:
             raise ValueError(f"p of {name!r} is {value}: allowed is 0 to 1; rerun that test or take it out by name")
     adjusted = multitest.multipletests(list(p.values()), method="holm")[1]
     return dict(zip(p, map(float, adjusted), strict=True))
-
-
-def one_family(estimates: Sequence[Estimate]) -> list[Estimate]:
-    """The same differences with Holm's adjusted p, for `conclusive`: give all that a text compares.
-
-    Raises ValueError for one without p.
-    """
-    if any(e.p is None for e in estimates):
-        raise ValueError("a difference without p can't be one of a family; take it from `paired_difference`")
-    p = holm({i: e.p for i, e in enumerate(estimates) if e.p is not None}) if estimates else {}
-    return [replace(e, p=p[i]) for i, e in enumerate(estimates)]
 
 
 def detectable(n: int, spread: float, power: float = 0.8) -> float:

@@ -55,6 +55,11 @@ def test_method_table_counts_accuracy_cost_and_what_has_no_answer():
     assert (table.n == 4).all()
     assert table.tokens["majority"] == 10
     assert table.gflops["majority"] == 1
+    assert table.standard_error["majority"] == pytest.approx(np.sqrt(1 / 3) / 2)  # over questions
+    won = evaluation([["1", "1"], ["2", "2"]] * 2, majority=["1", "2"] * 2)
+    assert analysis.method_table([won]).standard_error.nunique() == 1  # not over samples
+    with pytest.raises(ValueError, match="at least 2 questions"):
+        analysis.method_table([evaluation([["1", "2"]], majority=["1"])])
     assert table.low.min() >= 0
     assert table.high.max() <= 1
 
