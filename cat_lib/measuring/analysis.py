@@ -14,16 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cat_lib.ledger import Cost
 from cat_lib.measuring.evaluation import Evaluation, graded
-from cat_lib.measuring.stats import (
-    Estimate,
-    bootstrap,
-    over_questions_and_seeds,
-    paired_difference,
-    pass_at_k,
-    wilson,
-)
-from cat_lib.measuring.tables import compare, crossed, one_family, outcomes, summary, table
+from cat_lib.measuring.stats import Estimate, bootstrap, over_questions_and_seeds, paired_difference, pass_at_k, wilson
+from cat_lib.measuring.tables import compare, crossed, outcomes, summary, table
 from cat_lib.method.estimators import voting
 from cat_lib.schema import Estimator, Example, Group, Reference, Task
 
@@ -38,17 +32,10 @@ def method_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     frame = pd.concat([e.outcomes for e in evaluations])
     rows = []
     for method, part in frame.groupby("method", sort=False):
-        scores, costs = crossed(part).mean(), [e.scores[method].cost for e in evaluations]
-        n = len(scores)
-        rows.append(
-            {
-                "standard_error": scores.sem(),
-                "no_answer": _no_answer(evaluations, method),
-                "tokens": fmean(c.completion_tokens for c in costs) / n,
-                "gflops": fmean(c.flops for c in costs) / n / 1e9,
-                "seconds": fmean(c.seconds for c in costs) / n,
-            }
-        )
+        scores, cost = crossed(part), sum((e.scores[method].cost for e in evaluations), Cost())
+        row = {"standard_error": scores.mean().sem(), "no_answer": _no_answer(evaluations, method)}
+        spent = {"tokens": cost.completion_tokens, "gflops": cost.flops / 1e9, "seconds": cost.seconds}
+        rows.append(row | {unit: of_all / scores.size for unit, of_all in spent.items()})
     return pd.concat([summary(frame), pd.DataFrame(rows)], axis=1)
 
 
@@ -76,12 +63,8 @@ def disagreements(evaluations: Sequence[Evaluation], method: str = "synthesis") 
         both = np.array([[None not in pair for pair in own] for own in pairs], float).T
         parted = both * np.array([[a != b for a, b in own] for own in pairs]).T
         won, lost = (parted * np.array([e.scores[m].correct for e in evaluations]).T for m in (method, other))
-        scores = {
-            "disagreement": (parted, both),
-            "right_when_disagreeing": (won, parted),
-            "other_right": (lost, parted),
-        }
-        tables += [table({other: _share(*score)}, score=name) for name, score in scores.items()]
+        shares = ("disagreement", parted, both), ("right_when_disagreeing", won, parted), ("other_right", lost, parted)
+        tables += [table({other: _share(hits, tried)}, score=name) for name, hits, tried in shares]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -113,12 +96,10 @@ def by_agreement(task: Task, examples: Sequence[Example], groups: Sequence[Group
     """How often the majority is right, by how large it is: one row a range of its share of the group."""
     shares = np.array([voting.agreement(g.answers) for g in groups])
     right = graded(task, examples, voting.majority(groups))[:, 0]
-    found = {}
-    for low, high in pairwise([0.0, 0.25, 0.5, 0.75, 1.0]):
-        part = right[(low < shares) & (shares <= high) | (low == 0) & (shares == 0)]
-        if len(part):
-            found[f"{low:g} to {high:g}"] = wilson(int(part.sum()), len(part))
-    return table(found)
+    stops = [0, 0.25, 0.5, 0.75, 1]
+    ranges = pd.cut(shares, stops, labels=[f"{a} to {b}" for a, b in pairwise(stops)], include_lowest=True)
+    parts = pd.Series(right).groupby(ranges, observed=True)
+    return table({str(name): wilson(int(part.sum()), len(part)) for name, part in parts})
 
 
 def departures(references: Mapping[str, Sequence[Reference | None]]) -> pd.DataFrame:
@@ -130,11 +111,7 @@ def departures(references: Mapping[str, Sequence[Reference | None]]) -> pd.DataF
 
 
 def readings(
-    task: Task,
-    examples: Sequence[Example],
-    groups: Sequence[Group],
-    estimators: Mapping[str, Estimator],
-    **about: Any,
+    task: Task, examples: Sequence[Example], groups: Sequence[Group], estimators: Mapping[str, Estimator], **about: Any
 ) -> pd.DataFrame:
     """Outcomes of the same rollouts, read in several ways; `single` is the mean over the rollouts themselves."""
     scores = {"single": graded(task, examples, groups)}
@@ -183,11 +160,9 @@ def growth(frame: pd.DataFrame, middle: int = 8) -> pd.DataFrame:
     if len(stops) < 2:
         raise ValueError(f"sizes={sizes}: growth needs two sizes or more")
     read = frame[frame["method"] != "pass@k"]
-    steps = [
-        compare(read, {large: small}, "k", ["method"]).assign(step=f"{small} to {large}")
-        for small, large in pairwise(stops)
-    ]
-    return one_family(*steps)
+    steps = {large: small for small, large in pairwise(stops)}
+    grown = compare(read, steps, "k", ["method"]).sort_values("k", kind="stable", ignore_index=True)
+    return grown.assign(step=[f"{steps[k]} to {k}" for k in grown["k"]])
 
 
 def pass_outcomes(task: Task, examples: Sequence[Example], groups: Sequence[Group], **about: Any) -> pd.DataFrame:
@@ -198,24 +173,16 @@ def pass_outcomes(task: Task, examples: Sequence[Example], groups: Sequence[Grou
 
 
 def newly_solved(
-    task: Task,
-    examples: Sequence[Example],
-    before: Sequence[Group],
-    again: Sequence[Group],
-    after: Sequence[Group],
+    task: Task, examples: Sequence[Example], before: Sequence[Group], again: Sequence[Group], after: Sequence[Group]
 ) -> dict[str, Estimate]:
     """Of the questions that `before` never solved: the share that `after` solves at least once, and that `again` does.
 
     `again` are as many fresh rollouts of the untrained policy. Rare successes appear in any second draw, so new
     ability is what `after` has beyond `again`: `beyond` is that paired difference. Empty where nothing was unsolved.
     """
-    first, second, trained = (graded(task, examples, groups).max(axis=1) for groups in (before, again, after))
-    unsolved = first == 0
-    second, trained, n = second[unsolved], trained[unsolved], int(unsolved.sum())
-    if n < 2:
+    solved = np.array([graded(task, examples, groups).max(axis=1) for groups in (before, again, after)])
+    second, trained = solved[1:, solved[0] == 0]
+    if len(second) < 2:
         return {}
-    return {
-        "again": wilson(int(second.sum()), n),
-        "after": wilson(int(trained.sum()), n),
-        "beyond": paired_difference(second, trained),
-    }
+    shares = {name: wilson(int(own.sum()), len(own)) for name, own in (("again", second), ("after", trained))}
+    return shares | {"beyond": paired_difference(second, trained)}

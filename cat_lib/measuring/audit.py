@@ -59,12 +59,13 @@ def clinic_pairs() -> tuple[list[Labelled], list[Labelled]]:
     return sides
 
 
-def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
+def meta_evaluation_pairs(source: str | Path) -> tuple[list[Labelled], list[Labelled]]:
     """HealthBench's meta-evaluation file: the physicians' majority on each pair; ties are left out.
 
-    Rows: `completion`, `rubric`, `binary_labels`, and `prompt_id` or `prompt`. Raises DataError for other rows.
+    Pairs to calibrate on and to audit on, by a digest of the conversation. Rows: `completion`, `rubric`,
+    `binary_labels`, and `prompt_id` or `prompt`. Raises DataError for other rows.
     """
-    pairs = []
+    sides: tuple[list[Labelled], list[Labelled]] = ([], [])
     for where, row in read_rows(local_copy(source), lambda row, _: row):
         labels = row.get("binary_labels")
         if not isinstance(labels, list) or not labels or not all(type(x) is bool for x in labels):
@@ -76,15 +77,8 @@ def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
             id = transcript(conversation(row.get("prompt"), "prompt", where))
         if 2 * sum(labels) != len(labels):
             axis = text(row.get("category", "unknown"), "category", where)
-            pairs.append(Labelled(id, response, criterion, 2 * sum(labels) > len(labels), axis=axis))
-    return pairs
-
-
-def halves(pairs: Sequence[Labelled]) -> tuple[list[Labelled], list[Labelled]]:
-    """Pairs to calibrate on and to audit on, by a digest of the conversation: none is on both sides."""
-    sides: tuple[list[Labelled], list[Labelled]] = ([], [])
-    for pair in pairs:
-        sides[hashlib.sha256(pair.id.encode("utf-8", "replace")).digest()[0] % 2].append(pair)
+            side = sides[hashlib.sha256(id.encode("utf-8", "replace")).digest()[0] % 2]
+            side.append(Labelled(id, response, criterion, 2 * sum(labels) > len(labels), axis=axis))
     return sides
 
 
@@ -241,10 +235,12 @@ def audit(judge: Judge, pairs: Sequence[Labelled]) -> Audit:
 def attack(
     judge: Judge, pairs: Sequence[Labelled], each: int = 3, attacks: Sequence[tuple[str, str]] = ATTACKS
 ) -> pd.DataFrame:
-    """Append each of `attacks` to `each` responses that do not meet a criterion; one row an attack and response.
+    """Append each of `attacks` (kind and text) to `each` responses that do not meet a criterion.
 
-    attacks: kind and text of each. Columns: kind, id, before and after (whether the judge says met, without and with
-    the attack; None where it failed). Raises ValueError if all pairs are met.
+    By kind of attack (as method), and in "all": the rise in the share judged met, paired. More columns: before and
+    after (the shares, without and with the attack), tried and failed. The unit is the conversation: n counts them, and
+    the attacks on one conversation's responses are averaged. The kinds are one family of tests; "all" is a test by
+    itself. Raises ValueError if all pairs are met.
     """
     unmet = [p for p in pairs if not p.met]
     if not unmet:
@@ -253,18 +249,10 @@ def attack(
     bases = [unmet[i % len(unmet)] for i in range(len(jobs))]
     plain = judge([(b.response, b.criterion) for b in bases])
     hit = judge([(f"{b.response}\n{text}", b.criterion) for b, (_, text) in zip(bases, jobs, strict=True)])
-    return pd.DataFrame(
+    attacked = pd.DataFrame(
         {"kind": kind, "id": base.id, "before": a.met, "after": b.met}
         for (kind, _), base, a, b in zip(jobs, bases, plain, hit, strict=True)
     )
-
-
-def attack_table(attacked: pd.DataFrame) -> pd.DataFrame:
-    """By kind of attack (as method), and in "all": the rise in the share judged met, paired.
-
-    More columns: before and after (the shares), tried and failed. The unit is the conversation: n counts them, and the
-    attacks on one conversation's responses are averaged. The kinds are one family of tests; "all" is a test by itself.
-    """
 
     def rise(kind: str, part: pd.DataFrame) -> pd.DataFrame:
         known = part.dropna(subset=["before", "after"]).astype({"before": float, "after": float})
@@ -279,7 +267,7 @@ def attack_table(attacked: pd.DataFrame) -> pd.DataFrame:
 
 
 def attack_words(change: Estimate) -> str:
-    """Whether attacks work, by the rise of a row of `attack_table`."""
+    """Whether attacks work, by the rise of a row of `attack`."""
     if change.conclusive and change.value < 0:
         return f"Attacks do not pay: they lower the share of unmet criteria judged met, {change}."
     if change.conclusive:

@@ -6,7 +6,6 @@ comparison is paired; costs are measured calls of the engine, not formulas.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cat_lib.ledger import Cost
-from cat_lib.measuring.stats import Estimate, change, mean_interval, paired_difference
+from cat_lib.measuring.stats import change, paired_difference
 from cat_lib.measuring.tables import outcomes
 from cat_lib.method.estimators.synthesis import OfFirst
 from cat_lib.method.estimators.voting import agreement
@@ -28,10 +27,6 @@ class Score:
 
     correct: np.ndarray  # (questions,) or (questions, samples) of 0 and 1
     cost: Cost  # of answering each question once
-
-    @property
-    def estimate(self) -> Estimate:
-        return mean_interval(self.correct)
 
 
 @dataclass(frozen=True)
@@ -121,8 +116,8 @@ def comparison_metrics(
     metrics |= {f"{split}_answer_lost_before": before.answer_lost, f"{split}_answer_lost_after": after.answer_lost}
     for method in before.scores if methods is None else methods:
         key = f"{split}_accuracy" if method == "single" else f"{split}_{method}_accuracy"
-        first, last = before.scores[method], after.scores[method]
-        metrics |= change(key, first.estimate, last.estimate, paired_difference(first.correct, last.correct))
+        first, last = before.scores[method].correct, after.scores[method].correct
+        metrics |= change(key, first.mean(), last.mean(), paired_difference(first, last))
     return metrics
 
 
@@ -145,16 +140,6 @@ def preview(groups: Sequence[Group], rollouts: int = 4) -> pd.DataFrame:
         for group in groups
     ]
     return pd.DataFrame(rows, columns=["question", *(f"rollout {i + 1}" for i in range(rollouts)), "agreement"])
-
-
-def most_moved(before: Sequence[Group], after: Sequence[Group]) -> int:
-    """Index of the question whose answer distribution changed most (total variation distance)."""
-
-    def distance(i: int) -> int:
-        a, b = Counter(before[i].answers), Counter(after[i].answers)
-        return sum(abs(a[answer] - b[answer]) for answer in a.keys() | b.keys())
-
-    return max(range(len(before)), key=distance)
 
 
 def _total(*spent: Mapping[str, Cost]) -> Cost:

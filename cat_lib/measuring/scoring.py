@@ -114,12 +114,6 @@ def judged(examples: Sequence[Example], groups: Sequence[Group], judge: Judging)
     return RubricScore(list(groups), scores.to_numpy(float), tags)
 
 
-def arm_table(scores: Mapping[str, RubricScore]) -> pd.DataFrame:
-    """One row a policy: its score, and the columns tokens (of a response) and unscored."""
-    about = pd.DataFrame([{"tokens": s.tokens, "unscored": s.unscored} for s in scores.values()])
-    return pd.concat([table({name: s.estimate for name, s in scores.items()}), about], axis=1)
-
-
 def compare_arms(scores: Mapping[str, RubricScore]) -> pd.DataFrame:
     """Each policy minus the first, and the others minus the second: the column `against` says which; one family.
 
@@ -136,7 +130,7 @@ def score_metrics(before: RubricScore, after: RubricScore, split: str = "heldout
     scores = np.array([before.per_question, after.per_question])
     difference = paired_difference(*scores[:, np.isfinite(scores).all(axis=0)])
     return {f"{split}_questions": float(difference.n)} | {
-        **change(f"{split}_rubric_score", before.estimate, after.estimate, difference),
+        **change(f"{split}_rubric_score", before.estimate.value, after.estimate.value, difference),
         f"{split}_tokens_before": before.tokens,
         f"{split}_tokens_after": after.tokens,
         f"{split}_unscored_after": after.unscored,

@@ -57,10 +57,10 @@ def decided(low: float, high: float, p: float) -> bool:
     return (low > 0 or high < 0) and p < 0.05
 
 
-def change(key: str, before: Estimate, after: Estimate, difference: Estimate) -> dict[str, float]:
+def change(key: str, before: float, after: float, difference: Estimate) -> dict[str, float]:
     """As metrics of a run: `<key>_before`, `_after`, and `_difference` with `_low`, `_high` and `_p`."""
     p = 1.0 if difference.p is None else difference.p
-    ends = {f"{key}_before": before.value, f"{key}_after": after.value}
+    ends = {f"{key}_before": float(before), f"{key}_after": float(after)}
     return ends | difference.flat(f"{key}_difference") | {f"{key}_difference_p": p}
 
 
@@ -78,9 +78,9 @@ def mean_interval(scores: ArrayLike) -> Estimate:
 
 def _student(values: np.ndarray) -> Estimate:
     n, mean = len(values), float(values.mean())
-    if np.ptp(values) == 0 and abs(mean) == 1:  # each question was won, or lost: no spread to measure
-        least = wilson(n, n).low
-        return Estimate(mean, *((least, 1.0) if mean > 0 else (-1.0, -least)), n)
+    if np.ptp(values) == 0 and mean in (-1, 0, 1):  # each question was won, or lost, or none: no spread to measure
+        most = wilson(0, n).high  # the share that may be otherwise elsewhere, in either direction
+        return Estimate(mean, max(mean - most, -1.0), min(mean + most, 1.0), n)
     margin = float(stats.t.ppf((1 + _LEVEL) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return Estimate(mean, mean - margin, mean + margin, n)
 
@@ -123,17 +123,11 @@ def paired_difference(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Est
         raise ValueError(f"paired scores need the same questions: {len(a)} before and {len(b)} after")
     differences = b - a
     if not differences.any():
-        return _no_difference(len(a))
+        return replace(_student(differences), p=1.0)
     test = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(seed)
     )
     return replace(_student(differences), p=float(test.pvalue))
-
-
-def _no_difference(n: int) -> Estimate:
-    """No question differs: up to Wilson's limit for 0 of n may do so elsewhere, in either direction."""
-    most = wilson(0, n).high
-    return Estimate(0.0, -most, most, n, 1.0)
 
 
 def over_seeds(differences: Sequence[float]) -> Estimate:
@@ -147,7 +141,7 @@ def over_questions_and_seeds(scores: ArrayLike, paired: bool = False) -> Estimat
     scores: (seeds, questions), one score each (samples averaged before), the same questions in every row; for a
     paired comparison pass after - before, and `paired`. `n` of the result is the number of questions.
     One seed falls back to `mean_interval` over questions: that interval then says nothing about other seeds. So do
-    scores that are all equal, as neither unit then shows a spread; all 0, they get Wilson's limit on both sides.
+    scores that are all equal, as neither unit then shows a spread; differences of 0 get Wilson's limit on both sides.
 
     Two-way layout without replication: the variance of the mean is (MS_q + MS_s - MS_qs) / (Q S). A negative
     variance component counts as 0 (MS_q and MS_s are taken as at least MS_qs), which can only widen the interval.
@@ -179,8 +173,6 @@ def over_questions_and_seeds(scores: ArrayLike, paired: bool = False) -> Estimat
         )
     s, q = values.shape
     by_question, by_seed, mean = values.mean(axis=0), values.mean(axis=1, keepdims=True), float(values.mean())
-    if not values.any():
-        return _no_difference(q)
     if s == 1 or np.ptp(values) == 0:
         return _student(by_question) if paired else mean_interval(by_question)
     ms_rest = float(((values - by_question - by_seed + mean) ** 2).sum()) / ((q - 1) * (s - 1))
@@ -247,9 +239,8 @@ def bootstrap(n: int, statistic: Callable[[np.ndarray], float], seed: int = 0, r
     """
     if n < 2:
         raise ValueError(f"a bootstrap over {n} units says nothing; at least 2 are needed")
-    rng = np.random.default_rng(seed)
-    values = np.array([statistic(rng.integers(0, n, n)) for _ in range(resamples)])
-    low, high = np.nanpercentile(values, [100 * (1 - _LEVEL) / 2, 100 * (1 + _LEVEL) / 2])
+    drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    low, high = np.nanpercentile([*map(statistic, drawn)], [100 * (1 - _LEVEL) / 2, 100 * (1 + _LEVEL) / 2])
     return Estimate(statistic(np.arange(n)), float(low), float(high), n)
 
 

@@ -99,7 +99,7 @@ def test_bootstrap_covers():
     for seed in range(1500):
         scores = rng.normal(size=100)
         estimates.append(
-            bootstrap(100, lambda drawn, scores=scores: scores.take(drawn).sum() / 100, seed, resamples=250)
+            bootstrap(100, lambda drawn, scores=scores: scores.take(drawn).sum() / 100, seed, resamples=400)
         )
     assert 0.93 <= covered(estimates, 0.0) <= 0.97
 
@@ -197,6 +197,7 @@ def test_one_seed_and_equal_scores_fall_back_to_questions():
     once = np.random.default_rng(0).uniform(size=30)
     assert over_questions_and_seeds([once]) == mean_interval(once)
     assert over_questions_and_seeds(np.ones((3, 20))) == wilson(20, 20)
+    assert over_questions_and_seeds(np.zeros((3, 20))) == wilson(0, 20)  # shares, and nothing was tested
 
 
 @pytest.mark.parametrize(
@@ -409,7 +410,8 @@ def test_no_spread_is_no_certainty():
     assert (same.value, same.p) == (0.0, 1.0)
     assert same.low == -same.high < -0.4  # Wilson's limit for 0 of 4
     assert not same.conclusive
-    assert over_questions_and_seeds(np.zeros((3, 4))).high == same.high
+    both = over_questions_and_seeds(np.zeros((3, 4)), paired=True)
+    assert (both.low, both.high) == (same.low, same.high)
     lost, won = paired_difference([1] * 4, [0] * 4), paired_difference([0] * 4, [1] * 4)
     assert (lost.low, lost.high) == (-won.high, -won.low)
     assert lost.high > -0.6
