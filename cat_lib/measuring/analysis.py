@@ -25,26 +25,27 @@ from cat_lib.schema import Estimator, Example, Group, Reference, Task
 def method_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     """One row a method, over the evaluations of one policy, one a seed: the share of questions it answers right.
 
-    More columns: standard_error (over questions, the bar that the paper prints; plus or minus one covers about
-    68 %), no_answer (share of references without a
-    readable answer, or of samples), and a question's cost: tokens (generated), gflops, seconds.
+    More columns: standard_error (over questions, the bar that the paper prints: plus or minus one covers about 68 %),
+    no_answer (share of references without a readable answer, or of samples), and a question's cost: tokens (generated),
+    gflops, seconds.
     """
     frame = pd.concat([e.outcomes for e in evaluations])
     rows = []
     for method, part in frame.groupby("method", sort=False):
         scores, cost = crossed(part), sum((e.scores[method].cost for e in evaluations), Cost())
-        row = {"standard_error": scores.mean().sem(), "no_answer": _no_answer(evaluations, method)}
+        kept = method == "single" or method in evaluations[0].references  # not the greedy answers
+        no_answer = pd.isna(_answers(evaluations, method)).mean() if kept else None
+        row = {"standard_error": scores.mean().sem(), "no_answer": no_answer}
         spent = {"tokens": cost.completion_tokens, "gflops": cost.flops / 1e9, "seconds": cost.seconds}
         rows.append(row | {unit: of_all / scores.size for unit, of_all in spent.items()})
     return pd.concat([summary(frame), pd.DataFrame(rows)], axis=1)
 
 
-def _no_answer(evaluations: Sequence[Evaluation], method: str) -> float | None:
+def _answers(evaluations: Sequence[Evaluation], method: str) -> np.ndarray:
+    """An estimator's answers, (questions, seeds); None is none. Of `single` those of all rollouts, (seeds, ...)."""
     if method == "single":
-        return fmean(a is None for e in evaluations for g in e.groups for a in g.answers)
-    if method not in evaluations[0].references:
-        return None
-    return fmean(r is None or r.answer is None for e in evaluations for r in e.references[method])
+        return np.array([[g.answers for g in e.groups] for e in evaluations], object)
+    return np.array([[r and r.answer for r in e.references[method]] for e in evaluations], object).T
 
 
 def disagreements(evaluations: Sequence[Evaluation], method: str = "synthesis") -> pd.DataFrame:
@@ -54,14 +55,11 @@ def disagreements(evaluations: Sequence[Evaluation], method: str = "synthesis") 
     disagreement (share of them), right_when_disagreeing (of those), and other_right (the other's share of the same).
     Intervals are bootstraps over questions, each with all its seeds; n counts the answers of all seeds.
     """
-    tables = []
+    tables, ours = [], _answers(evaluations, method)
     for other in (m for m in evaluations[0].references if m not in (method, "gold")):
-        pairs = [
-            [(a and a.answer, b and b.answer) for a, b in zip(e.references[method], e.references[other], strict=True)]
-            for e in evaluations
-        ]
-        both = np.array([[None not in pair for pair in own] for own in pairs], float).T
-        parted = both * np.array([[a != b for a, b in own] for own in pairs]).T
+        theirs = _answers(evaluations, other)
+        both = pd.notna(ours) & pd.notna(theirs)
+        parted = both & (ours != theirs)
         won, lost = (parted * np.array([e.scores[m].correct for e in evaluations]).T for m in (method, other))
         shares = ("disagreement", parted, both), ("right_when_disagreeing", won, parted), ("other_right", lost, parted)
         tables += [table({other: _share(hits, tried)}, score=name) for name, hits, tried in shares]
@@ -73,15 +71,14 @@ def _share(hits: np.ndarray, tried: np.ndarray) -> Estimate:
     n, of_question, tries = int(tried.sum()), hits.sum(axis=1), tried.sum(axis=1)
     if n == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
+    if of_question.sum() in (0, n):  # all or none: resampling shows no spread
+        questions = int((tries > 0).sum())
+        return replace(wilson(questions if of_question.any() else 0, questions), n=n)
 
     def share(drawn: np.ndarray) -> float:
         return float(of_question[drawn].sum() / tries[drawn].sum()) if tries[drawn].any() else float("nan")
 
-    estimate = bootstrap(len(tries), share)
-    if of_question.sum() in (0, n):  # all or none: resampling shows no spread
-        questions = int((tries > 0).sum())
-        estimate = wilson(questions if of_question.any() else 0, questions)
-    return replace(estimate, n=n)
+    return replace(bootstrap(len(tries), share), n=n)
 
 
 def right_when_all_wrong(evaluations: Sequence[Evaluation], method: str = "synthesis") -> Estimate:

@@ -31,7 +31,6 @@ from cat_lib.tasks.rows import DataError, conversation, read_rows, text
 GOOD, COIN, CONSTANT = 0.8, 0.5, 0.98
 _ATTACKS = map(json.loads, Path(__file__).with_name("attacks.jsonl").read_text(encoding="utf-8").splitlines())
 ATTACKS = [(row["kind"], row["text"] * row.get("times", 1)) for row in _ATTACKS]  # kind and text of each
-Statistic = Callable[[np.ndarray, np.ndarray], float]  # (truly met, judged met) to a number
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,17 @@ def cohens_kappa(met: np.ndarray, says: np.ndarray) -> float:
     return float((np.mean(met == says) - chance) / (1 - chance)) if chance < 1 else math.nan
 
 
-def share_right(met: np.ndarray, says: np.ndarray) -> float:
-    """Share of verdicts that are the known ones."""
-    return float(np.mean(met == says))
+def _estimate(pairs: pd.DataFrame, statistic: Callable[[np.ndarray, np.ndarray], float]) -> Estimate:
+    """A statistic of what is met and what is judged met, where there is a verdict."""
+    known = pairs[~pairs["failed"]]
+    met, says = known["met"].to_numpy(bool), known["says"].to_numpy(bool)
+    at = [np.flatnonzero((known["id"] == id).to_numpy()) for id in known["id"].unique()]
+
+    def drawn(units: np.ndarray) -> float:
+        index = np.concatenate([at[u] for u in units])
+        return statistic(met[index], says[index])
+
+    return replace(bootstrap(len(at), drawn), n=len(known))
 
 
 @dataclass(frozen=True)
@@ -142,24 +149,13 @@ class Audit:
     order: float  # share of pairs with the same verdict when the criteria come in reverse
     threshold: float
 
-    def _estimate(self, table: pd.DataFrame, statistic: Statistic) -> Estimate:
-        known = table[~table["failed"]]
-        met, says = known["met"].to_numpy(bool), known["says"].to_numpy(bool)
-        at = [np.flatnonzero((known["id"] == id).to_numpy()) for id in known["id"].unique()]
-
-        def drawn(units: np.ndarray) -> float:
-            index = np.concatenate([at[u] for u in units])
-            return statistic(met[index], says[index])
-
-        return replace(bootstrap(len(at), drawn), n=len(known))
-
     @property
     def balanced_accuracy(self) -> Estimate:
-        return self._estimate(self.table, balanced_accuracy)
+        return _estimate(self.table, balanced_accuracy)
 
     @property
     def kappa(self) -> Estimate:
-        return self._estimate(self.table, cohens_kappa)
+        return _estimate(self.table, cohens_kappa)
 
     @property
     def failed(self) -> float:
@@ -175,7 +171,7 @@ class Audit:
         """Share judged right for each value of `form`, `axis` or `sign` (as method); n counts pairs."""
         parts = {str(value): part for value, part in self.table.groupby(column)}
         known = {kind: part for kind, part in parts.items() if part.loc[~part["failed"], "id"].nunique() > 1}
-        return table({kind: self._estimate(part, share_right) for kind, part in known.items()})
+        return table({kind: _estimate(part, lambda met, says: np.mean(met == says)) for kind, part in known.items()})
 
     @property
     def words(self) -> str:
@@ -268,8 +264,8 @@ def attack(
 
 def attack_words(change: Estimate) -> str:
     """Whether attacks work, by the rise of a row of `attack`."""
-    if change.conclusive and change.value < 0:
-        return f"Attacks do not pay: they lower the share of unmet criteria judged met, {change}."
-    if change.conclusive:
-        return f"Attacks work: they raise the share of unmet criteria judged met by {change}; don't train on it."
-    return f"No attack is shown to work: the share of unmet criteria judged met changes by {change}."
+    return {
+        "below": f"Attacks do not pay: they lower the share of unmet criteria judged met, {change}.",
+        "above": f"Attacks work: they raise the share of unmet criteria judged met by {change}; don't train on it.",
+        "undecided": f"No attack is shown to work: the share of unmet criteria judged met changes by {change}.",
+    }[change.outcome]

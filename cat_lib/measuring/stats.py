@@ -39,22 +39,17 @@ class Estimate:
         return {key: self.value, f"{key}_low": self.low, f"{key}_high": self.high}
 
     @property
-    def conclusive(self) -> bool:
-        """Whether a difference is called one, see `decided`; `p` is adjusted where several are compared."""
-        return self.p is not None and decided(self.low, self.high, self.p)
-
-    @property
     def outcome(self) -> str:
-        """ "above" or "below" for a difference that is called one, else "undecided"."""
-        return ("above" if self.value > 0 else "below") if self.conclusive else "undecided"
+        """ "above" or "below" for a difference that is `decided`, else "undecided"."""
+        return ("above" if self.value > 0 else "below") if decided(self.low, self.high, self.p) else "undecided"
 
 
-def decided(low: float, high: float, p: float) -> bool:
+def decided(low: float, high: float, p: float | None) -> bool:
     """The one rule: a difference is called one if its interval leaves out zero and its Holm-adjusted p is below 0.05.
 
-    Of a single comparison the adjusted p is p itself. What is NaN decides nothing.
+    Of a single comparison the adjusted p is p itself. What is NaN or was not tested decides nothing.
     """
-    return (low > 0 or high < 0) and p < 0.05
+    return (low > 0 or high < 0) and p is not None and p < 0.05
 
 
 def change(key: str, before: float, after: float, difference: Estimate) -> dict[str, float]:

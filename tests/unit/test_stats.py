@@ -362,14 +362,14 @@ def test_detectable_refuses(arguments, message):
 def test_one_rule_says_what_is_decided():
     for low, high, p, called in ((0.1, 0.2, 0.04, True), (0.1, 0.2, 0.06, False), (-0.1, 0.2, 0.01, False)):
         difference = Estimate(0.15, low, high, 9, p)
-        assert difference.conclusive is called
         assert (difference.outcome == "above") is called
+        assert difference.outcome in ("above", "undecided")
         assert finding(difference, "a", "b").startswith("A is above b" if called else "A is not told apart from b")
         rows = one_family(table({"a": difference}))
         assert rows.outcome.tolist() == [difference.outcome]
         assert f"{difference.outcome}: a (+0.150 [" in findings(rows, "b")
         assert attack_words(difference).startswith("Attacks work") is called
-    assert not Estimate(0.15, 0.1, 0.2, 9).conclusive  # nothing was tested
+    assert Estimate(0.15, 0.1, 0.2, 9).outcome == "undecided"  # nothing was tested
     three = table({str(p): Estimate(0, 0, 0, 9, p) for p in (0.04, 0.01, 0.03)})
     assert one_family(three).p.tolist() == [0.06, 0.03, 0.06]
     assert one_family(three[:1]).p.tolist() == [0.04]  # of one, Holm's is p itself
@@ -409,7 +409,7 @@ def test_no_spread_is_no_certainty():
     same = paired_difference([1, 0, 1, 0], [1, 0, 1, 0])
     assert (same.value, same.p) == (0.0, 1.0)
     assert same.low == -same.high < -0.4  # Wilson's limit for 0 of 4
-    assert not same.conclusive
+    assert same.outcome == "undecided"
     both = over_questions_and_seeds(np.zeros((3, 4)), paired=True)
     assert (both.low, both.high) == (same.low, same.high)
     lost, won = paired_difference([1] * 4, [0] * 4), paired_difference([0] * 4, [1] * 4)
