@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.axes import Axes
@@ -118,10 +119,9 @@ def matrix(table: pd.DataFrame, title: str) -> Figure:
     """Shares in [0, 1] between kinds, as a square of numbers. table: index and columns are the kinds."""
     columns, rows = [str(c).replace("_", "\n", 1) for c in table.columns], [str(c) for c in table.index]
     figure, axis = _squares(table, title, "Blues", columns, rows, 1.2 + 0.45 * len(table))
-    for i, row in enumerate(table.to_numpy()):
-        for j, value in enumerate(row):
-            colour = "white" if value > 0.6 else "black"
-            axis.text(j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+    for (i, j), value in np.ndenumerate(table):
+        colour = "white" if value > 0.6 else "black"
+        axis.text(j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
     return figure
 
 
@@ -189,9 +189,7 @@ def levels(table: pd.DataFrame, title: str) -> Figure:
     for j, method in enumerate(methods):
         part = table[table["method"] == method].set_index("level").loc[names]
         places = [i + 0.8 * (j / max(1, len(methods) - 1) - 0.5) for i in range(len(names))]
-        errors = [part["value"] - part["low"], part["high"] - part["value"]]
-        colour = COLOURS.get(method, GREY)
-        axis.errorbar(places, part["value"], errors, fmt="o", markersize=5, capsize=2, color=colour, label=method)
+        _dot(axis, places, part, COLOURS.get(method, GREY), markersize=5, capsize=2, label=method)
     n = table.drop_duplicates("level").set_index("level")["n"]
     axis.set_xticks(range(len(names)), [f"{plain(name)}\n(n = {n[name]})" for name in names])
     axis.set(ylim=(-0.02, 1.02), ylabel="accuracy")
@@ -238,8 +236,9 @@ def _panels(height: float, count: int = 1, sharey: bool = False) -> tuple[Figure
     return figure, axes[0]
 
 
-def _dot(axis: Axes, x: float, row: Any, colour: str, **style: Any) -> None:
-    errors = [[row.value - row.low], [row.high - row.value]]
+def _dot(axis: Axes, x: Any, row: Any, colour: str, **style: Any) -> None:
+    """A value with its interval at x: of a row, or those of a whole table at as many places."""
+    errors = np.reshape([row.value - row.low, row.high - row.value], (2, -1))
     axis.errorbar(x, row.value, errors, fmt="o", color=colour, **style)
 
 
@@ -265,7 +264,7 @@ def _squares(
     axis.set_xticks([i + 0.5 for i in range(len(columns))], columns, fontsize=8)
     axis.set_yticks([i + 0.5 for i in range(len(rows))], rows, fontsize=8)
     axis.invert_yaxis()
-    axis.set_title(plain(title), fontsize=11)
+    figure.suptitle(plain(title), fontsize=11)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     plt.close(figure)
@@ -274,10 +273,7 @@ def _squares(
 
 def _done(figure: Figure, title: str, legend: int = 0, fontsize: float | None = None) -> Figure:
     """The figure with its title, light axes, and a legend of that many columns below it, if any."""
-    if len(figure.axes) > 1:
-        figure.suptitle(plain(title), fontsize=11)
-    else:
-        figure.axes[0].set_title(plain(title), fontsize=11)
+    figure.suptitle(plain(title), fontsize=11)
     if legend:
         shown = figure.axes[0].get_legend_handles_labels()
         figure.legend(*shown, ncols=legend, frameon=False, loc="outside lower center", fontsize=fontsize)

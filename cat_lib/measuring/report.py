@@ -228,10 +228,10 @@ def _html(part: str | pd.DataFrame | Figure) -> str:
         with pd.option_context("display.max_colwidth", None):
             rows = shown.to_html(index=False, na_rep="–", float_format="{:.4g}".format)
         return f'<div class="table">{rows}</div>'
-    picture, title = io.BytesIO(), " ".join(axis.get_title() for axis in part.axes)
+    picture = io.BytesIO()
     part.savefig(picture, format="png", dpi=110, bbox_inches="tight")
     data = base64.b64encode(picture.getvalue()).decode()
-    return f'<p><img alt="{html.escape(title or "figure")}" src="data:image/png;base64,{data}"></p>'
+    return f'<p><img alt="{html.escape(part.get_suptitle() or "figure")}" src="data:image/png;base64,{data}"></p>'
 
 
 def _row(run: Any, experiment: str) -> dict[str, Any]:

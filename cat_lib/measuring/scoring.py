@@ -57,7 +57,7 @@ class RubricScore:
     @property
     def per_question(self) -> np.ndarray:
         """(questions,) mean over scored samples; NaN where no sample could be scored."""
-        return pd.DataFrame(self.scores).mean(axis=1).to_numpy()
+        return np.asarray(pd.DataFrame(self.scores).mean(axis=1), dtype=float)
 
     @property
     def unscored(self) -> float:
