@@ -47,18 +47,16 @@ def outcomes(scores: Mapping[str, ArrayLike], examples: Sequence[str], seed: int
 
     scores: of each method (questions,) or (questions, samples); examples: the ids of the questions.
     """
-    means = {method: np.reshape(own, (len(examples), -1)).mean(axis=1) for method, own in scores.items()}
-    return pd.DataFrame(
-        {"method": method, "seed": seed, "example": example, "value": value, **about}
-        for method, own in means.items()
-        for example, value in zip(examples, own, strict=True)
-    )
+    means = [np.reshape(own, (len(examples), -1)).mean(axis=1) for own in scores.values()]
+    methods = [method for method in scores for _ in examples]
+    rows = {"method": methods, "seed": seed, "example": [*examples] * len(scores), "value": np.ravel(means)}
+    return pd.DataFrame(rows | about)
 
 
 def crossed(frame: pd.DataFrame) -> pd.DataFrame:
     """The outcomes of one method as (seeds, questions), in the order they stand in."""
     square = frame.pivot(index="seed", columns="example", values="value")
-    return square.loc[frame["seed"].unique(), frame["example"].unique()]
+    return square.reindex(index=frame["seed"].unique(), columns=frame["example"].unique())
 
 
 def summary(frame: pd.DataFrame, by: Sequence[str] = ("method",)) -> pd.DataFrame:
