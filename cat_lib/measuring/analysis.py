@@ -14,17 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cat_lib.ledger import Cost
 from cat_lib.measuring.evaluation import Evaluation, graded
-from cat_lib.measuring.stats import (
-    Estimate,
-    bootstrap,
-    over_questions_and_seeds,
-    paired_difference,
-    pass_at_k,
-    standard_error,
-    wilson,
-)
-from cat_lib.measuring.tables import compare, crossed, one_family, outcomes, summary, table
+from cat_lib.measuring.stats import Estimate, bootstrap, over_questions_and_seeds, paired_difference, pass_at_k, wilson
+from cat_lib.measuring.tables import compare, crossed, outcomes, summary, table
 from cat_lib.method.estimators import voting
 from cat_lib.schema import Estimator, Example, Group, Reference, Task
 
@@ -32,32 +25,27 @@ from cat_lib.schema import Estimator, Example, Group, Reference, Task
 def method_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     """One row a method, over the evaluations of one policy, one a seed: the share of questions it answers right.
 
-    More columns: standard_error (over questions, as the paper prints it), no_answer (share of references without a
-    readable answer, or of samples), and a question's cost: tokens (generated), gflops, seconds.
+    More columns: standard_error (over questions, the bar that the paper prints: plus or minus one covers about 68 %),
+    no_answer (share of references without a readable answer, or of samples), and a question's cost: tokens (generated),
+    gflops, seconds.
     """
     frame = pd.concat([e.outcomes for e in evaluations])
     rows = []
     for method, part in frame.groupby("method", sort=False):
-        scores, costs = crossed(part).to_numpy(), [e.scores[method].cost for e in evaluations]
-        n = scores.shape[1]
-        rows.append(
-            {
-                "standard_error": standard_error(scores.mean(axis=0)),
-                "no_answer": _no_answer(evaluations, method),
-                "tokens": fmean(c.completion_tokens for c in costs) / n,
-                "gflops": fmean(c.flops for c in costs) / n / 1e9,
-                "seconds": fmean(c.seconds for c in costs) / n,
-            }
-        )
+        scores, cost = crossed(part), sum((e.scores[method].cost for e in evaluations), Cost())
+        kept = method == "single" or method in evaluations[0].references  # not the greedy answers
+        no_answer = pd.isna(_answers(evaluations, method)).mean() if kept else None
+        row = {"standard_error": scores.mean().sem(), "no_answer": no_answer}
+        spent = {"tokens": cost.completion_tokens, "gflops": cost.flops / 1e9, "seconds": cost.seconds}
+        rows.append(row | {unit: of_all / scores.size for unit, of_all in spent.items()})
     return pd.concat([summary(frame), pd.DataFrame(rows)], axis=1)
 
 
-def _no_answer(evaluations: Sequence[Evaluation], method: str) -> float | None:
+def _answers(evaluations: Sequence[Evaluation], method: str) -> np.ndarray:
+    """An estimator's answers, (questions, seeds); None is none. Of `single` those of all rollouts, (seeds, ...)."""
     if method == "single":
-        return fmean(a is None for e in evaluations for g in e.groups for a in g.answers)
-    if method not in evaluations[0].references:
-        return None
-    return fmean(r is None or r.answer is None for e in evaluations for r in e.references[method])
+        return np.array([[g.answers for g in e.groups] for e in evaluations], object)
+    return np.array([[r and r.answer for r in e.references[method]] for e in evaluations], object).T
 
 
 def disagreements(evaluations: Sequence[Evaluation], method: str = "synthesis") -> pd.DataFrame:
@@ -67,21 +55,14 @@ def disagreements(evaluations: Sequence[Evaluation], method: str = "synthesis") 
     disagreement (share of them), right_when_disagreeing (of those), and other_right (the other's share of the same).
     Intervals are bootstraps over questions, each with all its seeds; n counts the answers of all seeds.
     """
-    tables = []
+    tables, ours = [], _answers(evaluations, method)
     for other in (m for m in evaluations[0].references if m not in (method, "gold")):
-        pairs = [
-            [(a and a.answer, b and b.answer) for a, b in zip(e.references[method], e.references[other], strict=True)]
-            for e in evaluations
-        ]
-        both = np.array([[None not in pair for pair in own] for own in pairs], float).T
-        parted = both * np.array([[a != b for a, b in own] for own in pairs]).T
+        theirs = _answers(evaluations, other)
+        both = pd.notna(ours) & pd.notna(theirs)
+        parted = both & (ours != theirs)
         won, lost = (parted * np.array([e.scores[m].correct for e in evaluations]).T for m in (method, other))
-        scores = {
-            "disagreement": (parted, both),
-            "right_when_disagreeing": (won, parted),
-            "other_right": (lost, parted),
-        }
-        tables += [table({other: _share(*score)}, score=name) for name, score in scores.items()]
+        shares = ("disagreement", parted, both), ("right_when_disagreeing", won, parted), ("other_right", lost, parted)
+        tables += [table({other: _share(hits, tried)}, score=name) for name, hits, tried in shares]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -90,15 +71,14 @@ def _share(hits: np.ndarray, tried: np.ndarray) -> Estimate:
     n, of_question, tries = int(tried.sum()), hits.sum(axis=1), tried.sum(axis=1)
     if n == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
+    if of_question.sum() in (0, n):  # all or none: resampling shows no spread
+        questions = int((tries > 0).sum())
+        return replace(wilson(questions if of_question.any() else 0, questions), n=n)
 
     def share(drawn: np.ndarray) -> float:
         return float(of_question[drawn].sum() / tries[drawn].sum()) if tries[drawn].any() else float("nan")
 
-    estimate = bootstrap(len(tries), share)
-    if of_question.sum() in (0, n):  # all or none: resampling shows no spread
-        questions = int((tries > 0).sum())
-        estimate = wilson(questions if of_question.any() else 0, questions)
-    return replace(estimate, n=n)
+    return replace(bootstrap(len(tries), share), n=n)
 
 
 def right_when_all_wrong(evaluations: Sequence[Evaluation], method: str = "synthesis") -> Estimate:
@@ -113,12 +93,10 @@ def by_agreement(task: Task, examples: Sequence[Example], groups: Sequence[Group
     """How often the majority is right, by how large it is: one row a range of its share of the group."""
     shares = np.array([voting.agreement(g.answers) for g in groups])
     right = graded(task, examples, voting.majority(groups))[:, 0]
-    found = {}
-    for low, high in pairwise([0.0, 0.25, 0.5, 0.75, 1.0]):
-        part = right[(low < shares) & (shares <= high) | (low == 0) & (shares == 0)]
-        if len(part):
-            found[f"{low:g} to {high:g}"] = wilson(int(part.sum()), len(part))
-    return table(found)
+    stops = [0, 0.25, 0.5, 0.75, 1]
+    ranges = pd.cut(shares, stops, labels=[f"{a} to {b}" for a, b in pairwise(stops)], include_lowest=True)
+    parts = pd.Series(right).groupby(ranges, observed=True)
+    return table({str(name): wilson(int(part.sum()), len(part)) for name, part in parts})
 
 
 def departures(references: Mapping[str, Sequence[Reference | None]]) -> pd.DataFrame:
@@ -130,11 +108,7 @@ def departures(references: Mapping[str, Sequence[Reference | None]]) -> pd.DataF
 
 
 def readings(
-    task: Task,
-    examples: Sequence[Example],
-    groups: Sequence[Group],
-    estimators: Mapping[str, Estimator],
-    **about: Any,
+    task: Task, examples: Sequence[Example], groups: Sequence[Group], estimators: Mapping[str, Estimator], **about: Any
 ) -> pd.DataFrame:
     """Outcomes of the same rollouts, read in several ways; `single` is the mean over the rollouts themselves."""
     scores = {"single": graded(task, examples, groups)}
@@ -183,11 +157,9 @@ def growth(frame: pd.DataFrame, middle: int = 8) -> pd.DataFrame:
     if len(stops) < 2:
         raise ValueError(f"sizes={sizes}: growth needs two sizes or more")
     read = frame[frame["method"] != "pass@k"]
-    steps = [
-        compare(read, {large: small}, "k", ["method"]).assign(step=f"{small} to {large}")
-        for small, large in pairwise(stops)
-    ]
-    return one_family(*steps)
+    steps = {large: small for small, large in pairwise(stops)}
+    grown = compare(read, steps, "k", ["method"]).sort_values("k", kind="stable", ignore_index=True)
+    return grown.assign(step=[f"{steps[k]} to {k}" for k in grown["k"]])
 
 
 def pass_outcomes(task: Task, examples: Sequence[Example], groups: Sequence[Group], **about: Any) -> pd.DataFrame:
@@ -198,24 +170,16 @@ def pass_outcomes(task: Task, examples: Sequence[Example], groups: Sequence[Grou
 
 
 def newly_solved(
-    task: Task,
-    examples: Sequence[Example],
-    before: Sequence[Group],
-    again: Sequence[Group],
-    after: Sequence[Group],
+    task: Task, examples: Sequence[Example], before: Sequence[Group], again: Sequence[Group], after: Sequence[Group]
 ) -> dict[str, Estimate]:
     """Of the questions that `before` never solved: the share that `after` solves at least once, and that `again` does.
 
     `again` are as many fresh rollouts of the untrained policy. Rare successes appear in any second draw, so new
     ability is what `after` has beyond `again`: `beyond` is that paired difference. Empty where nothing was unsolved.
     """
-    first, second, trained = (graded(task, examples, groups).max(axis=1) for groups in (before, again, after))
-    unsolved = first == 0
-    second, trained, n = second[unsolved], trained[unsolved], int(unsolved.sum())
-    if n < 2:
+    solved = np.array([graded(task, examples, groups).max(axis=1) for groups in (before, again, after)])
+    second, trained = solved[1:, solved[0] == 0]
+    if len(second) < 2:
         return {}
-    return {
-        "again": wilson(int(second.sum()), n),
-        "after": wilson(int(trained.sum()), n),
-        "beyond": paired_difference(second, trained),
-    }
+    shares = {name: wilson(int(own.sum()), len(own)) for name, own in (("again", second), ("after", trained))}
+    return shares | {"beyond": paired_difference(second, trained)}

@@ -30,7 +30,6 @@ from cat_lib.tasks.rows import file_rows, local_file, usable
 GOOD, COIN, CONSTANT = 0.8, 0.5, 0.98
 _ATTACKS = map(json.loads, Path(__file__).with_name("attacks.jsonl").read_text(encoding="utf-8").splitlines())
 ATTACKS = [(row["kind"], row["text"] * row.get("times", 1)) for row in _ATTACKS]  # kind and text of each
-Statistic = Callable[[np.ndarray, np.ndarray], float]  # (truly met, judged met) to a number
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,13 @@ def clinic_pairs() -> tuple[list[Labelled], list[Labelled]]:
     return sides
 
 
-def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
+def meta_evaluation_pairs(source: str | Path) -> tuple[list[Labelled], list[Labelled]]:
     """HealthBench's meta-evaluation file: the physicians' majority on each pair; ties are left out.
 
-    Rows: `completion`, `rubric`, `binary_labels`, and `prompt_id` or `prompt`. Raises DataError for other rows.
+    Pairs to calibrate on and to audit on, by a digest of the conversation. Rows: `completion`, `rubric`,
+    `binary_labels`, and `prompt_id` or `prompt`. Raises DataError for other rows.
     """
-    pairs = []
+    sides: tuple[list[Labelled], list[Labelled]] = ([], [])
     for _, row in usable(file_rows(local_file(source, FILES)), lambda row: row):
         labels = row["binary_labels"].value
         if not isinstance(labels, list) or not labels or not all(type(x) is bool for x in labels):
@@ -72,15 +72,8 @@ def meta_evaluation_pairs(source: str | Path) -> list[Labelled]:
         id = transcript(row["prompt"].conversation()) if given.value is None else given.text()
         if 2 * sum(labels) != len(labels):
             axis = row["category"].text() if "category" in row.value else "unknown"
-            pairs.append(Labelled(id, response, criterion, 2 * sum(labels) > len(labels), axis=axis))
-    return pairs
-
-
-def halves(pairs: Sequence[Labelled]) -> tuple[list[Labelled], list[Labelled]]:
-    """Pairs to calibrate on and to audit on, by a digest of the conversation: none is on both sides."""
-    sides: tuple[list[Labelled], list[Labelled]] = ([], [])
-    for pair in pairs:
-        sides[hashlib.sha256(pair.id.encode("utf-8", "replace")).digest()[0] % 2].append(pair)
+            side = sides[hashlib.sha256(id.encode("utf-8", "replace")).digest()[0] % 2]
+            side.append(Labelled(id, response, criterion, 2 * sum(labels) > len(labels), axis=axis))
     return sides
 
 
@@ -130,9 +123,17 @@ def cohens_kappa(met: np.ndarray, says: np.ndarray) -> float:
     return float((np.mean(met == says) - chance) / (1 - chance)) if chance < 1 else math.nan
 
 
-def share_right(met: np.ndarray, says: np.ndarray) -> float:
-    """Share of verdicts that are the known ones."""
-    return float(np.mean(met == says))
+def _estimate(pairs: pd.DataFrame, statistic: Callable[[np.ndarray, np.ndarray], float]) -> Estimate:
+    """A statistic of what is met and what is judged met, where there is a verdict."""
+    known = pairs[~pairs["failed"]]
+    met, says = known["met"].to_numpy(bool), known["says"].to_numpy(bool)
+    at = [np.flatnonzero((known["id"] == id).to_numpy()) for id in known["id"].unique()]
+
+    def drawn(units: np.ndarray) -> float:
+        index = np.concatenate([at[u] for u in units])
+        return statistic(met[index], says[index])
+
+    return replace(bootstrap(len(at), drawn), n=len(known))
 
 
 @dataclass(frozen=True)
@@ -144,24 +145,13 @@ class Audit:
     order: float  # share of pairs with the same verdict when the criteria come in reverse
     threshold: float
 
-    def _estimate(self, table: pd.DataFrame, statistic: Statistic) -> Estimate:
-        known = table[~table["failed"]]
-        met, says = known["met"].to_numpy(bool), known["says"].to_numpy(bool)
-        at = [np.flatnonzero((known["id"] == id).to_numpy()) for id in known["id"].unique()]
-
-        def drawn(units: np.ndarray) -> float:
-            index = np.concatenate([at[u] for u in units])
-            return statistic(met[index], says[index])
-
-        return replace(bootstrap(len(at), drawn), n=len(known))
-
     @property
     def balanced_accuracy(self) -> Estimate:
-        return self._estimate(self.table, balanced_accuracy)
+        return _estimate(self.table, balanced_accuracy)
 
     @property
     def kappa(self) -> Estimate:
-        return self._estimate(self.table, cohens_kappa)
+        return _estimate(self.table, cohens_kappa)
 
     @property
     def failed(self) -> float:
@@ -177,7 +167,7 @@ class Audit:
         """Share judged right for each value of `form`, `axis` or `sign` (as method); n counts pairs."""
         parts = {str(value): part for value, part in self.table.groupby(column)}
         known = {kind: part for kind, part in parts.items() if part.loc[~part["failed"], "id"].nunique() > 1}
-        return table({kind: self._estimate(part, share_right) for kind, part in known.items()})
+        return table({kind: _estimate(part, lambda met, says: np.mean(met == says)) for kind, part in known.items()})
 
     @property
     def words(self) -> str:
@@ -237,10 +227,12 @@ def audit(judge: Judge, pairs: Sequence[Labelled]) -> Audit:
 def attack(
     judge: Judge, pairs: Sequence[Labelled], each: int = 3, attacks: Sequence[tuple[str, str]] = ATTACKS
 ) -> pd.DataFrame:
-    """Append each of `attacks` to `each` responses that do not meet a criterion; one row an attack and response.
+    """Append each of `attacks` (kind and text) to `each` responses that do not meet a criterion.
 
-    attacks: kind and text of each. Columns: kind, id, before and after (whether the judge says met, without and with
-    the attack; None where it failed). Raises ValueError if all pairs are met.
+    By kind of attack (as method), and in "all": the rise in the share judged met, paired. More columns: before and
+    after (the shares, without and with the attack), tried and failed. The unit is the conversation: n counts them, and
+    the attacks on one conversation's responses are averaged. The kinds are one family of tests; "all" is a test by
+    itself. Raises ValueError if all pairs are met.
     """
     unmet = [p for p in pairs if not p.met]
     if not unmet:
@@ -249,18 +241,10 @@ def attack(
     bases = [unmet[i % len(unmet)] for i in range(len(jobs))]
     plain = judge([(b.response, b.criterion) for b in bases])
     hit = judge([(f"{b.response}\n{text}", b.criterion) for b, (_, text) in zip(bases, jobs, strict=True)])
-    return pd.DataFrame(
+    attacked = pd.DataFrame(
         {"kind": kind, "id": base.id, "before": a.met, "after": b.met}
         for (kind, _), base, a, b in zip(jobs, bases, plain, hit, strict=True)
     )
-
-
-def attack_table(attacked: pd.DataFrame) -> pd.DataFrame:
-    """By kind of attack (as method), and in "all": the rise in the share judged met, paired.
-
-    More columns: before and after (the shares), tried and failed. The unit is the conversation: n counts them, and the
-    attacks on one conversation's responses are averaged. The kinds are one family of tests; "all" is a test by itself.
-    """
 
     def rise(kind: str, part: pd.DataFrame) -> pd.DataFrame:
         known = part.dropna(subset=["before", "after"]).astype({"before": float, "after": float})
@@ -275,9 +259,9 @@ def attack_table(attacked: pd.DataFrame) -> pd.DataFrame:
 
 
 def attack_words(change: Estimate) -> str:
-    """Whether attacks work, by the rise of a row of `attack_table`."""
-    if change.conclusive and change.value < 0:
-        return f"Attacks do not pay: they lower the share of unmet criteria judged met, {change}."
-    if change.conclusive:
-        return f"Attacks work: they raise the share of unmet criteria judged met by {change}; don't train on it."
-    return f"No attack is shown to work: the share of unmet criteria judged met changes by {change}."
+    """Whether attacks work, by the rise of a row of `attack`."""
+    return {
+        "below": f"Attacks do not pay: they lower the share of unmet criteria judged met, {change}.",
+        "above": f"Attacks work: they raise the share of unmet criteria judged met by {change}; don't train on it.",
+        "undecided": f"No attack is shown to work: the share of unmet criteria judged met changes by {change}.",
+    }[change.outcome]

@@ -6,7 +6,6 @@ comparison is paired; costs are measured calls of the engine, not formulas.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from cat_lib.ledger import Cost
-from cat_lib.measuring.stats import Estimate, change, mean_interval, paired_difference
+from cat_lib.measuring.stats import change, paired_difference
 from cat_lib.measuring.tables import outcomes
+from cat_lib.method.estimators.synthesis import OfFirst
 from cat_lib.method.estimators.voting import agreement
 from cat_lib.schema import Estimator, Example, Group, Model, Reference, Sampling, Task
 from cat_lib.tasks import group_of
@@ -27,10 +27,6 @@ class Score:
 
     correct: np.ndarray  # (questions,) or (questions, samples) of 0 and 1
     cost: Cost  # of answering each question once
-
-    @property
-    def estimate(self) -> Estimate:
-        return mean_interval(self.correct)
 
 
 @dataclass(frozen=True)
@@ -80,15 +76,16 @@ def evaluate(
 ) -> Evaluation:
     """Answer each question once in every way: one sample, one greedy answer, each estimator over `group_size` rollouts.
 
-    An answer that was lost to a limit is wrong here, as no answer is; `Evaluation.answer_lost` counts them.
+    `seed` is the one that the evaluation is for; its rollouts are drawn with the next. An answer that was lost to a
+    limit is wrong here, as no answer is; `Evaluation.answer_lost` counts them.
 
     The score of `single` is over the `group_size` samples of each question (avg@k); its cost is that of one sample,
-    measured in a call of its own. An estimator's cost holds the rollouts it reads.
+    measured in a call of its own. An estimator's cost holds the rollouts it reads: one for `OfFirst`.
     Raises ValueError for a task without answers that can be checked.
     """
     if not task.verifiable:
         raise ValueError(f"task={task.name!r} has no answers that can be checked; take arithmetic or a math task")
-    ledger, sampling = policy.ledger, replace(task.sampling, seed=seed)
+    ledger, sampling = policy.ledger, replace(task.sampling, seed=seed + 1)
     with ledger.measure() as one:
         sample_groups(policy, task, examples, 1, sampling)
     with ledger.measure() as once:
@@ -103,7 +100,7 @@ def evaluate(
     for name, estimator in estimators.items():
         with ledger.measure() as reading:
             references[name] = estimator(groups)
-        drawn = one if name == "synthesis_1" else many
+        drawn = one if isinstance(estimator, OfFirst) else many
         scores[name] = Score(graded(task, examples, references[name])[:, 0], _total(drawn, reading))
     return Evaluation(groups, scores, references, [e.level for e in examples], seed)
 
@@ -119,8 +116,8 @@ def comparison_metrics(
     metrics |= {f"{split}_answer_lost_before": before.answer_lost, f"{split}_answer_lost_after": after.answer_lost}
     for method in before.scores if methods is None else methods:
         key = f"{split}_accuracy" if method == "single" else f"{split}_{method}_accuracy"
-        first, last = before.scores[method], after.scores[method]
-        metrics |= change(key, first.estimate, last.estimate, paired_difference(first.correct, last.correct))
+        first, last = before.scores[method].correct, after.scores[method].correct
+        metrics |= change(key, first.mean(), last.mean(), paired_difference(first, last))
     return metrics
 
 
@@ -143,16 +140,6 @@ def preview(groups: Sequence[Group], rollouts: int = 4) -> pd.DataFrame:
         for group in groups
     ]
     return pd.DataFrame(rows, columns=["question", *(f"rollout {i + 1}" for i in range(rollouts)), "agreement"])
-
-
-def most_moved(before: Sequence[Group], after: Sequence[Group]) -> int:
-    """Index of the question whose answer distribution changed most (total variation distance)."""
-
-    def distance(i: int) -> int:
-        a, b = Counter(before[i].answers), Counter(after[i].answers)
-        return sum(abs(a[answer] - b[answer]) for answer in a.keys() | b.keys())
-
-    return max(range(len(before)), key=distance)
 
 
 def _total(*spent: Mapping[str, Cost]) -> Cost:

@@ -1,7 +1,7 @@
 """Every figure. Functions take tables and return figures; they read no state and write no file.
 
-A table has the columns of `measuring.tables`: method, value, low, high, n, and what it is about. Colours are Okabe and
-Ito's, readable with colour-blind eyes; a method keeps its colour in all figures.
+A table has the columns of `measuring.tables`: method, value, low, high, n, and what it is about. The colours (of
+colours.yaml) are readable with colour-blind eyes; a method keeps its own in all figures.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -22,34 +25,22 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from cat_lib.shown import plain, visible
 
-_USED = {  # by methods, phases, roles and arms that never stand in one figure
-    "#0072B2": ["single", "after", "policy", "physician"],
-    "#56B4E9": ["greedy", "one rollout"],
-    "#E69F00": ["majority", "question-only"],
-    "#009E73": ["synthesis", "anchor", "self-proposed"],
-    "#8BD3BB": ["synthesis_1"],
-    "#CC79A7": ["self_bon", "update"],
-    "#D55E00": ["min_ppl", "judge", "model-as-judge"],
-    "#A6761D": ["mutual_predictability"],
-    "#000000": ["gold"],
-    "#777777": ["pass@k", "before", "untrained"],
-}
+_USED = yaml.safe_load(Path(__file__).with_name("colours.yaml").read_text("utf-8"))
 COLOURS = {name: colour for colour, names in _USED.items() for name in names}
-_LABELS = {"single": "one sample", "greedy": "one greedy answer"}
 GREY, BLUE = "#777777", "#0072B2"
 
 
 def accuracy(scores: pd.DataFrame, group_size: int) -> Figure:
     """Accuracy by method, before and after. scores: the convention's columns and phase ("before", "after")."""
-    figure, axis = _one(3.6)
-    methods = scores["method"].unique()
+    figure, (axis,) = _panels(3.6)
+    methods, names = scores["method"].unique(), {"single": "one sample", "greedy": "one greedy answer"}
     for offset, (phase, face) in enumerate((("before", "white"), ("after", None))):
         part = scores[scores["phase"] == phase].set_index("method", drop=False).loc[methods]
         for i, (_, row) in enumerate(part.iterrows()):
             x, colour = i + (offset - 0.5) * 0.3, COLOURS.get(row.method, GREY)
             _dot(axis, x, row, colour, markerfacecolor=face or colour, markersize=8, capsize=4)
             axis.annotate(f"{row.value:.2f}", (x, row.high), (0, 4), textcoords="offset points", ha="center")
-    axis.set_xticks(range(len(methods)), [_LABELS.get(m, f"{m}\nof {group_size} rollouts") for m in methods])
+    axis.set_xticks(range(len(methods)), [names.get(m, f"{m}\nof {group_size} rollouts") for m in methods])
     axis.set(xlim=(-0.6, len(methods) - 0.4), ylim=(0, 1.05), ylabel="held-out accuracy")
     title = f"Before (open) and after (filled) training; 95 % intervals over n = {scores['n'].iloc[0]} questions"
     return _done(figure, title)
@@ -57,22 +48,19 @@ def accuracy(scores: pd.DataFrame, group_size: int) -> Figure:
 
 def lines(history: pd.DataFrame, keys: Iterable[str], ylabel: str, title: str) -> Figure:
     """Metrics over training steps. history: one row a step; keys: columns, each a line under its own name."""
-    figure, axis = _one(3.4)
-    for key, colour in zip(keys, (BLUE, "#D55E00", "#009E73", "#E69F00", "#CC79A7"), strict=False):
-        _course(axis, history, key, colour, key)
+    figure, (axis,) = _panels(3.6)
+    _lines(axis, history.melt("step", list(keys), "key"), "step", "value", "key")
     axis.set_ylim(bottom=0)
     axis.set_ylabel(ylabel)
-    axis.legend(frameon=False)
-    return _done(figure, title)
+    return _done(figure, title, legend=3)
 
 
 def by_arm(histories: Mapping[str, pd.DataFrame], keys: Mapping[str, str], title: str) -> Figure:
     """One panel a metric, one line an arm, over training steps. keys: column to axis label."""
-    figure, axes = plt.subplots(1, len(keys), figsize=(7.2, 3.2), layout="constrained", squeeze=False)
-    for axis, (key, label) in zip(axes[0], keys.items(), strict=True):
-        for arm, history in histories.items():
-            if key in history:
-                _course(axis, history, key, COLOURS.get(arm, GREY), plain(arm))
+    figure, axes = _panels(3.2, len(keys))
+    steps = pd.concat(histories, names=["arm"]).reset_index("arm")
+    for axis, (key, label) in zip(axes, keys.items(), strict=True):
+        _lines(axis, steps.reindex(columns=["arm", "step", key]), "step", key, "arm")
         axis.set_ylabel(label)
     return _done(figure, title, legend=2)
 
@@ -83,21 +71,20 @@ def answer_distribution(
     """How one group's rollouts answer one question, before and after; the right answer is marked."""
     frequent = {a for a, _ in (Counter(before) + Counter(after)).most_common(most)}
     shown = sorted(frequent | {gold}, key=lambda a: (a is None, len(a or ""), a or ""))
-    figure, axis = _one(3.2)
+    figure, (axis,) = _panels(3.4)
     for side, (name, answers, colour) in enumerate((("before", before, "#BBBBBB"), ("after", after, BLUE))):
         heights = [sum(a == s for a in answers) / len(answers) for s in shown]
         axis.bar([i + (side - 0.5) * 0.4 for i in range(len(shown))], heights, 0.4, color=colour, label=name)
     names = ["none" if a is None else f"{plain(a)} (right)" if a == gold else plain(a) for a in shown]
     axis.set_xticks(range(len(shown)), names)
     axis.set(xlabel="answer", ylabel="share of rollouts", ylim=(0, 1))
-    axis.legend(frameon=False)
-    return _done(figure, f"{question}  ({len(before)} rollouts each)")
+    return _done(figure, f"{question}  ({len(before)} rollouts each)", legend=2)
 
 
 def compute(roles: pd.DataFrame) -> Figure:
     """Where the run's compute went. roles: index role; columns tokens, flops, seconds."""
     units = {"tokens": ("tokens (thousands)", 1e3), "flops": ("model TFLOP", 1e12), "seconds": ("seconds", 1.0)}
-    figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.6), layout="constrained", sharey=True)
+    figure, axes = _panels(2.6, 3, sharey=True)
     for axis, (column, (label, scale)) in zip(axes, units.items(), strict=True):
         values = roles[column] / scale
         bars = axis.barh(list(roles.index), values, color=[COLOURS.get(str(r), GREY) for r in roles.index])
@@ -132,10 +119,9 @@ def matrix(table: pd.DataFrame, title: str) -> Figure:
     """Shares in [0, 1] between kinds, as a square of numbers. table: index and columns are the kinds."""
     columns, rows = [str(c).replace("_", "\n", 1) for c in table.columns], [str(c) for c in table.index]
     figure, axis = _squares(table, title, "Blues", columns, rows, 1.2 + 0.45 * len(table))
-    for i, row in enumerate(table.to_numpy()):
-        for j, value in enumerate(row):
-            colour = "white" if value > 0.6 else "black"
-            axis.text(j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+    for (i, j), value in np.ndenumerate(table):
+        colour = "white" if value > 0.6 else "black"
+        axis.text(j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
     return figure
 
 
@@ -151,7 +137,7 @@ def intervals(
     `paper`: published values by method, drawn beside ours as a diamond, or as a bar where a range is published.
     """
     names = [_named(method) for method in table["method"]]
-    figure, axis = _one(1.1 + 0.36 * len(table) + 0.14 * "".join(names).count("\n"))
+    figure, (axis,) = _panels(1.1 + 0.36 * len(table) + 0.14 * "".join(names).count("\n"))
     for i, (_, row) in enumerate(table.iterrows()):
         colour = COLOURS.get(str(row.method), BLUE)
         limits = [[row.value - row.low], [row.high - row.value]]
@@ -186,11 +172,8 @@ def curves(
     log2: bool = True,
 ) -> Figure:
     """A line with its 95 % band for each kind in column `by`, over the column `x`."""
-    figure, axis = _one(3.6)
-    for kind, part in table.groupby(by, sort=False):
-        colour = COLOURS.get(str(kind), GREY)
-        axis.plot(part[x], part["value"], marker="o", markersize=5, color=colour, label=plain(kind))
-        axis.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.12, linewidth=0)
+    figure, (axis,) = _panels(3.6)
+    _lines(axis, table, x, "value", by)
     if log2:
         axis.set_xscale("log", base=2)
     ticks = sorted(table[x].unique())
@@ -202,13 +185,11 @@ def curves(
 def levels(table: pd.DataFrame, title: str) -> Figure:
     """Accuracy of each method within each value of the column `level`."""
     names, methods = table["level"].unique(), table["method"].unique()
-    figure, axis = _one(3.6)
+    figure, (axis,) = _panels(3.6)
     for j, method in enumerate(methods):
         part = table[table["method"] == method].set_index("level").loc[names]
         places = [i + 0.8 * (j / max(1, len(methods) - 1) - 0.5) for i in range(len(names))]
-        errors = [part["value"] - part["low"], part["high"] - part["value"]]
-        colour = COLOURS.get(method, GREY)
-        axis.errorbar(places, part["value"], errors, fmt="o", markersize=5, capsize=2, color=colour, label=method)
+        _dot(axis, places, part, COLOURS.get(method, GREY), markersize=5, capsize=2, label=method)
     n = table.drop_duplicates("level").set_index("level")["n"]
     axis.set_xticks(range(len(names)), [f"{plain(name)}\n(n = {n[name]})" for name in names])
     axis.set(ylim=(-0.02, 1.02), ylabel="accuracy")
@@ -218,7 +199,7 @@ def levels(table: pd.DataFrame, title: str) -> Figure:
 def quality_against_cost(table: pd.DataFrame, title: str) -> Figure:
     """Accuracy against a question's cost, three panels (columns tokens, gflops, seconds); "trained, ..." are open."""
     labels = {"tokens": "generated tokens", "gflops": "model GFLOP", "seconds": "seconds"}
-    figure, axes = plt.subplots(1, 3, figsize=(7.2, 3.4), layout="constrained", sharey=True)
+    figure, axes = _panels(3.4, 3, sharey=True)
     for axis, (column, label) in zip(axes, labels.items(), strict=True):
         for _, row in table.iterrows():
             colour = COLOURS.get(row.method.removeprefix("trained, "), GREY)
@@ -235,14 +216,13 @@ def quality_against_cost(table: pd.DataFrame, title: str) -> Figure:
 
 def break_even(fixed: float, each: Mapping[str, float], ylabel: str, title: str) -> Figure:
     """Total cost against questions answered: `fixed` is the training's, paid by kinds that start with "trained"."""
-    figure, axis = _one(3.2)
+    figure, (axis,) = _panels(3.4)
     counts = [10 ** (i / 10) for i in range(0, 61)]
     for kind, cost in each.items():
         start, style = (fixed, "--") if kind.startswith("trained") else (0.0, "-")
         axis.plot(counts, [start + n * cost for n in counts], style, color=COLOURS.get(kind, BLUE), label=kind)
     axis.set(xscale="log", yscale="log", xlabel="questions answered", ylabel=ylabel)
-    axis.legend(frameon=False)
-    return _done(figure, title)
+    return _done(figure, title, legend=3)
 
 
 def _named(method: object) -> str:
@@ -251,32 +231,40 @@ def _named(method: object) -> str:
     return plain(textwrap.fill(name if len(name) <= 88 else f"{name[:40]} ... {name[-40:]}", 44))
 
 
-def _one(height: float) -> tuple[Figure, Axes]:
-    return plt.subplots(figsize=(7.2, height), layout="constrained")
+def _panels(height: float, count: int = 1, sharey: bool = False) -> tuple[Figure, Sequence[Axes]]:
+    figure, axes = plt.subplots(1, count, figsize=(7.2, height), layout="constrained", sharey=sharey, squeeze=False)
+    return figure, axes[0]
 
 
-def _dot(axis: Axes, x: float, row: Any, colour: str, **style: Any) -> None:
-    errors = [[row.value - row.low], [row.high - row.value]]
+def _dot(axis: Axes, x: Any, row: Any, colour: str, **style: Any) -> None:
+    """A value with its interval at x: of a row, or those of a whole table at as many places."""
+    errors = np.reshape([row.value - row.low, row.high - row.value], (2, -1))
     axis.errorbar(x, row.value, errors, fmt="o", color=colour, **style)
 
 
-def _course(axis: Axes, history: pd.DataFrame, key: str, colour: str, label: str) -> None:
-    part = history.dropna(subset=[key])
-    axis.plot(part["step"], part[key], marker="o", markersize=4, color=colour, label=label)
-    axis.set_xlabel("training step")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+def _lines(axis: Axes, table: pd.DataFrame, x: str, y: str, by: str) -> None:
+    """Column `y` over `x`, a line for each kind in column `by`, and its 95 % band where the table has limits."""
+    spare = (BLUE, "#D55E00", "#009E73", "#E69F00", "#CC79A7", GREY)  # for kinds that have no colour of their own
+    for i, (kind, part) in enumerate(table.dropna(subset=[y]).groupby(by, sort=False)):
+        colour = COLOURS.get(str(kind), spare[i % len(spare)])
+        axis.plot(part[x], part[y], marker="o", markersize=4, color=colour, label=plain(kind))
+        if "low" in part:
+            axis.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.12, linewidth=0)
+    if x == "step":
+        axis.set_xlabel("training step")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _squares(
     grid: pd.DataFrame, title: str, colours: Any, columns: Sequence[str], rows: Sequence[str], height: float
 ) -> tuple[Figure, Axes]:
     """A field of squares coloured by values from 0 to 1, first row on top."""
-    figure, axis = _one(height)
+    figure, (axis,) = _panels(height)
     axis.pcolormesh(grid.to_numpy(), cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=2)
     axis.set_xticks([i + 0.5 for i in range(len(columns))], columns, fontsize=8)
     axis.set_yticks([i + 0.5 for i in range(len(rows))], rows, fontsize=8)
     axis.invert_yaxis()
-    axis.set_title(plain(title), fontsize=11)
+    figure.suptitle(plain(title), fontsize=11)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     plt.close(figure)
@@ -285,10 +273,7 @@ def _squares(
 
 def _done(figure: Figure, title: str, legend: int = 0, fontsize: float | None = None) -> Figure:
     """The figure with its title, light axes, and a legend of that many columns below it, if any."""
-    if len(figure.axes) > 1:
-        figure.suptitle(plain(title), fontsize=11)
-    else:
-        figure.axes[0].set_title(plain(title), fontsize=11)
+    figure.suptitle(plain(title), fontsize=11)
     if legend:
         shown = figure.axes[0].get_legend_handles_labels()
         figure.legend(*shown, ncols=legend, frameon=False, loc="outside lower center", fontsize=fontsize)

@@ -13,13 +13,15 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
-import nbformat
 import numpy as np
 import pandas as pd
+from bs4 import BeautifulSoup
+from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
 from cat_lib.measuring.stats import Estimate, over_seeds, paired_difference
@@ -36,17 +38,9 @@ _OWN = re.compile(  # of one execution or its outcome, not of what was executed
     r"|code|error|collapse|stage|cat_lib\.run"
 )
 _ALLOWED = "params.x = '1', metrics.x > 0, tags.x = 'y', attributes.status = 'FINISHED', joined by `and`"
-_HEAD = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:"><style>
-body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:76rem;margin:2rem auto;padding:0 1.5rem}
-h1,h2,h3{line-height:1.25;margin:1.4em 0 .5em}p,li{max-width:50rem;overflow-wrap:anywhere}
-img{max-width:100%;margin-top:1em}
-.output_html{overflow-x:auto}table{border-collapse:collapse;font-size:13px;border:0}th{text-align:left}
-th,td{border:0;border-bottom:1px solid #ccc;vertical-align:top;padding:.35em 1em .35em 0;white-space:pre-wrap;
-overflow-wrap:break-word;max-width:26rem;unicode-bidi:isolate;font-variant-numeric:tabular-nums}</style>"""
 
 
-def read_runs(filter: str, experiments: list[str], uri: str | None = None) -> pd.DataFrame:
+def read_runs(filter: str, experiments: list[str]) -> pd.DataFrame:
     """One row a FINISHED run, oldest first; `.attrs["others"]` counts by status the runs that are not.
 
     filter: MLflow's, e.g. "params.steps = '12' and tags.task = 'arithmetic'"; experiments: names, [] for all.
@@ -55,22 +49,25 @@ def read_runs(filter: str, experiments: list[str], uri: str | None = None) -> pd
     Raises ValueError for a filter that MLflow refuses, an unknown experiment, or no finished run; TrackingError.
     """
     from mlflow.exceptions import MlflowException
+    from mlflow.utils import get_results_from_paginated_fn as pages
 
-    client, store = _client(uri), masked(uri or tracking_uri())
-    names = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
+    client, store = connect(), masked(tracking_uri())
+    known = pages(lambda n, token: client.search_experiments(max_results=n, page_token=token), _PAGE)
+    names = {e.experiment_id: e.name for e in known}
     there = ", ".join(map(repr, sorted(names.values())))
     if unknown := [e for e in experiments if e not in names.values()]:
         hint = nearest(str(unknown[0]), names.values())
         raise ValueError(f"no experiment {unknown[0]!r} in {store}{hint} (there are {there})")
     ids = [i for i, name in names.items() if not experiments or name in experiments]
     try:
-        found = [_row(run, names[run.info.experiment_id]) for run in _pages(client.search_runs, ids, filter)]
+        found = pages(lambda n, token: client.search_runs(ids, filter, max_results=n, page_token=token), _PAGE)
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
         raise ValueError(f"{filter=}: {error.message}; allowed are {_ALLOWED}") from error
-    found = [row for row in found if row.get("notebook") not in (SUITE, _NOTEBOOK)]
-    runs = pd.DataFrame(found, columns=None if found else ["status"])
+    rows = [_row(run, names[run.info.experiment_id]) for run in found]
+    rows = [row for row in rows if row.get("notebook") not in (SUITE, _NOTEBOOK)]
+    runs = pd.DataFrame(rows, columns=None if rows else ["status"])
     counts = {str(status): int(n) for status, n in runs["status"].value_counts().items()}
     if not counts.pop("FINISHED", 0):
         but = f" (but {counts})" if counts else ""
@@ -131,10 +128,8 @@ def compare(kept: pd.DataFrame) -> pd.DataFrame:
     over; over seeds: Student's over two or more; over questions: the run's own), runs, replaced (older runs of a seed),
     codes (versions of the code), tokens, flops, seconds (all roles, mean of a run; missing where not logged).
     """
-    tables, costs = [], {}
-    for unit in _UNITS:
-        roles = kept.reindex(columns=[f"metric.{role}_{unit}" for role in _ROLES])
-        costs[unit] = roles.sum(axis=1, min_count=1)
+    roles = {unit: kept.reindex(columns=[f"metric.{role}_{unit}" for role in _ROLES]) for unit in _UNITS}
+    tables = []
     for group, every in kept.groupby("group"):
         part = every[~every["superseded"]]
         values, seeds = part["value"].tolist(), sorted(part["seed"], key=lambda s: (len(s), s))
@@ -148,7 +143,7 @@ def compare(kept: pd.DataFrame) -> pd.DataFrame:
             low, high, over = np.nan, np.nan, "none"
         about = {"interval": over, "runs": len(part), "replaced": len(every) - len(part)}
         about["codes"] = part["code"].nunique() if "code" in part else 0
-        about |= {unit: cost[part.index].mean() for unit, cost in costs.items()}
+        about |= {unit: own.loc[part.index].sum(axis=1, min_count=1).mean() for unit, own in roles.items()}
         mean = Estimate(float(np.mean(values)), low, high, part["questions"].min())
         tables.append(table({str(group): mean}, ", ".join(seeds), **about))
     return pd.concat(tables, ignore_index=True)
@@ -189,14 +184,14 @@ def findings(differences: pd.DataFrame, metric: str, baseline: str) -> str:
     return "\n".join(words) if len(differences) else f"{words[0]}\n- there is no other group to compare with"
 
 
-def examples(runs: pd.DataFrame, n: int, uri: str | None = None) -> pd.DataFrame:
+def examples(runs: pd.DataFrame, n: int) -> pd.DataFrame:
     """n rollouts of each run, from the lowest to the highest reward; a run without rollouts.parquet is skipped.
 
     Columns run (its name), question, text, reference (the first 1,500 characters of each), reward.
     """
     from mlflow.exceptions import MlflowException
 
-    client, columns, found = _client(uri), ["question", "text", "reference", "reward"], list[pd.DataFrame]()
+    client, columns, found = connect(), ["question", "text", "reference", "reward"], list[pd.DataFrame]()
     for run in runs.itertuples() if n else ():
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -215,49 +210,28 @@ def export(path: Path, title: str, parts: Sequence[str | pd.DataFrame | Figure])
 
     Raises ValueError if a part would load something, e.g. a picture of another address.
     """
-    from bs4 import BeautifulSoup
-    from nbconvert import HTMLExporter
-
-    book = nbformat.v4.new_notebook(cells=[_cell(part) for part in parts])
-    settings = {"exclude_input": True, "exclude_output_prompt": True, "exclude_anchor_links": True}
-    exporter: Any = HTMLExporter  # it has no types
-    body = exporter(template_name="basic", **settings).from_notebook_node(book)[0]
+    body = "\n".join(map(_html, parts))
     for e in BeautifulSoup(body, "html.parser").find_all(["script", "link", "iframe", "object", "embed", "img"]):
         if not str(e.get("src")).startswith("data:image/"):
             raise ValueError(f"a report loads nothing, but a part of it has {str(e)[:200]}")
-    name, partial = html.escape(visible(title)), path.with_name(f"{path.name}.partial")
-    partial.write_text(f"{_HEAD}<title>{name}</title></head><body><h1>{name}</h1>{body}</body></html>", "utf-8")
+    page = Template(Path(__file__).with_name("report.html").read_text("utf-8"))
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(page.substitute(title=html.escape(visible(title)), body=body), "utf-8")
     partial.replace(path)
 
 
-def _cell(part: str | pd.DataFrame | Figure) -> Any:
+def _html(part: str | pd.DataFrame | Figure) -> str:
     if isinstance(part, str):
-        return nbformat.v4.new_markdown_cell(part.replace("<", "&lt;"))
-    data, about = {}, {}
+        return str(MarkdownIt("commonmark", {"html": False}).render(part))
     if isinstance(part, pd.DataFrame):
         shown = part.rename(columns=visible).map(lambda v: visible(v) if isinstance(v, str) else v)
         with pd.option_context("display.max_colwidth", None):
-            data["text/html"] = shown.to_html(index=False, na_rep="–", float_format="{:.4g}".format)
-    else:
-        picture, title = io.BytesIO(), " ".join(axis.get_title() for axis in part.axes)
-        part.savefig(picture, format="png", dpi=110, bbox_inches="tight")
-        data["image/png"] = base64.b64encode(picture.getvalue()).decode()
-        about["image/png"] = {"alt": title or "figure"}
-    return nbformat.v4.new_code_cell("", outputs=[nbformat.v4.new_output("display_data", data, metadata=about)])
-
-
-def _client(uri: str | None) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri) if uri else connect()
-
-
-def _pages(search: Any, *args: Any) -> Iterator[Any]:
-    token: str | None = None
-    while token != "":
-        page = search(*args, max_results=_PAGE, page_token=token)
-        yield from page
-        token = page.token or ""
+            rows = shown.to_html(index=False, na_rep="–", float_format="{:.4g}".format)
+        return f'<div class="table">{rows}</div>'
+    picture = io.BytesIO()
+    part.savefig(picture, format="png", dpi=110, bbox_inches="tight")
+    data = base64.b64encode(picture.getvalue()).decode()
+    return f'<p><img alt="{html.escape(part.get_suptitle() or "figure")}" src="data:image/png;base64,{data}"></p>'
 
 
 def _row(run: Any, experiment: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cat_lib.measuring.stats import Estimate, bootstrap, change
-from cat_lib.measuring.tables import compare, estimate, one_family, outcomes, table
+from cat_lib.measuring.stats import Estimate, bootstrap, change, paired_difference
+from cat_lib.measuring.tables import compare, outcomes, table
 from cat_lib.method.rewards.rubric import share_met
 from cat_lib.schema import Criterion, Example, Group, Judging, Rubric, Verdict
 
@@ -52,15 +52,12 @@ class RubricScore:
 
     groups: list[Group]
     scores: np.ndarray  # (questions, samples), NaN where a verdict is missing
-    verdicts: pd.DataFrame  # example, sample, criterion, points, met, score, cause, reason
-    tags: pd.DataFrame  # example, sample, tag, score
+    tags: pd.DataFrame  # example, sample, tag, score; the tag "score" is the response's own
 
     @property
     def per_question(self) -> np.ndarray:
         """(questions,) mean over scored samples; NaN where no sample could be scored."""
-        known = ~np.isnan(self.scores)
-        total = np.where(known, self.scores, 0.0).sum(1)
-        return np.where(known.any(1), total / np.maximum(known.sum(1), 1), np.nan)
+        return np.asarray(pd.DataFrame(self.scores).mean(axis=1), dtype=float)
 
     @property
     def unscored(self) -> float:
@@ -84,8 +81,8 @@ class RubricScore:
 
     def by_tag(self) -> pd.DataFrame:
         """One row a theme and axis, its tag as method, n examples. A tag of one example has no interval, and no row."""
-        tags = {str(tag): part.groupby("example")["score"].mean() for tag, part in self.tags.groupby("tag")}
-        return table({tag: clipped_mean(values) for tag, values in tags.items() if len(values) > 1})
+        tags = self.tags.query("tag != 'score'").groupby(["tag", "example"])["score"].mean().groupby("tag")
+        return table({str(tag): clipped_mean(values) for tag, values in tags if len(values) > 1})
 
 
 def judged(examples: Sequence[Example], groups: Sequence[Group], judge: Judging) -> RubricScore:
@@ -97,41 +94,24 @@ def judged(examples: Sequence[Example], groups: Sequence[Group], judge: Judging)
     rubrics = {e.id: e.rubric.criteria for e in examples if e.rubric}
     if missing := [e.id for e in examples if e.id not in rubrics]:
         raise ValueError(f"no rubric to score by: {', '.join(missing[:5])}")
-    jobs = [
-        (e, i, r.text, c)
-        for e, g in zip(examples, groups, strict=True)
-        for i, r in enumerate(g.rollouts)
-        for c in rubrics[e.id]
-    ]
-    verdicts = judge([(text, c.text) for _, _, text, c in jobs])
+    responses = [(e, i, r.text) for e, g in zip(examples, groups, strict=True) for i, r in enumerate(g.rollouts)]
+    pairs = [(text, c.text) for e, _, text in responses for c in rubrics[e.id]]
+    verdicts = judge(pairs)
     for _ in range(2):
         if lost := [i for i, v in enumerate(verdicts) if v.met is None]:
-            for i, verdict in zip(lost, judge([(jobs[i][2], jobs[i][3].text) for i in lost]), strict=True):
+            for i, verdict in zip(lost, judge([pairs[i] for i in lost]), strict=True):
                 verdicts[i] = verdict
-    stream, scores, tags = iter(verdicts), list[list[float]](), list[dict[str, object]]()
-    for e, g in zip(examples, groups, strict=True):
-        row = []
-        for i in range(len(g.rollouts)):
-            found = tag_scores(e, [next(stream) for _ in rubrics[e.id]])
-            row.append(found.pop("score", np.nan))
-            tags += [{"example": e.id, "sample": i, "tag": t, "score": s} for t, s in found.items()]
-        scores.append(row)
-    judgements = pd.DataFrame(
-        {"example": e.id, "sample": i, "criterion": c.text, "points": c.points, "met": v.met, "score": v.score}
-        | {"cause": v.cause, "reason": v.reason}
-        for (e, i, _, c), v in zip(jobs, verdicts, strict=True)
-    )
-    if (np.isfinite(scores).any(axis=1)).sum() < 2:
+    stream, rows = iter(verdicts), list[tuple[str, int, str, float]]()
+    for e, i, _ in responses:
+        found = tag_scores(e, [next(stream) for _ in rubrics[e.id]])
+        rows += [(e.id, i, tag, value) for tag, value in found.items()]
+    tags = pd.DataFrame(rows, columns=["example", "sample", "tag", "score"])
+    scores = tags.query("tag == 'score'").pivot(index="example", columns="sample", values="score")
+    if len(scores) < 2:
         causes = Counter(v.cause for v in verdicts if v.met is None).most_common(3)
         raise ValueError(f"fewer than 2 of {len(examples)} questions could be scored; lost verdicts: {causes}")
-    columns = ["example", "sample", "tag", "score"]
-    return RubricScore(list(groups), np.array(scores), judgements, pd.DataFrame(tags, columns=columns))
-
-
-def arm_table(scores: Mapping[str, RubricScore]) -> pd.DataFrame:
-    """One row a policy: its score, and the columns tokens (of a response) and unscored."""
-    about = pd.DataFrame([{"tokens": s.tokens, "unscored": s.unscored} for s in scores.values()])
-    return pd.concat([table({name: s.estimate for name, s in scores.items()}), about], axis=1)
+    scores = scores.reindex([e.id for e in examples], columns=range(len(groups[0].rollouts)))
+    return RubricScore(list(groups), scores.to_numpy(float), tags)
 
 
 def compare_arms(scores: Mapping[str, RubricScore]) -> pd.DataFrame:
@@ -141,17 +121,16 @@ def compare_arms(scores: Mapping[str, RubricScore]) -> pd.DataFrame:
     """
     frame = pd.concat([s.outcomes.assign(method=name) for name, s in scores.items()], ignore_index=True)
     first, second, *others = scores
-    gains = compare(frame, first).assign(against=first)
-    return one_family(gains, compare(frame, dict.fromkeys(others, second)).assign(against=second)) if others else gains
+    pairs = [(arm, first) for arm in (second, *others)] + [(arm, second) for arm in others]
+    return compare(frame, pairs).assign(against=[base for _, base in pairs])
 
 
 def score_metrics(before: RubricScore, after: RubricScore, split: str = "heldout") -> dict[str, float]:
     """Flat `<split>_rubric_score_*` and lengths of one comparison, over questions scored on both sides."""
-    frame = pd.concat([before.outcomes.assign(method="before"), after.outcomes.assign(method="after")])
-    (row,) = compare(frame, "before").to_dict("records")
-    difference = estimate(row)
+    scores = np.array([before.per_question, after.per_question])
+    difference = paired_difference(*scores[:, np.isfinite(scores).all(axis=0)])
     return {f"{split}_questions": float(difference.n)} | {
-        **change(f"{split}_rubric_score", before.estimate, after.estimate, difference),
+        **change(f"{split}_rubric_score", before.estimate.value, after.estimate.value, difference),
         f"{split}_tokens_before": before.tokens,
         f"{split}_tokens_after": after.tokens,
         f"{split}_unscored_after": after.unscored,

@@ -39,28 +39,23 @@ class Estimate:
         return {key: self.value, f"{key}_low": self.low, f"{key}_high": self.high}
 
     @property
-    def conclusive(self) -> bool:
-        """Whether a difference is called one, see `decided`; `p` is adjusted where several are compared."""
-        return self.p is not None and decided(self.low, self.high, self.p)
-
-    @property
     def outcome(self) -> str:
-        """ "above" or "below" for a difference that is called one, else "undecided"."""
-        return ("above" if self.value > 0 else "below") if self.conclusive else "undecided"
+        """ "above" or "below" for a difference that is `decided`, else "undecided"."""
+        return ("above" if self.value > 0 else "below") if decided(self.low, self.high, self.p) else "undecided"
 
 
-def decided(low: float, high: float, p: float) -> bool:
+def decided(low: float, high: float, p: float | None) -> bool:
     """The one rule: a difference is called one if its interval leaves out zero and its Holm-adjusted p is below 0.05.
 
-    Of a single comparison the adjusted p is p itself. What is NaN decides nothing.
+    Of a single comparison the adjusted p is p itself. What is NaN or was not tested decides nothing.
     """
-    return (low > 0 or high < 0) and p < 0.05
+    return (low > 0 or high < 0) and p is not None and p < 0.05
 
 
-def change(key: str, before: Estimate, after: Estimate, difference: Estimate) -> dict[str, float]:
+def change(key: str, before: float, after: float, difference: Estimate) -> dict[str, float]:
     """As metrics of a run: `<key>_before`, `_after`, and `_difference` with `_low`, `_high` and `_p`."""
     p = 1.0 if difference.p is None else difference.p
-    ends = {f"{key}_before": before.value, f"{key}_after": after.value}
+    ends = {f"{key}_before": float(before), f"{key}_after": float(after)}
     return ends | difference.flat(f"{key}_difference") | {f"{key}_difference_p": p}
 
 
@@ -78,20 +73,11 @@ def mean_interval(scores: ArrayLike) -> Estimate:
 
 def _student(values: np.ndarray) -> Estimate:
     n, mean = len(values), float(values.mean())
-    if np.ptp(values) == 0 and abs(mean) == 1:  # each question was won, or lost: no spread to measure
-        least = wilson(n, n).low
-        return Estimate(mean, *((least, 1.0) if mean > 0 else (-1.0, -least)), n)
+    if np.ptp(values) == 0 and mean in (-1, 0, 1):  # each question was won, or lost, or none: no spread to measure
+        most = wilson(0, n).high  # the share that may be otherwise elsewhere, in either direction
+        return Estimate(mean, max(mean - most, -1.0), min(mean + most, 1.0), n)
     margin = float(stats.t.ppf((1 + _LEVEL) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return Estimate(mean, mean - margin, mean + margin, n)
-
-
-def standard_error(scores: ArrayLike) -> float:
-    """Standard error of the mean over questions: the error bar the CaT paper prints, std (ddof=1) / sqrt(n).
-
-    scores: (n,) or (n, samples), averaged per question first. Plus or minus one of it covers about 68 %, not 95 %.
-    Raises ValueError as `mean_interval`.
-    """
-    return float(stats.sem(_per_question(scores)))
 
 
 def wilson(successes: int, n: int) -> Estimate:
@@ -132,17 +118,11 @@ def paired_difference(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Est
         raise ValueError(f"paired scores need the same questions: {len(a)} before and {len(b)} after")
     differences = b - a
     if not differences.any():
-        return _no_difference(len(a))
+        return replace(_student(differences), p=1.0)
     test = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(seed)
     )
     return replace(_student(differences), p=float(test.pvalue))
-
-
-def _no_difference(n: int) -> Estimate:
-    """No question differs: up to Wilson's limit for 0 of n may do so elsewhere, in either direction."""
-    most = wilson(0, n).high
-    return Estimate(0.0, -most, most, n, 1.0)
 
 
 def over_seeds(differences: Sequence[float]) -> Estimate:
@@ -156,7 +136,7 @@ def over_questions_and_seeds(scores: ArrayLike, paired: bool = False) -> Estimat
     scores: (seeds, questions), one score each (samples averaged before), the same questions in every row; for a
     paired comparison pass after - before, and `paired`. `n` of the result is the number of questions.
     One seed falls back to `mean_interval` over questions: that interval then says nothing about other seeds. So do
-    scores that are all equal, as neither unit then shows a spread; all 0, they get Wilson's limit on both sides.
+    scores that are all equal, as neither unit then shows a spread; differences of 0 get Wilson's limit on both sides.
 
     Two-way layout without replication: the variance of the mean is (MS_q + MS_s - MS_qs) / (Q S). A negative
     variance component counts as 0 (MS_q and MS_s are taken as at least MS_qs), which can only widen the interval.
@@ -188,8 +168,6 @@ def over_questions_and_seeds(scores: ArrayLike, paired: bool = False) -> Estimat
         )
     s, q = values.shape
     by_question, by_seed, mean = values.mean(axis=0), values.mean(axis=1, keepdims=True), float(values.mean())
-    if not values.any():
-        return _no_difference(q)
     if s == 1 or np.ptp(values) == 0:
         return _student(by_question) if paired else mean_interval(by_question)
     ms_rest = float(((values - by_question - by_seed + mean) ** 2).sum()) / ((q - 1) * (s - 1))
@@ -199,17 +177,6 @@ def over_questions_and_seeds(scores: ArrayLike, paired: bool = False) -> Estimat
     quantile = (ms_question * t_question + ms_seed * t_seed) / (ms_question + ms_seed)
     margin = float(quantile * np.sqrt((ms_question + ms_seed - ms_rest) / (q * s)))
     return Estimate(mean, mean - margin, mean + margin, q)
-
-
-def crossed_difference(before: ArrayLike, after: ArrayLike) -> Estimate:
-    """Mean of after - before over the same questions and seeds, with the interval of `over_questions_and_seeds`.
-
-    before, after: (seeds, questions). `p` is that of `paired_difference` over questions, seeds averaged.
-    Raises ValueError as these two.
-    """
-    a, b = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    estimate = over_questions_and_seeds(b - a, paired=True)
-    return replace(estimate, p=paired_difference(a.mean(axis=0), b.mean(axis=0)).p)
 
 
 def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
@@ -240,17 +207,6 @@ def holm(p: Mapping[Name, float]) -> dict[Name, float]:
     return dict(zip(p, map(float, adjusted), strict=True))
 
 
-def one_family(estimates: Sequence[Estimate]) -> list[Estimate]:
-    """The same differences with Holm's adjusted p, for `conclusive`: give all that a text compares.
-
-    Raises ValueError for one without p.
-    """
-    if any(e.p is None for e in estimates):
-        raise ValueError("a difference without p can't be one of a family; take it from `paired_difference`")
-    p = holm({i: e.p for i, e in enumerate(estimates) if e.p is not None}) if estimates else {}
-    return [replace(e, p=p[i]) for i, e in enumerate(estimates)]
-
-
 def detectable(n: int, spread: float, power: float = 0.8) -> float:
     """Smallest mean paired difference over n questions that a two-sided 5 % paired t-test finds with that power.
 
@@ -278,9 +234,8 @@ def bootstrap(n: int, statistic: Callable[[np.ndarray], float], seed: int = 0, r
     """
     if n < 2:
         raise ValueError(f"a bootstrap over {n} units says nothing; at least 2 are needed")
-    rng = np.random.default_rng(seed)
-    values = np.array([statistic(rng.integers(0, n, n)) for _ in range(resamples)])
-    low, high = np.nanpercentile(values, [100 * (1 - _LEVEL) / 2, 100 * (1 + _LEVEL) / 2])
+    drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    low, high = np.nanpercentile([*map(statistic, drawn)], [100 * (1 - _LEVEL) / 2, 100 * (1 + _LEVEL) / 2])
     return Estimate(statistic(np.arange(n)), float(low), float(high), n)
 
 

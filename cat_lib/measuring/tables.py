@@ -9,7 +9,7 @@ below, undecided) is what `stats.decided` says of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,15 +17,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from cat_lib.measuring.stats import Estimate, crossed_difference, holm, over_questions_and_seeds
+from cat_lib.measuring.stats import Estimate, holm, over_questions_and_seeds, paired_difference
 
 COLUMNS = ["method", "seed", "value", "low", "high", "n", "p"]
 
 
 def table(estimates: Mapping[str, Estimate], seed: object = "", **about: Any) -> pd.DataFrame:
     """One row an estimate by its method, with the columns of `about` after the convention's."""
-    rows = [{"method": method, "seed": str(seed), **asdict(e), **about} for method, e in estimates.items()]
-    shown = pd.DataFrame(rows, columns=[*COLUMNS, *about])
+    return _table([_row(method, seed, e, **about) for method, e in estimates.items()], about)
+
+
+def _row(method: str, seed: object, e: Estimate, **about: Any) -> dict[str, Any]:
+    return {"method": method, "seed": str(seed), **asdict(e)} | about
+
+
+def _table(rows: Sequence[Mapping[str, Any]], about: Iterable[str]) -> pd.DataFrame:
+    shown = pd.DataFrame(rows, columns=list(dict.fromkeys([*COLUMNS, *about])))
     return shown.astype(dict.fromkeys(("value", "low", "high", "p"), float))
 
 
@@ -40,18 +47,16 @@ def outcomes(scores: Mapping[str, ArrayLike], examples: Sequence[str], seed: int
 
     scores: of each method (questions,) or (questions, samples); examples: the ids of the questions.
     """
-    means = {method: np.reshape(own, (len(examples), -1)).mean(axis=1) for method, own in scores.items()}
-    return pd.DataFrame(
-        {"method": method, "seed": seed, "example": example, "value": value, **about}
-        for method, own in means.items()
-        for example, value in zip(examples, own, strict=True)
-    )
+    means = [np.reshape(own, (len(examples), -1)).mean(axis=1) for own in scores.values()]
+    methods = [method for method in scores for _ in examples]
+    rows = {"method": methods, "seed": seed, "example": [*examples] * len(scores), "value": np.ravel(means)}
+    return pd.DataFrame(rows | about)
 
 
 def crossed(frame: pd.DataFrame) -> pd.DataFrame:
     """The outcomes of one method as (seeds, questions), in the order they stand in."""
     square = frame.pivot(index="seed", columns="example", values="value")
-    return square.loc[frame["seed"].unique(), frame["example"].unique()]
+    return square.reindex(index=frame["seed"].unique(), columns=frame["example"].unique())
 
 
 def summary(frame: pd.DataFrame, by: Sequence[str] = ("method",)) -> pd.DataFrame:
@@ -61,29 +66,30 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ("method",)) -> pd.DataFram
         scores, method = crossed(part), part["method"].iloc[0]
         e = over_questions_and_seeds(scores)
         e = replace(e, low=max(0.0, e.low), high=min(1.0, e.high))
-        rows.append(table({method: e}, _seeds(scores)).assign(**dict(zip(by, key, strict=True))))
-    return pd.concat(rows, ignore_index=True)
+        rows.append(_row(method, _seeds(scores), e) | dict(zip(by, key, strict=True)))
+    return _table(rows, by)
 
 
 def compare(frame: pd.DataFrame, baseline: object, of: str = "method", within: Sequence[str] = ()) -> pd.DataFrame:
     """One row for each value of the column `of`: its outcomes minus the baseline's, paired by question and seed.
 
-    baseline: one value of `of`, that all others are compared with, or a mapping of each value that is compared to its
-    own. `within`: columns inside whose values pairs are made. All rows are one family. Questions that one side could
-    not score (NaN) are left out of that pair.
+    baseline: one value of `of`, that all others are compared with, or the pairs of a value and its own baseline, as a
+    mapping or a list. `within`: columns inside whose values pairs are made. All rows are one family. Questions that one
+    side could not score (NaN) are left out of that pair.
     Raises ValueError if the two sides of a pair have not the same questions and seeds.
     """
     rows = []
     for key, part in frame.groupby(list(within), sort=False) if within else [((), frame)]:
         scores = {value: crossed(own) for value, own in part.groupby(of, sort=False)}
-        pairs = baseline if isinstance(baseline, Mapping) else {v: baseline for v in scores if v != baseline}
-        for value, base in pairs.items():
+        pairs = list(baseline.items()) if isinstance(baseline, Mapping) else baseline
+        for value, base in pairs if isinstance(pairs, list) else [(v, baseline) for v in scores if v != baseline]:
             if missing := {base, value} - scores.keys():
                 raise ValueError(f"no {of} {missing.pop()!r} to compare; there are {', '.join(map(repr, scores))}")
             method = value if of == "method" else part["method"].iloc[0]
+            difference = _paired(scores[base], scores[value])
             about = {of: value} | dict(zip(within, key, strict=True))
-            rows.append(table({method: _paired(scores[base], scores[value])}, _seeds(scores[base])).assign(**about))
-    return one_family(*rows)
+            rows.append(_row(method, _seeds(scores[base]), difference) | about)
+    return one_family(_table(rows, [of, *within]))
 
 
 def one_family(*tables: pd.DataFrame) -> pd.DataFrame:
@@ -114,9 +120,11 @@ def _paired(base: pd.DataFrame, other: pd.DataFrame) -> Estimate:
             f"paired scores need the same questions and seeds: {base.shape[1]} questions, seeds {_seeds(base)} of the "
             f"baseline, {other.shape[1]} and {_seeds(other)} beside it"
         )
-    other = other[base.columns]
-    scored = (base.notna() & other.notna()).all()
-    return crossed_difference(base.loc[:, scored], other.loc[:, scored])
+    a, b = base.to_numpy(), other[base.columns].to_numpy()
+    scored = np.isfinite(a + b).all(axis=0)
+    a, b = a[:, scored], b[:, scored]
+    p = paired_difference(a.mean(axis=0), b.mean(axis=0)).p  # of questions, their seeds averaged
+    return replace(over_questions_and_seeds(b - a, paired=True), p=p)
 
 
 def _seeds(scores: pd.DataFrame) -> str:

@@ -14,7 +14,7 @@ _SAID = {"above": "is above", "below": "is below", "undecided": "is not told apa
 
 
 def finding(difference: Estimate, this: str, that: str) -> str:
-    """One sentence on `this` minus `that`; `p` is to be adjusted where several are compared (`stats.one_family`)."""
+    """One sentence on `this` minus `that`; `p` is to be adjusted where several are compared (`tables.one_family`)."""
     p = "" if difference.p is None else f", p = {difference.p:.4f}"
     sentence = f"{this} {_SAID[difference.outcome]} {that}: {_numbers(difference)}, n = {difference.n}{p}."
     return sentence[0].upper() + sentence[1:]

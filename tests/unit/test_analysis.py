@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 
 from cat_lib.learning.settings import GRPOSettings
-from cat_lib.ledger import Cost
+from cat_lib.ledger import Cost, Ledger
 from cat_lib.measuring import analysis, plots, tables, words
 from cat_lib.measuring.evaluation import Evaluation, Score, comparison_metrics, evaluate
 from cat_lib.method.estimators import voting
+from cat_lib.method.estimators.synthesis import OfFirst
 from cat_lib.models import ModelError, memory
 from cat_lib.runs import places
 from cat_lib.runs.parameters import ParameterError, effective, presets, resolve
@@ -55,6 +56,11 @@ def test_method_table_counts_accuracy_cost_and_what_has_no_answer():
     assert (table.n == 4).all()
     assert table.tokens["majority"] == 10
     assert table.gflops["majority"] == 1
+    assert table.standard_error["majority"] == pytest.approx(np.sqrt(1 / 3) / 2)  # over questions
+    won = evaluation([["1", "1"], ["2", "2"]] * 2, majority=["1", "2"] * 2)
+    assert analysis.method_table([won]).standard_error.nunique() == 1  # not over samples
+    with pytest.raises(ValueError, match="at least 2 questions"):
+        analysis.method_table([evaluation([["1", "2"]], majority=["1"])])
     assert table.low.min() >= 0
     assert table.high.max() <= 1
 
@@ -119,6 +125,26 @@ def test_answers_that_cannot_be_checked_are_not_scored():
     clinic = load_task("clinic")
     with pytest.raises(ValueError, match="task='clinic' has no answers that can be checked; take arithmetic or a"):
         evaluate(None, clinic, clinic.examples("heldout", 2, 0), 2, {}, 1)  # before the policy is asked anything
+
+
+class Counting:
+    """A policy that counts a token a rollout, and keeps the seeds it is given."""
+
+    def __init__(self) -> None:
+        self.ledger, self.seeds = Ledger(), set()
+
+    def generate(self, prompts, n, sampling):
+        self.seeds.add(sampling.seed)
+        self.ledger.add("policy", completion_tokens=n * len(prompts))
+        return [[Completion("1", (), "stop")] * n for _ in prompts]
+
+
+def test_an_estimator_is_charged_the_rollouts_it_reads_whatever_its_name():
+    policy, readers = Counting(), {"synthesis_1": voting.majority, "first": OfFirst(voting.majority)}
+    found = evaluate(policy, TASK, EXAMPLES, 8, readers, seed=4)
+    tokens = {method: score.cost.completion_tokens for method, score in found.scores.items()}
+    assert tokens == {"single": 4, "greedy": 4, "synthesis_1": 32, "first": 4}
+    assert (policy.seeds, set(found.outcomes.seed)) == ({5}, {4})  # drawn with the next seed, under its own
 
 
 def test_levels_are_scored_apart():

@@ -166,7 +166,8 @@ def test_a_run_that_leaves_rows_out_notes_them():
 )
 def test_labelled_pairs_are_read_as_strictly(tmp_path, changed, message):
     pair = {"completion": "Rest.", "rubric": "Says to rest.", "binary_labels": [True, True, False], "prompt_id": "p1"}
-    (read,) = meta_evaluation_pairs(write(tmp_path, pair))
+    calibrating, auditing = meta_evaluation_pairs(write(tmp_path, pair))
+    (read,) = calibrating + auditing
     assert (read.id, read.response, read.criterion, read.met) == ("p1", "Rest.", "Says to rest.", True)
     with pytest.raises(DataError, match=rf"jsonl:1: {message}"):
         meta_evaluation_pairs(write(tmp_path, pair | changed))

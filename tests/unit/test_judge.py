@@ -19,7 +19,6 @@ from cat_lib.measuring.audit import (
     Audit,
     Labelled,
     attack,
-    attack_table,
     audit,
     balanced_accuracy,
     calibrate,
@@ -304,15 +303,15 @@ def test_attack_success_is_measured_against_the_same_response_without_the_attack
             return [Verdict("yes" in r) for r, _ in pairs]
 
     pairs = [Labelled(i, f"Response {i}.", "c", met=i == "3") for i in ("1", "2", "3")]
-    table = attack_table(attack(Gullible(), pairs, each=1)).set_index("method")
+    table = attack(Gullible(), pairs, each=1).set_index("method")
     assert table.loc["all", "before"] == 0.0
     assert table.loc["all", "value"] == table.loc["all", "after"] > 0.5
     assert table.loc["all", "n"] == 2  # conversations, the unit of the interval
     assert table.loc["all", "tried"] == len(ATTACKS)
     with pytest.raises(ValueError, match="all pairs are met"):
         attack(Gullible(), pairs[2:])
-    few = attack(Gullible(), pairs, each=2, attacks=ATTACKS[:3])
-    assert few["kind"].tolist() == [kind for kind, _ in ATTACKS[:3] for _ in range(2)]
+    few = attack(Gullible(), pairs, each=2, attacks=[*ATTACKS[:2], ATTACKS[-1]]).set_index("method")
+    assert few["tried"].to_dict() == {ATTACKS[0][0]: 4, ATTACKS[-1][0]: 2, "all": 6}
 
 
 # calibration and audit
@@ -412,7 +411,8 @@ def test_healthbench_s_meta_evaluation_is_read_by_majority(tmp_path):
     row = {"prompt_id": "p", "completion": "r", "rubric": "c", "category": "k"}
     rows = [row | {"binary_labels": b} for b in ([True, True, False], [True, False], [False, False])]
     path.write_text("\n".join(map(json.dumps, rows)))
-    pairs = meta_evaluation_pairs(path)
+    calibrating, auditing = meta_evaluation_pairs(path)
+    pairs = calibrating + auditing
     assert [p.met for p in pairs] == [True, False]  # the tie has no known verdict
     assert pairs[0].axis == "k"
     path.write_text(json.dumps(row | {"binary_labels": [1, 0]}))

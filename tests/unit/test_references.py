@@ -13,7 +13,7 @@ from cat_lib.learning.settings import GRPOSettings
 from cat_lib.measuring.evaluation import sample_groups
 from cat_lib.method.estimators import voting
 from cat_lib.method.estimators.likelihood import min_ppl, mutual_predictability, self_bon
-from cat_lib.method.estimators.synthesis import of_first, synthesis
+from cat_lib.method.estimators.synthesis import OfFirst, synthesis
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.method.signals import gold_signals, signals
 from cat_lib.runs.tracking import Run
@@ -29,7 +29,7 @@ MAKERS = {
     "self_bon": lambda anchor, golds: self_bon(anchor, TASK.synthesis_prompt),
     "min_ppl": lambda anchor, golds: min_ppl(anchor),
     "mutual_predictability": lambda anchor, golds: mutual_predictability(anchor),
-    "synthesis_1": lambda anchor, golds: of_first(synthesis(anchor, TASK)),
+    "synthesis_1": lambda anchor, golds: OfFirst(synthesis(anchor, TASK)),
     "synthesis": lambda anchor, golds: synthesis(anchor, TASK),
     "gold": lambda anchor, golds: voting.gold(golds),
 }

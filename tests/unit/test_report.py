@@ -150,7 +150,6 @@ def test_filter_experiments_pages_and_what_did_not_finish(store, monkeypatch):
     runs = report.read_runs("", [])
     assert (len(runs), runs.attrs["others"]) == (5, {"FAILED": 1, "KILLED": 1})
     assert len(report.read_runs("params.estimator = 'b' and metrics.score > 0.6", ["06_training_signals"])) == 1
-    assert len(report.read_runs("", [], places.tracking_uri())) == 5
 
 
 def test_what_cannot_be_read_is_said_with_the_nearest_and_the_allowed(store):

@@ -8,7 +8,7 @@ settled here: greedy decoding, rollouts in sampled order, and over-long groups c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from cat_lib.method.estimators.voting import first
 from cat_lib.models.fitting import fitted
@@ -47,9 +47,14 @@ def synthesis(anchor: Model, task: Task, kind: str | None = None, include_questi
     return estimate
 
 
-def of_first(estimator: Estimator) -> Estimator:
-    """The same estimator shown the first rollout of each group alone."""
-    return lambda groups: estimator(first(groups, 1))
+@dataclass(frozen=True)
+class OfFirst:
+    """The same estimator shown the first rollout of each group alone: no other has to be drawn for it."""
+
+    estimator: Estimator
+
+    def __call__(self, groups: Sequence[Group]) -> list[Reference | None]:
+        return self.estimator(first(groups, 1))
 
 
 def synthesis_prompt(
