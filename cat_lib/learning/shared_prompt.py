@@ -106,9 +106,8 @@ class Tree:
         self.row.add(rows[0][:prefix])
         for b, (prompt, tail) in enumerate(zip(prompts, tails, strict=True)):
             if b == 0 or prompt != prompts[b - 1]:
-                self.row.add(prompt[prefix:], prefix - 1)
-                last = len(self.row.tokens) - 1
-            self.source[b, :tail] = torch.tensor(self.row.add(rows[b][len(prompt) :], last))
+                last = self.row.add(prompt[prefix:], prefix - 1)[-1]
+            self.source[b, :tail] = torch.tensor(self.row.add(rows[b][len(prompt) :], last)[:-1])
 
     @property
     def length(self) -> int:

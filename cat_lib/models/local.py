@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from statistics import fmean
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from cat_lib.ledger import Ledger, clock
 from cat_lib.models import ModelError, passes
 from cat_lib.models.attention import fits_window
 from cat_lib.models.chat import render, spoken
-from cat_lib.models.tree import batches, common_prefix
+from cat_lib.models.tree import batches
 from cat_lib.schema import Completion, Keep, Prompt, Sampling
 
 
@@ -46,7 +47,6 @@ class LocalModel:
     ledger: Ledger = field(default_factory=Ledger)
     initial: Any = None
     policies: dict[str, Any] = field(default_factory=dict, repr=False)
-    _stops: dict[tuple[str, ...], frozenset[int]] = field(default_factory=dict, repr=False)
     scores = True
 
     @property
@@ -131,17 +131,9 @@ class LocalModel:
 
         Raises ValueError for a stop string that no single token holds.
         """
-        if stop not in self._stops:
-            own = self.model.generation_config.eos_token_id
-            ids = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
-            texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
-            for string in stop:
-                hits = {i for i, text in enumerate(texts) if string in text}
-                if not hits:
-                    raise ValueError(f"stop={string!r}: no single token holds it; use a shorter stop string")
-                ids |= hits
-            self._stops[stop] = frozenset(ids)
-        return self._stops[stop]
+        own = self.model.generation_config.eos_token_id
+        ends = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
+        return frozenset(ends).union(*(_holding(self.tokenizer, string) for string in stop))
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]:
         """n completions of each prompt, seeded: the same call gives the same completions.
@@ -162,12 +154,12 @@ class LocalModel:
         generator = torch.Generator().manual_seed(sampling.seed)
         uniform = torch.rand(len(ids), n, sampling.max_new_tokens, generator=generator)
         results: list[list[Completion]] = [[] for _ in ids]
-        computed = prefix = self._opening(ids, longest)
         with self.working():
-            shared = passes.opening(self.model, ids[0][:prefix])
+            shared = passes.opening(self.model, ids, longest)
+            computed = prefix = shared.get_seq_length()
             for batch in batches(lengths, n, sampling.max_new_tokens, self.batch_tokens):
                 own = [ids[i][prefix:] for i in batch]
-                filled = passes.prefill(self.model, own, shared, prefix)
+                filled = passes.prefill(self.model, own, shared)
                 rows, steps = passes.decode(self.model, filled, uniform[batch], sampling, stop_ids)
                 computed += sum(map(len, own)) + steps
                 for row, (tokens, logp, entropy) in enumerate(rows):
@@ -221,15 +213,15 @@ class LocalModel:
             found = iter(logps)
             results = [[[next(found)[0] for _ in first] if words else [fmean(next(found))] for _ in t] for _, t in rows]
         else:
-            prefix = common_prefix([head for head, _ in rows]) if rows else 0
-            rows = [(head[prefix:], tails) for head, tails in rows]
-            lengths = [len(head) + sum(map(len, tails)) for head, tails in rows]
-            computed, results = prefix + sum(lengths), [[] for _ in rows]
             with self.working():
-                shared = passes.opening(self.model, heads[0][:prefix] if prefix else ())
+                shared = passes.opening(self.model, [head for head, _ in rows], longest)
+                prefix, results = shared.get_seq_length(), [[] for _ in rows]
+                rows = [(head[prefix:], tails) for head, tails in rows]
+                lengths = [len(head) + sum(map(len, tails)) for head, tails in rows]
+                computed = prefix + sum(lengths)
                 # small batches: over rows this long, padding costs more than batching gains
                 for batch in batches(lengths, 1, 0, self.batch_tokens // 16):
-                    numbers = passes.trees(self.model, [rows[i] for i in batch], shared, prefix, first)
+                    numbers = passes.trees(self.model, [rows[i] for i in batch], shared, first)
                     for i, own in zip(batch, numbers, strict=True):
                         results[i] = own
         self.book(sum(len(h) + len(t) for h, t in pairs), len(pairs), computed, start, calls=len(pairs))
@@ -237,30 +229,22 @@ class LocalModel:
 
     def _following(self, heads: Sequence[list[int]], tails: Sequence[list[int]]) -> tuple[list[list[float]], int]:
         """`logprobs` of token ids, and how many tokens went through the weights."""
-        pairs = list(zip(heads, tails, strict=True))
-        results: list[list[float]] = [[] for _ in pairs]
-        lengths = [len(h) + len(t) for h, t in pairs]
-        if lengths and max(lengths) > self.context:
-            raise ValueError(f"prompt and text take {max(lengths)} tokens; the context has {self.context}")
-        prefix = self._opening(heads, max(lengths)) if heads else 0
+        rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
+        lengths, results = list(map(len, rows)), list[list[float]]([] for _ in rows)
+        longest = max(lengths, default=0)
+        if longest > self.context:
+            raise ValueError(f"prompt and text take {longest} tokens; the context has {self.context}")
         with self.working():
-            shared = passes.opening(self.model, heads[0][:prefix] if prefix else ())
+            shared = passes.opening(self.model, heads, longest)
+            prefix = shared.get_seq_length()
             for batch in batches(lengths, 1, 0, self.batch_tokens // 4):
-                rows = [[*pairs[i][0], *pairs[i][1]][prefix:] for i in batch]
-                keep = max(len(pairs[i][1]) for i in batch) + 1
-                logp = passes.prefill(self.model, rows, shared, prefix, keep)[0].float().log_softmax(-1)
-                for row, i in enumerate(batch):
-                    tail = torch.tensor(pairs[i][1], dtype=torch.long, device=logp.device)
-                    picked = logp[row, keep - 1 - len(tail) : keep - 1].gather(-1, tail[:, None])
-                    results[i] = picked[:, 0].tolist()
-        return results, prefix + sum(lengths) - prefix * len(lengths)
-
-    def _opening(self, ids: Sequence[Sequence[int]], longest: int) -> int:
-        """Tokens that all prompts open with and that are computed once.
-
-        0 where `longest` positions pass a sliding window: it counts the padding between opening and rest.
-        """
-        return common_prefix(ids) if fits_window(self.model.config, longest) else 0
+                keep = max(len(tails[i]) for i in batch) + 1
+                own = [rows[i][prefix:] for i in batch]
+                logp = passes.prefill(self.model, own, shared, keep)[0].float().log_softmax(-1)
+                for row, i in zip(logp, batch, strict=True):
+                    tail = torch.tensor(tails[i], dtype=torch.long, device=logp.device)
+                    results[i] = row[-len(tail) - 1 : -1].gather(-1, tail[:, None])[:, 0].tolist()
+        return results, prefix + sum(lengths) - prefix * len(rows)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -285,3 +269,12 @@ class LocalModel:
         cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
         finish: Literal["stop", "length"] = "stop" if ids and ids[-1] in self.stop_ids(stop) else "length"
         return Completion(text[: min(cuts)] if cuts else text, tuple(ids), finish)
+
+
+@lru_cache(maxsize=32)
+def _holding(tokenizer: Any, string: str) -> frozenset[int]:
+    """The tokens that contain a stop string. Raises ValueError if no single one does."""
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    if hits := frozenset(i for i, text in enumerate(texts) if string in text):
+        return hits
+    raise ValueError(f"stop={string!r}: no single token holds it; use a shorter stop string")

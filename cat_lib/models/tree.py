@@ -22,13 +22,16 @@ class Row:
         self._nodes: list[tuple[int, int, int]] = []  # where a node begins and ends, and its parent's last token
 
     def add(self, tokens: Sequence[int], parent: int = -1) -> list[int]:
-        """Append a node behind the token at `parent`, -1 for a root; for each of its tokens, which one predicts it."""
+        """Append a node behind the token at `parent`, -1 for a root.
+
+        Returns which token predicts each of the node's own, and last the one that predicts what follows them.
+        """
         first = len(self.tokens)
         position = self.positions[parent] + 1 if parent >= 0 else self.start
         self.tokens += tokens
         self.positions += range(position, position + len(tokens))
         self._nodes.append((first, len(self.tokens), parent))
-        return [parent, *range(first, len(self.tokens) - 1)][: len(tokens)]
+        return [parent, *range(first, len(self.tokens))]
 
     def mask(self) -> torch.Tensor:
         """(L, L), True where the row's token may look: earlier, and on the way from its root to it."""
@@ -43,7 +46,7 @@ class Row:
 def common_prefix(ids: Sequence[Sequence[int]]) -> int:
     """Tokens that all prompts open with; each keeps at least one of its own, whose logits start the completion."""
     same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*ids, strict=False))
-    return min(sum(1 for _ in same), min(map(len, ids)) - 1)
+    return min(sum(1 for _ in same), min(map(len, ids), default=1) - 1)
 
 
 def batches(lengths: list[int], n: int, new_tokens: int, budget: int) -> Iterator[list[int]]:
