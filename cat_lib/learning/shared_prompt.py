@@ -27,7 +27,7 @@ from cat_lib.learning.checkpoints import Exact
 from cat_lib.learning.trl import FACTS
 from cat_lib.models.attention import fits_window
 from cat_lib.models.local import LocalModel
-from cat_lib.models.tree import Row, common_prefix
+from cat_lib.models.passes import Row, common_prefix
 from cat_lib.schema import Prompt, Sampling
 
 LONGEST_ROW = 4096

@@ -1,10 +1,8 @@
 """The transformers engine: rollouts that share their prompt pay for it once.
 
-A group asks the same question G times and few-shot prompts open alike, so most prompt tokens of a batch are
-copies. `generate` runs the prefix common to all prompts once, each prompt's own rest once, and expands the
-key-value cache to the n samples. One uniform number is drawn per sample and position before decoding, so what is
-sampled does not depend on how the batch was split. `score` does the same for many short continuations of one long
-text, what a judge with a rubric asks for.
+`generate` runs the prefix common to all prompts once, each prompt's own rest once, and expands the key-value cache to
+the n samples. One uniform number is drawn per sample and position before decoding, so what is sampled does not depend
+on how the batch was split. `score` does the same for many short continuations of one long text, as a judge asks for.
 
 Left out: beam search, penalties, multi-token stop strings, speculative decoding. On GPUs vLLM does more.
 """
@@ -22,10 +20,9 @@ from typing import Any, Literal
 import torch
 
 from cat_lib.ledger import Ledger, clock
-from cat_lib.models import ModelError, passes
+from cat_lib.models import ADVICE, ModelError, passes
 from cat_lib.models.attention import fits_window
 from cat_lib.models.chat import render, spoken
-from cat_lib.models.tree import batches
 from cat_lib.schema import Completion, Keep, Prompt, Sampling
 
 
@@ -62,11 +59,11 @@ class LocalModel:
 
     @property
     def context(self) -> int:
-        """Positions the model was built for. Raises ValueError if its config does not say."""
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if positions is None:
-            raise ValueError(f"model={self.name!r}: its config has no max_position_embeddings: nothing says what fits")
-        return int(positions)
+        """Positions the model was built for. Raises ModelError if its config does not say."""
+        if positions := getattr(self.model.config.get_text_config(), "max_position_embeddings", None):
+            return int(positions)
+        known = "its config has no max_position_embeddings: nothing says what fits"
+        raise ModelError(f"model={self.name!r}: {known}; {ADVICE}")
 
     @property
     def identity(self) -> str:
@@ -87,10 +84,8 @@ class LocalModel:
     def adapter(self, name: str) -> LocalModel:
         """The policy that `add_lora` last made on these weights under this name. ModelError if there is none."""
         if name not in self.policies:
-            known = ", ".join(sorted(self.policies)) or "none yet"
-            raise ModelError(
-                f"adapter {name!r}: {self.name!r} has {known}; make it with add_lora(model, name={name!r})"
-            )
+            known, advice = ", ".join(sorted(self.policies)) or "none yet", f"add_lora(model, name={name!r})"
+            raise ModelError(f"adapter {name!r}: {self.name!r} has {known}; make it with {advice}")
         return replace(self, role=name, model=self.policies[name], initial=self.plain)
 
     def direct(self) -> LocalModel:
@@ -157,7 +152,7 @@ class LocalModel:
         with self.working():
             shared = passes.opening(self.model, ids, longest)
             computed = prefix = shared.get_seq_length()
-            for batch in batches(lengths, n, sampling.max_new_tokens, self.batch_tokens):
+            for batch in passes.batches(lengths, n, sampling.max_new_tokens, self.batch_tokens):
                 own = [ids[i][prefix:] for i in batch]
                 filled = passes.prefill(self.model, own, shared)
                 rows, steps = passes.decode(self.model, filled, uniform[batch], sampling, stop_ids)
@@ -220,7 +215,7 @@ class LocalModel:
                 lengths = [len(head) + sum(map(len, tails)) for head, tails in rows]
                 computed = prefix + sum(lengths)
                 # small batches: over rows this long, padding costs more than batching gains
-                for batch in batches(lengths, 1, 0, self.batch_tokens // 16):
+                for batch in passes.batches(lengths, 1, 0, self.batch_tokens // 16):
                     numbers = passes.trees(self.model, [rows[i] for i in batch], shared, first)
                     for i, own in zip(batch, numbers, strict=True):
                         results[i] = own
@@ -237,7 +232,7 @@ class LocalModel:
         with self.working():
             shared = passes.opening(self.model, heads, longest)
             prefix = shared.get_seq_length()
-            for batch in batches(lengths, 1, 0, self.batch_tokens // 4):
+            for batch in passes.batches(lengths, 1, 0, self.batch_tokens // 4):
                 keep = max(len(tails[i]) for i in batch) + 1
                 own = [rows[i][prefix:] for i in batch]
                 logp = passes.prefill(self.model, own, shared, keep)[0].float().log_softmax(-1)
@@ -260,8 +255,8 @@ class LocalModel:
     def book(self, prompt_tokens: int, completion_tokens: int, computed: int, start: float, calls: int = 1) -> None:
         """Add to the ledger under this model's role; `computed` tokens went through the weights."""
         tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        flops, seconds = 2.0 * self.parameters * computed, clock() - start
-        self.ledger.add(self.role, calls=calls, flops=flops, seconds=seconds, **tokens)
+        flops = 2.0 * self.parameters * computed
+        self.ledger.add(self.role, calls=calls, flops=flops, seconds=clock() - start, **tokens)
 
     def read(self, prompt: Prompt, text: str, ids: Sequence[int], stop: tuple[str, ...]) -> Completion:
         """A completion of these token ids: `text` less what was thought, cut before the first stop string."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from cat_lib.method.estimators.voting import pick
-from cat_lib.models.fitting import fitted
+from cat_lib.models.chat import fitted
 from cat_lib.prompts import fence, fill, one_line
 from cat_lib.schema import Estimator, Group, Model, Prompt, Reference
 
