@@ -18,6 +18,7 @@ import random
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -103,9 +104,7 @@ class EndpointModel:
         Raises ValueError for sampling with `top_k`, which the API does not have.
         """
         if sampling.top_k:
-            raise ValueError(
-                f"top_k={sampling.top_k}: servers of this API have no such setting; take top_k=0 and top_p"
-            )
+            raise ValueError(f"top_k={sampling.top_k}: servers of this API lack that setting; take top_k=0 and top_p")
         start = clock()
         try:
             with start_blocking_portal() as portal:
@@ -224,10 +223,7 @@ def parse(name: str, **settings: Any) -> EndpointModel:
     found, form = re.fullmatch(rf"{PREFIX}(.+?)@(https?://\S+)", name), "write endpoint:MODEL@http://HOST:PORT/v1"
     if re.search("[@?]", name.partition("://")[2]):  # not shown: it may hold the key
         raise ValueError(f"the URL of an endpoint holds no user, password or query: set {KEY} to the key, and {form}")
-    try:
-        usable = found is not None and urlsplit(found[2]).hostname and urlsplit(found[2]).port != 0
-    except ValueError:  # a port that is no number, half an address
-        usable = False
-    if found is None or not usable:
-        raise ValueError(f"'{name.partition('@')[0]}@...' is no endpoint; {form}")
-    return EndpointModel(found[1], found[2], **settings)
+    with suppress(ValueError):  # a port that is no number, half an address
+        if found and urlsplit(found[2]).hostname and urlsplit(found[2]).port != 0:
+            return EndpointModel(found[1], found[2], **settings)
+    raise ValueError(f"'{name.partition('@')[0]}@...' is no endpoint; {form}")

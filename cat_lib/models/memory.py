@@ -86,9 +86,11 @@ def batch_tokens(model: Any) -> int:
     """Positions whose keys and values take 30 % of the GPU memory that the weights leave; 0 without a GPU."""
     import torch
 
+    if model.device.type != "cuda":
+        return 0
     text = model.config.get_text_config()
     position = 2 * text.num_hidden_layers * widths(text)[1] * model.dtype.itemsize
-    return int(0.3 * torch.cuda.mem_get_info()[0] / position) if model.device.type == "cuda" else 0
+    return int(0.3 * torch.cuda.mem_get_info()[0] / position)
 
 
 def shape_of(name: str) -> Shape | None:
@@ -147,9 +149,8 @@ def require_memory(name: str, work: Work) -> Memory | None:
         print(f"model={name!r}: no size in a folder's config or in the name; memory not checked", flush=True)
     if need is None or need.total <= there:
         return need
-    divisors = (n for n in range(work.prompts - 1, 0, -1) if work.prompts % n == 0)  # which divide the step as well
-    fewer = ((n, estimate(name, replace(work, prompts=n))) for n in divisors)
-    fits = next((n for n, less in fewer if less and less.total <= there), None)
+    fewer = [n for n in range(work.prompts - 1, 0, -1) if work.prompts % n == 0]  # which divide the step as well
+    fits = next((n for n in fewer if (less := estimate(name, replace(work, prompts=n))) and less.total <= there), None)
     batch = "prompts_per_micro_batch" if work.train else "prompts per call"
     parts = ", ".join(f"{part.replace('_', ' ')} {gb:.1f}" for part, gb in need._asdict().items())
     raise ModelError(
@@ -164,4 +165,5 @@ def gpus() -> list[str]:
     """The names of the GPUs that this process may use."""
     import torch
 
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.cuda.get_device_name(i) for i in range(there)]

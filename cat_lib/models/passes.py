@@ -77,7 +77,7 @@ def batches(lengths: list[int], n: int, new_tokens: int, budget: int) -> Iterato
 def opening(model: Any, rows: Sequence[Sequence[int]], longest: int) -> DynamicCache:
     """Keys and values of what all rows open with, computed once; empty where that is nothing.
 
-    It is where `longest` positions pass a sliding window, which counts the padding between opening and rest.
+    Nothing is shared where `longest` positions pass a sliding window: it counts the padding between opening and rest.
     """
     same = rows[0][: common_prefix(rows)] if rows and fits_window(model.config, longest) else ()
     return prefill(model, [same], DynamicCache())[1] if same else DynamicCache()
@@ -216,14 +216,10 @@ def _behind(shared: DynamicCache, rows: int, cache: DynamicCache) -> DynamicCach
 
 
 def _forward(model: Any, cache: DynamicCache, *inputs: torch.Tensor) -> torch.Tensor:
-    """Logits of one pass, which fills the cache. `inputs`: ids (B, S), mask over cache and input, positions (B, S), and
-    of which of the S tokens logits are kept."""
+    """Logits of one pass, which extends the cache.
+
+    `inputs` are ids (B, S), the mask over cache and input, positions (B, S), and which of the S tokens get logits.
+    """
     ids, mask, positions, keep = (part.to(model.device) for part in inputs)
-    return model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,  # a trained model's config has it off, and decoding would recompute everything
-        logits_to_keep=keep,
-    ).logits
+    options = {"past_key_values": cache, "use_cache": True}  # a trained model's config has it off
+    return model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, **options).logits
