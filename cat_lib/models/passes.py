@@ -222,4 +222,6 @@ def _forward(model: Any, cache: DynamicCache, *inputs: torch.Tensor) -> torch.Te
     """
     ids, mask, positions, keep = (part.to(model.device) for part in inputs)
     options = {"past_key_values": cache, "use_cache": True}  # a trained model's config has it off
-    return model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, **options).logits
+    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, **options)
+    logits: torch.Tensor = out.logits
+    return logits
