@@ -27,7 +27,7 @@ from cat_lib.learning.checkpoints import Exact
 from cat_lib.learning.trl import FACTS
 from cat_lib.models.attention import fits_window
 from cat_lib.models.local import LocalModel
-from cat_lib.models.tree import Row, common_prefix
+from cat_lib.models.passes import Row, common_prefix
 from cat_lib.schema import Prompt, Sampling
 
 LONGEST_ROW = 4096
@@ -99,9 +99,8 @@ class Tree:
         self.row.add(rows[0][:prefix])
         for b, (prompt, tail) in enumerate(zip(prompts, tails, strict=True)):
             if b == 0 or prompt != prompts[b - 1]:
-                self.row.add(prompt[prefix:], prefix - 1)
-                last = len(self.row.tokens) - 1
-            self.source[b, :tail] = torch.tensor(self.row.add(rows[b][len(prompt) :], last))
+                last = self.row.add(prompt[prefix:], prefix - 1)[-1]
+            self.source[b, :tail] = torch.tensor(self.row.add(rows[b][len(prompt) :], last)[:-1])
         self.length = len(self.row.tokens)
         self.pays = self.length <= LONGEST_ROW and 4 * self.length <= 3 * sum(map(len, rows))
 

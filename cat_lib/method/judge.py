@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from cat_lib.method.verdicts import read
 from cat_lib.models import open_model
 from cat_lib.models.cache import Cache, key
-from cat_lib.models.fitting import fit
+from cat_lib.models.chat import fit
 from cat_lib.prompts import ask, fence, one_line, plain, valid
 from cat_lib.schema import AnswerError, Completion, Model, Prompt, Sampling, Verdict
 

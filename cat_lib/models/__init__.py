@@ -6,6 +6,8 @@ used, is imported before the libraries that it patches.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from cat_lib.schema import Model
 
 ENGINES = ("transformers", "unsloth")
-_ADVICE = 'model="embedded" works offline, and a local folder is given by its path, e.g. model="./my-model"'
+ADVICE = 'model="embedded" works offline, and a local folder is given by its path, e.g. model="./my-model"'
 
 
 class ModelError(RuntimeError):
@@ -33,20 +35,32 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False) 
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r}: allowed are {', '.join(ENGINES)}")
-    model, tokenizer = (_unsloth if engine == "unsloth" else _transformers)(name, _path(name))
+    path = _path(name)
+    if engine == "unsloth":
+        from unsloth import FastLanguageModel  # must come before transformers, trl and peft
+
+        model, tokenizer = FastLanguageModel.from_pretrained(path, load_in_4bit=False, load_in_16bit=True)
+    else:
+        model, tokenizer = _transformers(name, path)
+    from cat_lib.models import memory
+    from cat_lib.models.attention import register, unsuited
+    from cat_lib.models.local import LocalModel
+
+    if wrong := unsuited(model.config, engine == "transformers"):
+        raise ModelError(
+            f"model={name!r} ({model.config.get_text_config().model_type}) has {wrong}, or rollouts that share a "
+            "prompt would go wrong; take a Llama, Qwen 2.5 or 3, Mistral or Gemma 3 model"
+        )
+    if engine == "transformers":
+        model.set_attn_implementation(register())
     if tokenizer.chat_template is None:
-        raise ModelError(f"model={name!r} has no chat template: take its instruction-tuned variant, or {_ADVICE}")
+        raise ModelError(f"model={name!r} has no chat template: take its instruction-tuned variant, or {ADVICE}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
-    from cat_lib.models.local import LocalModel
-
     loaded = LocalModel(model, tokenizer, name, engine=engine, thinking=thinking)
-    try:
-        loaded.context  # noqa: B018  # it raises for a model of which nothing says what fits
-    except ValueError as error:
-        raise ModelError(f"{error}; {_ADVICE}") from None
-    return replace(loaded, batch_tokens=max(loaded.batch_tokens, _batch_tokens(model)))
+    loaded.context  # noqa: B018  # it raises for a model of which nothing says what fits
+    return replace(loaded, batch_tokens=max(loaded.batch_tokens, memory.batch_tokens(model)))
 
 
 @lru_cache(maxsize=1)
@@ -75,11 +89,9 @@ def reader(name: str) -> Model:
 
     from cat_lib.models.local import LocalModel
 
-    try:
-        config, tokenizer = (auto.from_pretrained(_path(name)) for auto in (AutoConfig, AutoTokenizer))
-    except Exception as error:  # the hub raises a dozen unrelated types
-        said = " ".join(str(error).split())[:200]
-        raise ModelError(f"model={name!r}: no tokenizer to be had ({type(error).__name__}: {said})") from None
+    path = _path(name)
+    with _reaching("tokenizer", name):
+        config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     return LocalModel(SimpleNamespace(config=config.get_text_config()), tokenizer, name)
 
 
@@ -90,22 +102,8 @@ def _path(name: str) -> str:
 
         return str(checkpoint())
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise ModelError(f'model={name!r} is no folder here and no hub id ("owner/name"); {_ADVICE}')
+        raise ModelError(f'model={name!r} is no folder here and no hub id ("owner/name"); {ADVICE}')
     return name
-
-
-def _batch_tokens(model: Any) -> int:
-    """Positions whose keys and values take 30 % of the GPU memory that the weights leave; 0 without a GPU."""
-    import torch
-
-    from cat_lib.models import memory
-
-    if model.device.type != "cuda":
-        return 0
-    config = model.config.get_text_config()
-    _, key = memory.widths(config)
-    position = memory.position_bytes(config.num_hidden_layers, key, model.dtype.itemsize)
-    return int(0.3 * torch.cuda.mem_get_info()[0] / position)
 
 
 def _transformers(name: str, path: str) -> tuple[Any, Any]:
@@ -113,41 +111,24 @@ def _transformers(name: str, path: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from cat_lib.models.attention import fits_window, register
-
     disable_progress_bar()
-    part = "tokenizer"
-    try:
+    with _reaching("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(path, clean_up_tokenization_spaces=False)
-        part = "weights"
+    with _reaching("weights", name):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=preferred_dtype())
-    except Exception as error:  # the hub raises a dozen unrelated types
-        here = Path(name).is_dir()
-        reached = "" if here else " (no model hub reached, no such model, or access not granted)"
-        said = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"can't load the {part} of {'the folder' if here else 'the hub id'} {name}{reached}: "
-            f"{type(error).__name__}: {said}; {_ADVICE}"
-        ) from error
-    attention, text = model.config._attn_implementation, model.config.get_text_config()
-    try:
-        fits_window(text, 1)
-        if attention != "sdpa" or getattr(text, "attn_logit_softcapping", None):
-            raise ValueError(f"attention of the kind {'capped' if attention == 'sdpa' else attention}: needed is sdpa")
-    except ValueError as error:
-        raise ModelError(
-            f"model={name!r} ({text.model_type}) has {error}, or rollouts that share a prompt would go wrong; take a "
-            "Llama, Qwen 2.5 or 3, Mistral or Gemma 3 model"
-        ) from None
-    model.set_attn_implementation(register())
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
-def _unsloth(_: str, path: str) -> tuple[Any, Any]:
-    from unsloth import FastLanguageModel  # must come before transformers, trl and peft
-
-    model, tokenizer = FastLanguageModel.from_pretrained(path, load_in_4bit=False, load_in_16bit=True)
-    return model, tokenizer
+@contextmanager
+def _reaching(part: str, name: str) -> Iterator[None]:
+    """One error for what goes wrong inside: folders and the hub raise a dozen unrelated types."""
+    try:
+        yield
+    except Exception as error:
+        missing = " (no model hub reached, no such model, or access not granted)"
+        place = f"folder {name}" if Path(name).is_dir() else f"hub id {name}{missing}"
+        said = " ".join(str(error).split())[:200]
+        raise ModelError(f"can't load the {part} of the {place}: {type(error).__name__}: {said}; {ADVICE}") from error
 
 
 def preferred_dtype() -> Any:

@@ -44,13 +44,20 @@ def register() -> str:
 
 
 def fits_window(config: Any, length: int) -> bool:
-    """Whether every layer of a model with this config lets the last of `length` positions see the first.
+    """Whether every layer of a model with this config lets the last of `length` positions see the first."""
+    return "sliding_attention" not in _kinds(config) or length <= int(config.get_text_config().sliding_window)
 
-    Raises ValueError for layers of a kind whose memory can't be shared between rollouts as keys and values are.
-    """
+
+def unsuited(config: Any, sdpa: bool) -> str:
+    """What keeps rollouts from sharing their prompt's keys and values, "" if nothing; `sdpa`: the attention has to."""
+    if other := sorted(_kinds(config) - {"full_attention", "sliding_attention"}):
+        return f"layers of the kind {', '.join(other)}: allowed are full and sliding-window attention"
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    kind = "capped" if capped else config._attn_implementation
+    return f"attention of the kind {kind}: needed is sdpa" if sdpa and kind != "sdpa" else ""
+
+
+def _kinds(config: Any) -> set[str]:
     text = config.get_text_config()
     mixed = getattr(text, "layers_block_type", None) or ()  # how recurrent models name their layers
-    kinds = set(get_layer_types_and_kwargs(text)[0]) | (set(mixed) - {"attention"})
-    if other := sorted(kinds - {"full_attention", "sliding_attention"}):
-        raise ValueError(f"layers of the kind {', '.join(other)}: allowed are full and sliding-window attention")
-    return "sliding_attention" not in kinds or length <= int(text.sliding_window)
+    return set(get_layer_types_and_kwargs(text)[0]) | (set(mixed) - {"attention"})

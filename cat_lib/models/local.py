@@ -1,10 +1,8 @@
 """The transformers engine: rollouts that share their prompt pay for it once.
 
-A group asks the same question G times and few-shot prompts open alike, so most prompt tokens of a batch are
-copies. `generate` runs the prefix common to all prompts once, each prompt's own rest once, and expands the
-key-value cache to the n samples. One uniform number is drawn per sample and position before decoding, so what is
-sampled does not depend on how the batch was split. `score` does the same for many short continuations of one long
-text, what a judge with a rubric asks for.
+`generate` runs the prefix common to all prompts once, each prompt's own rest once, and expands the key-value cache to
+the n samples. One uniform number is drawn per sample and position before decoding, so what is sampled does not depend
+on how the batch was split. `score` does the same for many short continuations of one long text, as a judge asks for.
 
 Left out: beam search, penalties, multi-token stop strings, speculative decoding. On GPUs vLLM does more.
 """
@@ -15,16 +13,16 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from statistics import fmean
 from typing import Any, Literal
 
 import torch
 
 from cat_lib.ledger import Ledger, clock
-from cat_lib.models import ModelError, passes
+from cat_lib.models import ADVICE, ModelError, passes
 from cat_lib.models.attention import fits_window
 from cat_lib.models.chat import render, spoken
-from cat_lib.models.tree import batches, common_prefix
 from cat_lib.schema import Completion, Keep, Prompt, Sampling
 
 
@@ -46,7 +44,6 @@ class LocalModel:
     ledger: Ledger = field(default_factory=Ledger)
     initial: Any = None
     policies: dict[str, Any] = field(default_factory=dict, repr=False)
-    _stops: dict[tuple[str, ...], frozenset[int]] = field(default_factory=dict, repr=False)
     scores = True
 
     @property
@@ -62,11 +59,11 @@ class LocalModel:
 
     @property
     def context(self) -> int:
-        """Positions the model was built for. Raises ValueError if its config does not say."""
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if positions is None:
-            raise ValueError(f"model={self.name!r}: its config has no max_position_embeddings: nothing says what fits")
-        return int(positions)
+        """Positions the model was built for. Raises ModelError if its config does not say."""
+        if positions := getattr(self.model.config.get_text_config(), "max_position_embeddings", None):
+            return int(positions)
+        known = "its config has no max_position_embeddings: nothing says what fits"
+        raise ModelError(f"model={self.name!r}: {known}; {ADVICE}")
 
     @property
     def identity(self) -> str:
@@ -87,10 +84,8 @@ class LocalModel:
     def adapter(self, name: str) -> LocalModel:
         """The policy that `add_lora` last made on these weights under this name. ModelError if there is none."""
         if name not in self.policies:
-            known = ", ".join(sorted(self.policies)) or "none yet"
-            raise ModelError(
-                f"adapter {name!r}: {self.name!r} has {known}; make it with add_lora(model, name={name!r})"
-            )
+            known, advice = ", ".join(sorted(self.policies)) or "none yet", f"add_lora(model, name={name!r})"
+            raise ModelError(f"adapter {name!r}: {self.name!r} has {known}; make it with {advice}")
         return replace(self, role=name, model=self.policies[name], initial=self.plain)
 
     def direct(self) -> LocalModel:
@@ -131,17 +126,9 @@ class LocalModel:
 
         Raises ValueError for a stop string that no single token holds.
         """
-        if stop not in self._stops:
-            own = self.model.generation_config.eos_token_id
-            ids = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
-            texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
-            for string in stop:
-                hits = {i for i, text in enumerate(texts) if string in text}
-                if not hits:
-                    raise ValueError(f"stop={string!r}: no single token holds it; use a shorter stop string")
-                ids |= hits
-            self._stops[stop] = frozenset(ids)
-        return self._stops[stop]
+        own = self.model.generation_config.eos_token_id
+        ends = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
+        return frozenset(ends).union(*(_holding(self.tokenizer, string) for string in stop))
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]:
         """n completions of each prompt, seeded: the same call gives the same completions.
@@ -162,12 +149,12 @@ class LocalModel:
         generator = torch.Generator().manual_seed(sampling.seed)
         uniform = torch.rand(len(ids), n, sampling.max_new_tokens, generator=generator)
         results: list[list[Completion]] = [[] for _ in ids]
-        computed = prefix = self._opening(ids, longest)
         with self.working():
-            shared = passes.opening(self.model, ids[0][:prefix])
-            for batch in batches(lengths, n, sampling.max_new_tokens, self.batch_tokens):
+            shared = passes.opening(self.model, ids, longest)
+            computed = prefix = shared.get_seq_length()
+            for batch in passes.batches(lengths, n, sampling.max_new_tokens, self.batch_tokens):
                 own = [ids[i][prefix:] for i in batch]
-                filled = passes.prefill(self.model, own, shared, prefix)
+                filled = passes.prefill(self.model, own, shared)
                 rows, steps = passes.decode(self.model, filled, uniform[batch], sampling, stop_ids)
                 computed += sum(map(len, own)) + steps
                 for row, (tokens, logp, entropy) in enumerate(rows):
@@ -221,15 +208,15 @@ class LocalModel:
             found = iter(logps)
             results = [[[next(found)[0] for _ in first] if words else [fmean(next(found))] for _ in t] for _, t in rows]
         else:
-            prefix = common_prefix([head for head, _ in rows]) if rows else 0
-            rows = [(head[prefix:], tails) for head, tails in rows]
-            lengths = [len(head) + sum(map(len, tails)) for head, tails in rows]
-            computed, results = prefix + sum(lengths), [[] for _ in rows]
             with self.working():
-                shared = passes.opening(self.model, heads[0][:prefix] if prefix else ())
+                shared = passes.opening(self.model, [head for head, _ in rows], longest)
+                prefix, results = shared.get_seq_length(), [[] for _ in rows]
+                rows = [(head[prefix:], tails) for head, tails in rows]
+                lengths = [len(head) + sum(map(len, tails)) for head, tails in rows]
+                computed = prefix + sum(lengths)
                 # small batches: over rows this long, padding costs more than batching gains
-                for batch in batches(lengths, 1, 0, self.batch_tokens // 16):
-                    numbers = passes.trees(self.model, [rows[i] for i in batch], shared, prefix, first)
+                for batch in passes.batches(lengths, 1, 0, self.batch_tokens // 16):
+                    numbers = passes.trees(self.model, [rows[i] for i in batch], shared, first)
                     for i, own in zip(batch, numbers, strict=True):
                         results[i] = own
         self.book(sum(len(h) + len(t) for h, t in pairs), len(pairs), computed, start, calls=len(pairs))
@@ -237,30 +224,22 @@ class LocalModel:
 
     def _following(self, heads: Sequence[list[int]], tails: Sequence[list[int]]) -> tuple[list[list[float]], int]:
         """`logprobs` of token ids, and how many tokens went through the weights."""
-        pairs = list(zip(heads, tails, strict=True))
-        results: list[list[float]] = [[] for _ in pairs]
-        lengths = [len(h) + len(t) for h, t in pairs]
-        if lengths and max(lengths) > self.context:
-            raise ValueError(f"prompt and text take {max(lengths)} tokens; the context has {self.context}")
-        prefix = self._opening(heads, max(lengths)) if heads else 0
+        rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
+        lengths, results = list(map(len, rows)), list[list[float]]([] for _ in rows)
+        longest = max(lengths, default=0)
+        if longest > self.context:
+            raise ValueError(f"prompt and text take {longest} tokens; the context has {self.context}")
         with self.working():
-            shared = passes.opening(self.model, heads[0][:prefix] if prefix else ())
-            for batch in batches(lengths, 1, 0, self.batch_tokens // 4):
-                rows = [[*pairs[i][0], *pairs[i][1]][prefix:] for i in batch]
-                keep = max(len(pairs[i][1]) for i in batch) + 1
-                logp = passes.prefill(self.model, rows, shared, prefix, keep)[0].float().log_softmax(-1)
-                for row, i in enumerate(batch):
-                    tail = torch.tensor(pairs[i][1], dtype=torch.long, device=logp.device)
-                    picked = logp[row, keep - 1 - len(tail) : keep - 1].gather(-1, tail[:, None])
-                    results[i] = picked[:, 0].tolist()
-        return results, prefix + sum(lengths) - prefix * len(lengths)
-
-    def _opening(self, ids: Sequence[Sequence[int]], longest: int) -> int:
-        """Tokens that all prompts open with and that are computed once.
-
-        0 where `longest` positions pass a sliding window: it counts the padding between opening and rest.
-        """
-        return common_prefix(ids) if fits_window(self.model.config, longest) else 0
+            shared = passes.opening(self.model, heads, longest)
+            prefix = shared.get_seq_length()
+            for batch in passes.batches(lengths, 1, 0, self.batch_tokens // 4):
+                keep = max(len(tails[i]) for i in batch) + 1
+                own = [rows[i][prefix:] for i in batch]
+                logp = passes.prefill(self.model, own, shared, keep)[0].float().log_softmax(-1)
+                for row, i in zip(logp, batch, strict=True):
+                    tail = torch.tensor(tails[i], dtype=torch.long, device=logp.device)
+                    results[i] = row[-len(tail) - 1 : -1].gather(-1, tail[:, None])[:, 0].tolist()
+        return results, prefix + sum(lengths) - prefix * len(rows)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -276,8 +255,8 @@ class LocalModel:
     def book(self, prompt_tokens: int, completion_tokens: int, computed: int, start: float, calls: int = 1) -> None:
         """Add to the ledger under this model's role; `computed` tokens went through the weights."""
         tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        flops, seconds = 2.0 * self.parameters * computed, clock() - start
-        self.ledger.add(self.role, calls=calls, flops=flops, seconds=seconds, **tokens)
+        flops = 2.0 * self.parameters * computed
+        self.ledger.add(self.role, calls=calls, flops=flops, seconds=clock() - start, **tokens)
 
     def read(self, prompt: Prompt, text: str, ids: Sequence[int], stop: tuple[str, ...]) -> Completion:
         """A completion of these token ids: `text` less what was thought, cut before the first stop string."""
@@ -285,3 +264,12 @@ class LocalModel:
         cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
         finish: Literal["stop", "length"] = "stop" if ids and ids[-1] in self.stop_ids(stop) else "length"
         return Completion(text[: min(cuts)] if cuts else text, tuple(ids), finish)
+
+
+@lru_cache(maxsize=32)
+def _holding(tokenizer: Any, string: str) -> frozenset[int]:
+    """The tokens that contain a stop string. Raises ValueError if no single one does."""
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    if hits := frozenset(i for i, text in enumerate(texts) if string in text):
+        return hits
+    raise ValueError(f"stop={string!r}: no single token holds it; use a shorter stop string")

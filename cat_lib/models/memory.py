@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import psutil
+import yaml
 
 from cat_lib.models import ModelError, preferred_dtype
 
@@ -27,18 +28,11 @@ GB = 2**30
 LIBRARIES = {"cpu": 1.5, "cuda": 0.5}  # GB: what a notebook imports (measured); CUDA context and workspaces
 _KEPT = {("cpu", 2): 5.5, ("cpu", 4): 6.0, ("cuda", 2): 4.25, ("cuda", 4): 6.0}  # bytes a width, by bytes a weight
 _LOGIT = {"cpu": 15, "cuda": 12}  # bytes in an update: 15 measured on CPUs; TRL's GPU kernel keeps fewer copies
-_POSITIONS, _ROWS, _SHARED = 16_384, 256, 4096  # LocalModel.batch_tokens, tree.MAX_ROWS, shared_prompt.LONGEST_ROW
+_POSITIONS, _ROWS, _SHARED = 16_384, 256, 4096  # LocalModel.batch_tokens, passes.MAX_ROWS, shared_prompt.LONGEST_ROW
 
 # `query` and `key` are a model's heads times the width of one
 Shape = namedtuple("Shape", "parameters layers hidden query key inner vocabulary")
-# A hub id is taken for the nearest in size of SmolLM2-135M ("embedded"), Qwen3 of 0.6, 1.7, 4, 8, 14 and 32 billion,
-# and Llama 3.3 70B.
-KNOWN = (
-    Shape(134.5e6, 30, 576, 576, 192, 1536, 49_152), Shape(0.6e9, 28, 1024, 2048, 1024, 3072, 151_936),
-    Shape(1.7e9, 28, 2048, 2048, 1024, 6144, 151_936), Shape(4.0e9, 36, 2560, 4096, 1024, 9728, 151_936),
-    Shape(8.2e9, 36, 4096, 4096, 1024, 12_288, 151_936), Shape(14.8e9, 40, 5120, 5120, 1024, 17_408, 151_936),
-    Shape(32.8e9, 64, 5120, 8192, 1024, 25_600, 151_936), Shape(70.6e9, 80, 8192, 8192, 1024, 28_672, 128_256),
-)  # fmt: skip
+KNOWN = [Shape(*row) for row in yaml.safe_load((Path(__file__).parent / "shapes.yaml").read_text())]
 
 
 @dataclass(frozen=True)
@@ -88,9 +82,15 @@ def widths(config: Any) -> tuple[int, int]:
     return head * heads, head * (getattr(config, "num_key_value_heads", None) or heads)
 
 
-def position_bytes(layers: int, key: int, size: int) -> int:
-    """Bytes of the keys and values of one position, at `size` bytes a number."""
-    return 2 * layers * key * size
+def batch_tokens(model: Any) -> int:
+    """Positions whose keys and values take 30 % of the GPU memory that the weights leave; 0 without a GPU."""
+    import torch
+
+    if model.device.type != "cuda":
+        return 0
+    text = model.config.get_text_config()
+    position = 2 * text.num_hidden_layers * widths(text)[1] * model.dtype.itemsize
+    return int(0.3 * torch.cuda.mem_get_info()[0] / position)
 
 
 def shape_of(name: str) -> Shape | None:
@@ -137,7 +137,7 @@ def estimate(name: str, work: Work) -> Memory | None:
         positions, adapter = min(positions, rows * length), 0.0
         activations = size * width * positions / work.group_size  # one layer, over the prompts of a batch
         logits = 24 * of.vocabulary * min(rows, _ROWS)  # six float32 arrays while a token is drawn
-    cache = position_bytes(of.layers, of.key, size) * positions
+    cache = 2 * of.layers * of.key * size * positions  # keys and values
     held = size * of.parameters, adapter, cache, activations, logits, LIBRARIES[device] * GB
     return Memory(*(part / GB for part in held))
 
@@ -149,9 +149,8 @@ def require_memory(name: str, work: Work) -> Memory | None:
         print(f"model={name!r}: no size in a folder's config or in the name; memory not checked", flush=True)
     if need is None or need.total <= there:
         return need
-    divisors = (n for n in range(work.prompts - 1, 0, -1) if work.prompts % n == 0)  # which divide the step as well
-    fewer = ((n, estimate(name, replace(work, prompts=n))) for n in divisors)
-    fits = next((n for n, less in fewer if less and less.total <= there), None)
+    fewer = [n for n in range(work.prompts - 1, 0, -1) if work.prompts % n == 0]  # which divide the step as well
+    fits = next((n for n in fewer if (less := estimate(name, replace(work, prompts=n))) and less.total <= there), None)
     batch = "prompts_per_micro_batch" if work.train else "prompts per call"
     parts = ", ".join(f"{part.replace('_', ' ')} {gb:.1f}" for part, gb in need._asdict().items())
     raise ModelError(

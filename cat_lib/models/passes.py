@@ -1,40 +1,102 @@
 """Passes through a causal model's weights: over prompts that share an opening, over trees, and token by token.
 
-`model` is the transformers model itself; who calls holds it in inference mode (`LocalModel.working`).
+What many texts open with is there once. `model` is the transformers model itself; who calls holds it in inference mode
+(`LocalModel.working`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from cat_lib.models.tree import Row
+from cat_lib.models.attention import fits_window
 from cat_lib.schema import Sampling
 
+MAX_ROWS = 256  # bounds the logits of one decoding step to rows x vocabulary
 _CHUNK = 256  # tokens
 Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def opening(model: Any, tokens: Sequence[int]) -> DynamicCache | None:
-    """Keys and values of what all rows of a call open with; None where that is nothing."""
-    return _forward(model, torch.tensor([tokens]), None, None)[1] if tokens else None
+class Row:
+    """A tree of texts as one row of tokens. Each sees its ancestors and itself, as if its branch stood alone.
+
+    `start` is the position of the first token: how many stand before the row, in a cache that all of it sees.
+    """
+
+    def __init__(self, start: int = 0) -> None:
+        self.start = start
+        self.tokens, self.positions = list[int](), list[int]()
+        self._nodes: list[tuple[int, int, int]] = []  # where a node begins and ends, and its parent's last token
+
+    def add(self, tokens: Sequence[int], parent: int = -1) -> list[int]:
+        """Append a node behind the token at `parent`, -1 for a root.
+
+        Returns which token predicts each of the node's own, and last the one that predicts what follows them.
+        """
+        first = len(self.tokens)
+        position = self.positions[parent] + 1 if parent >= 0 else self.start
+        self.tokens += tokens
+        self.positions += range(position, position + len(tokens))
+        self._nodes.append((first, len(self.tokens), parent))
+        return [parent, *range(first, len(self.tokens))]
+
+    def mask(self) -> torch.Tensor:
+        """(L, L), True where the row's token may look: earlier, and on the way from its root to it."""
+        seen = torch.zeros(len(self.tokens), len(self.tokens), dtype=torch.bool)
+        for first, end, parent in self._nodes:
+            if parent >= 0:
+                seen[first:end] = seen[parent]
+            seen[first:end, first:end] = torch.ones(end - first, end - first, dtype=torch.bool).tril()
+        return seen
+
+
+def common_prefix(ids: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts open with; each keeps at least one of its own, whose logits start the completion."""
+    same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*ids, strict=False))
+    return min(sum(1 for _ in same), min(map(len, ids), default=1) - 1)
+
+
+def batches(lengths: list[int], n: int, new_tokens: int, budget: int) -> Iterator[list[int]]:
+    """Indices in batches whose n samples stay under the budget of positions, prompts of like length together."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        rows = (len(batch) + 1) * n
+        if batch and (rows * (lengths[i] + new_tokens) > budget or rows > MAX_ROWS):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def opening(model: Any, rows: Sequence[Sequence[int]], longest: int) -> DynamicCache:
+    """Keys and values of what all rows open with, computed once; empty where that is nothing.
+
+    Nothing is shared where `longest` positions pass a sliding window: it counts the padding between opening and rest.
+    """
+    same = rows[0][: common_prefix(rows)] if rows and fits_window(model.config, longest) else ()
+    return prefill(model, [same], DynamicCache())[1] if same else DynamicCache()
 
 
 def prefill(
-    model: Any, rows: Sequence[Sequence[int]], shared: DynamicCache | None, prefix: int, keep: int = 1
+    model: Any, rows: Sequence[Sequence[int]], shared: DynamicCache, keep: int = 1
 ) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
-    """Each row's own tokens, left-padded, behind the `prefix` shared ones.
+    """Each row's own tokens, left-padded, behind the shared ones.
 
-    Returns the logits of the last `keep` positions, the cache, and the mask (rows, prefix + tokens) over it.
+    Returns the logits of the last `keep` positions, the cache, and the mask (rows, shared + own tokens) over it.
     """
-    width = max(map(len, rows))
+    width, prefix = max(map(len, rows)), shared.get_seq_length()
     ids = torch.tensor([[*[0] * (width - len(row)), *row] for row in rows])
     mask = torch.tensor([[1] * prefix + [0] * (width - len(row)) + [1] * len(row) for row in rows])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, prefix:]
     cache = _behind(shared, len(rows), DynamicCache(config=model.config))
-    return *_forward(model, ids, mask, cache, keep), mask
+    # an index copies the rows; a slice of a frozen model's states makes matmul copy the vocabulary per row
+    return _forward(model, cache, ids, mask, positions, torch.arange(width - keep, width)), cache, mask
 
 
 def decode(
@@ -69,8 +131,9 @@ def decode(
             cache.batch_select_indices(kept.to(model.device))
             active, tokens, mask = active[kept], tokens[kept], mask[kept]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits, cache = _forward(model, tokens[:, None], mask, cache)
-        logits, computed = logits[:, -1], computed + len(tokens)
+        positions = mask.sum(-1, keepdim=True) - 1
+        logits = _forward(model, cache, tokens[:, None], mask, positions, torch.tensor([0]))[:, -1]
+        computed += len(tokens)
     return rows, computed
 
 
@@ -100,81 +163,65 @@ def draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> Dra
 
 
 def trees(
-    model: Any,
-    rows: Sequence[tuple[list[int], list[list[int]]]],
-    shared: DynamicCache | None,
-    prefix: int,
-    words: list[int],
+    model: Any, rows: Sequence[tuple[list[int], list[list[int]]]], shared: DynamicCache, words: list[int]
 ) -> list[list[list[float]]]:
-    """Numbers for (head, tails) rows behind the `prefix` shared tokens, in one pass, each row a tree of one level.
+    """Numbers for (head, tails) rows behind the shared tokens, in one pass, each row a tree of one level.
 
     For each row and tail: the log-probabilities of `words` right after it, or without words one number, the mean
     log-probability of the tail's own tokens. So a response of 500 tokens and its ten criteria cost about one pass
     over it. The mask knows no sliding window.
     """
+    prefix, asked = shared.get_seq_length(), slice(-1, None) if words else slice(-1)
     laid, sources = list[Row](), list[list[list[int]]]()  # of each row and tail: what predicts the numbers wanted
     for head, tails in rows:
-        row, own = Row(prefix), list[list[int]]()
-        row.add(head)
-        for tail in tails:
-            predictors = row.add(tail, len(head) - 1)
-            own.append([len(row.tokens) - 1] if words else predictors)
-        laid.append(row)
-        sources.append(own)
-    width = max(len(row.tokens) for row in laid)
-    ids = torch.tensor([row.tokens + [0] * (width - len(row.tokens)) for row in laid])
-    positions = torch.tensor([row.positions + [0] * (width - len(row.tokens)) for row in laid])
+        laid.append(row := Row(prefix))
+        end = row.add(head)[-1]
+        sources.append([row.add(tail, end)[asked] for tail in tails])
+    ids, positions = (
+        pad_sequence([torch.tensor(own) for own in part], batch_first=True)
+        for part in ([row.tokens for row in laid], [row.positions for row in laid])
+    )
+    width = ids.shape[1]
     mask = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: no row may be empty
-    for r, row in enumerate(laid):
-        mask[r, : len(row.tokens), : len(row.tokens)] = row.mask()
-    mask = torch.cat([torch.ones(len(rows), width, prefix, dtype=torch.bool), mask], dim=2)
+    for own, row in zip(mask, laid, strict=True):
+        own[: len(row.tokens), : len(row.tokens)] = row.mask()
+    mask = torch.cat([mask.new_ones(len(rows), width, prefix), mask], dim=2)[:, None]
     # without a config no layer of the cache forgets: all of a row's tokens stay, and the mask decides
-    cache, device, parts = _behind(shared, len(rows), DynamicCache()), model.device, []
+    cache, parts = _behind(shared, len(rows), DynamicCache()), []
     wanted = sorted({p for own in sources for source in own for p in source})
     for start in range(0, width, _CHUNK):  # in chunks, attention skips the keys that come later
-        stop = min(start + _CHUNK, width)
-        here = [at - start for at in wanted if start <= at < stop]
-        out = model(
-            input_ids=ids[:, start:stop].to(device),
-            attention_mask=mask[:, None, start:stop, : prefix + stop].to(device),
-            position_ids=positions[:, start:stop].to(device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=torch.tensor(here or [0], device=device),
-        )
-        parts += [out.logits] if here else []
+        here, stop = slice(start, start + _CHUNK), min(start + _CHUNK, width)
+        keep = [at - start for at in wanted if start <= at < stop]
+        seen = mask[:, :, here, : prefix + stop]
+        logits = _forward(model, cache, ids[:, here], seen, positions[:, here], torch.tensor(keep or [0]))
+        parts += [logits] if keep else []
     logits, place = torch.cat(parts, dim=1), {at: i for i, at in enumerate(wanted)}
-    results: list[list[list[float]]] = []
-    for r, (_, tails) in enumerate(rows):
-        scores = []
-        for source, tail in zip(sources[r], tails, strict=True):
-            logp = logits[r, [place[p] for p in source]].float().log_softmax(-1)  # (positions, V)
-            target = torch.tensor(tail, device=device)[:, None]
-            scores.append(logp[0, words].tolist() if words else [float(logp.gather(-1, target).mean())])
-        results.append(scores)
-    return results
+
+    def numbers(row: int, source: list[int], tail: list[int]) -> list[float]:
+        logp = logits[row, [place[p] for p in source]].float().log_softmax(-1)  # (positions, V)
+        own = torch.tensor(tail, device=logp.device)[:, None]
+        return logp[0, words].tolist() if words else [float(logp.gather(-1, own).mean())]
+
+    return [
+        [numbers(r, source, tail) for source, tail in zip(sources[r], tails, strict=True)]
+        for r, (_, tails) in enumerate(rows)
+    ]
 
 
-def _behind(shared: DynamicCache | None, rows: int, cache: DynamicCache) -> DynamicCache:
+def _behind(shared: DynamicCache, rows: int, cache: DynamicCache) -> DynamicCache:
     """The cache of `rows` rows that begin with a copy of what is shared."""
-    for layer, source in enumerate(shared.layers if shared else ()):
+    for layer, source in enumerate(shared.layers):
         cache.update(*(t.expand(rows, -1, -1, -1) for t in (source.keys, source.values)), layer)
     return cache
 
 
-def _forward(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor | None, cache: DynamicCache | None, keep: int = 1
-) -> tuple[torch.Tensor, DynamicCache]:
-    """One pass. ids (B, S), mask (B, P + S) over cache and input; logits of the last `keep` positions."""
-    cache = DynamicCache(config=model.config) if cache is None else cache
-    positions = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    out = model(
-        input_ids=ids.to(model.device),
-        attention_mask=None if mask is None else mask.to(model.device),
-        position_ids=None if positions is None else positions.to(model.device),
-        past_key_values=cache,
-        use_cache=True,  # a trained model's config has it off, and decoding would recompute everything
-        # an index copies the rows; a slice of a frozen model's states makes matmul copy the vocabulary per row
-        logits_to_keep=torch.arange(ids.shape[1] - keep, ids.shape[1], device=model.device),
-    )
-    return out.logits, cache
+def _forward(model: Any, cache: DynamicCache, *inputs: torch.Tensor) -> torch.Tensor:
+    """Logits of one pass, which extends the cache.
+
+    `inputs` are ids (B, S), the mask over cache and input, positions (B, S), and which of the S tokens get logits.
+    """
+    ids, mask, positions, keep = (part.to(model.device) for part in inputs)
+    options = {"past_key_values": cache, "use_cache": True}  # a trained model's config has it off
+    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, **options)
+    logits: torch.Tensor = out.logits
+    return logits

@@ -6,13 +6,14 @@ A body is JSON of any shape: servers of this API differ, and no shape may raise 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import ssl
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from cat_lib.prompts import one_line, without_thinking
 from cat_lib.schema import AnswerError, Completion
@@ -30,58 +31,62 @@ class EndpointError(AnswerError):
     """A request that got no usable answer.
 
     `cause` is one of: unreachable, key, environment, refused, content filter, busy, deadline, broken. `wait` are the
-    seconds that the server asked for, `said` its own words.
+    seconds that the server asked for, `said` its own words. The key is masked in its message.
     """
 
     def __init__(self, cause: str, message: str, wait: float = 0.0, said: str = "") -> None:
-        super().__init__(message)
+        super().__init__(masked(message))
         self.cause, self.wait, self.said = cause, wait, said
 
 
 def key() -> str:
     """The key, or "none" for servers that want none. Raises EndpointError for what no header can hold."""
     found = os.environ.get(KEY, "").strip()
-    for place, character in enumerate(found, 1):
-        if not "!" <= character <= "~":
-            wrong = f"character {place} of {len(found)} is U+{ord(character):04X}"
-            said = f"{KEY} is no key: {wrong}; set it again without quotes, spaces or line breaks"
-            raise EndpointError("key", said)
+    if odd := re.search("[^!-~]", found):
+        wrong = f"character {odd.end()} of {len(found)} is U+{ord(odd[0]):04X}"
+        raise EndpointError("key", f"{KEY} is no key: {wrong}; set it again without quotes, spaces or line breaks")
     return found or "none"
+
+
+def masked(text: str) -> str:
+    """The text without the key, nor a piece of it from its start."""
+    secret = os.environ.get(KEY, "").strip()
+    rest = r"[^\s\"'\\]*" if len(secret) >= 8 else ""
+    return re.sub(re.escape(secret[:8]) + rest, "***", text) if secret else text
+
+
+def parsed(text: str) -> object:
+    """The JSON in a body, or the text where it holds none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def completion(body: object, most: int) -> Completion:
     """The answer in a body, without its thinking; `most` tokens were allowed. Raises EndpointError if there is none."""
     message, finish = at(body, "choices", 0, "message"), at(body, "choices", 0, "finish_reason")
-    word, refusal = finish.lower() if isinstance(finish, str) else "", at(message, "refusal")
-    if word in _FILTERED or (isinstance(refusal, str) and refusal):
-        why = one_line(refusal)[:_SAID] if isinstance(refusal, str) else ""
-        raise EndpointError("content filter", f"the server's filter gave no answer ({why or word})")
+    word, refusal = (said if isinstance(said, str) else "" for said in (finish, at(message, "refusal")))
+    word = word.lower()
+    if word in _FILTERED or refusal:
+        why = one_line(refusal)[:_SAID] or word
+        raise EndpointError("content filter", f"the server's filter gave no answer ({why})")
     spent = tokens(body)[1]
     # servers that don't say how an answer ended still count its tokens
     cut = word in _CUT or (word in ("", "unknown") and spent is not None and spent >= most)
-    text = _text(at(message, "content"))
-    if text is None and not cut:
-        raise EndpointError("broken", f"an answer without text ({sentence(at(body, 'error'), '') or finish})")
-    return Completion(without_thinking(text or ""), (), "length" if cut else "stop")
-
-
-def _text(content: object) -> str | None:
-    """The text of a message: a string, or a list of parts, of which those of thinking are left out."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        return None
-    parts = [p if isinstance(p, str) else at(p, "text") for p in content if at(p, "type") not in _THINKING]
-    whole = [p for p in parts if isinstance(p, str)]
-    return "".join(whole) if whole and len(whole) == len(parts) else None
+    content = at(message, "content")
+    parts = content if isinstance(content, list) else [content] if isinstance(content, str) else []
+    texts = [p if isinstance(p, str) else at(p, "text") for p in parts if at(p, "type") not in _THINKING]
+    readable = bool(texts) and all(isinstance(text, str) for text in texts)
+    if not readable and not cut:
+        raise EndpointError("broken", f"an answer without text ({sentence(at(body, 'error')) or finish})")
+    return Completion(without_thinking("".join(texts) if readable else ""), (), "length" if cut else "stop")
 
 
 def tokens(body: object) -> tuple[int | None, int | None]:
     """Prompt and completion tokens that a body counts; None for what it does not say."""
-    prompt, answer, total = (
-        n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None
-        for n in (at(body, "usage", f"{name}_tokens") for name in ("prompt", "completion", "total"))
-    )
+    counts = (at(body, "usage", f"{name}_tokens") for name in ("prompt", "completion", "total"))
+    prompt, answer, total = (n if type(n) is int and n >= 0 else None for n in counts)
     if total is not None and prompt is None and answer is not None:
         prompt = max(0, total - answer)
     elif total is not None and answer is None and prompt is not None:
@@ -89,9 +94,9 @@ def tokens(body: object) -> tuple[int | None, int | None]:
     return prompt, answer
 
 
-def refused(status: int, body: object, headers: Mapping[str, str], secret: str) -> EndpointError:
+def refused(status: int, body: object, headers: Mapping[str, str]) -> EndpointError:
     """The cause of an HTTP status that is no answer, with the server's own words."""
-    said = sentence(body, secret)
+    said = sentence(body)
     words = f" ({status}): {said}" if said else f" ({status})"
     code, field = (at(body, "error", name) or at(body, name) or "" for name in ("code", "param"))
     raw = f"{code} {said}"
@@ -132,39 +137,26 @@ def unwanted(said: str, sent: Collection[str]) -> str | None:
     return next((f for f in optional if re.search(rf"(?<!\w){f}(?!\w)", said)), None)
 
 
-def sentence(body: object, secret: str) -> str:
+def sentence(body: object) -> str:
     """A server's own words: one line, bounded, the key masked."""
-    places: tuple[tuple[str, ...], ...] = (("error", "message"), ("message",), ("detail",), ("error",))
-    found = [words for words in (at(body, *place) for place in places) if isinstance(words, str) and words]
-    words = found[0] if found else body if isinstance(body, str) else json.dumps(body) if body else ""
-    return one_line(masked(words, secret))[:_SAID]
+    places = (at(body, "error", "message"), at(body, "message"), at(body, "detail"), at(body, "error"), body)
+    words = next((words for words in places if words and isinstance(words, str)), json.dumps(body) if body else "")
+    return one_line(masked(words))[:_SAID]
 
 
-def masked(text: str, secret: str) -> str:
-    """The text without the key, nor a piece of it from its start."""
-    if secret in ("", "none"):
-        return text
-    return re.sub(re.escape(secret[:8]) + (r"[^\s\"'\\]*" if len(secret) >= 8 else ""), "***", text)
-
-
-def at(value: object, *path: str | int) -> object:
+def at(value: Any, *path: str | int) -> Any:
     """What lies at a path in a JSON value, None where it leads nowhere."""
-    for step in path:
-        if isinstance(step, str):
-            value = value.get(step) if isinstance(value, dict) else None
-        else:
-            value = value[step] if isinstance(value, list) and step < len(value) else None
-    return value
+    with suppress(TypeError, KeyError, IndexError):
+        for step in path:
+            value = value[step]
+        return value
+    return None
 
 
 def _pause(headers: Mapping[str, str]) -> float:
     """Seconds that a server asks to wait: a number, or the date of RFC 9110."""
     asked = headers.get("retry-after", "")
-    try:
-        seconds = float(asked)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(asked).timestamp() - time.time()
-        except (TypeError, ValueError, OverflowError):
-            return 0.0
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+    with suppress(TypeError, ValueError, OverflowError):
+        number = re.fullmatch(r"[\d.]{1,9}", asked)
+        return max(0.0, float(asked) if number else parsedate_to_datetime(asked).timestamp() - time.time())
+    return 0.0

@@ -71,5 +71,5 @@ def test_prompts_are_measured_against_a_models_context(tmp_path, embedded):
     assert f"prompts of {n} to {len(embedded.encode(long))} tokens, median {n}; embedded has {embedded.context}" in out
     assert "1 of 6 do not fit" in out
     code, out = check(tmp_path, *map(row, range(5)), more=("--model", "./nowhere"))
-    assert (code, "no tokenizer to be had" in out) == (2, True)
+    assert (code, "is no folder here and no hub id" in out) == (2, True)
     assert len(out.splitlines()) == 2

@@ -10,7 +10,7 @@ import pytest
 from cat_lib import doctor
 from cat_lib.learning import shared_prompt as trainer
 from cat_lib.learning.settings import GRPOSettings
-from cat_lib.models import ModelError, local, memory, tree
+from cat_lib.models import ModelError, local, memory, passes
 from cat_lib.models.memory import Work, estimate, require_memory, shape_of
 from cat_lib.runs.parameters import presets
 
@@ -144,7 +144,7 @@ def test_a_prompt_counts_once_where_the_trainer_shares_it(machine):
 
 def test_the_numbers_taken_from_other_modules_are_theirs():
     assert local.LocalModel.batch_tokens == memory._POSITIONS
-    assert (tree.MAX_ROWS, trainer.LONGEST_ROW) == (memory._ROWS, memory._SHARED)
+    assert (passes.MAX_ROWS, trainer.LONGEST_ROW) == (memory._ROWS, memory._SHARED)
 
 
 def test_the_real_machine_answers():

@@ -14,7 +14,7 @@ from cat_lib.method.estimators.synthesis import synthesis, synthesis_prompt
 from cat_lib.method.estimators.voting import agreement, majority
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.method.signals import CollapseWatch, answer_dependence, gold_signals, reward_accuracy, signals
-from cat_lib.models.fitting import fit
+from cat_lib.models.chat import fit
 from cat_lib.prompts import ask, fence, fill, one_line
 from cat_lib.schema import Completion, Group, Reference
 from cat_lib.tasks import group_of

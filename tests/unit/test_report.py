@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from cat_lib import shown
 from cat_lib.measuring import plots, report
-from cat_lib.runs import mirror, places, tracking
+from cat_lib.runs import mirror, tracking
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(1)><style>@import 'http://evil.example'</style>"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
 from cat_lib.method.estimators.voting import pick
-from cat_lib.models.fitting import fitted
+from cat_lib.models.chat import fitted
 from cat_lib.schema import Estimator, Group, Model, Prompt, Reference
 
 _ROW = 4096  # tokens of rollouts scored behind one copy of their prompt: attention and logits grow with the row

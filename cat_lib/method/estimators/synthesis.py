@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cat_lib.method.estimators.voting import first
-from cat_lib.models.fitting import fitted
+from cat_lib.models.chat import fitted
 from cat_lib.schema import Completion, Estimator, Group, Lost, Model, Prompt, Reference, Sampling, Task
 from cat_lib.tasks.answers import boxes
 
