@@ -3,8 +3,9 @@
 papermill only warns of an unknown name, so a misspelt parameter would run the default. Here the tagged cell is the
 declaration: the annotation (or the default's type) is the type, and the comment above a name may hold
 `one of: a, b, c` (to the end of its line, and on where that is a comma), the same with `each of:` for a list whose
-items are of these, or `at least N`. Values are literals: nothing is executed to read them. What is None takes the
-value that notebooks/presets.yaml has for it under the notebook's name and `preset`.
+items are of these, or `at least N`; `the rows of NAME` stands for the keys of the dict of that name in a cell below,
+so that a method is named once. Values are literals: nothing is executed to read them. What is None takes the value
+that notebooks/presets.yaml has for it under the notebook's name and `preset`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import difflib
 import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from cat_lib.runs import places
 
 _TYPES = ("int", "float", "str", "bool", "list", "dict")  # and None beside them
 _CHOICES = re.compile(r"(one|each) of: ((?:.*,\n)*.+)")
+_ROWS = re.compile(r"the rows of (\w+)")
 _AT_LEAST = re.compile(r"at least (-?[0-9.]*[0-9])")
 
 
@@ -150,7 +153,7 @@ def declared(notebook: Path) -> dict[str, Parameter]:
         raise ParameterError(f"{notebook} is in {', '.join(map(str, other))}; allowed is Python, which cat_lib is in")
     if len(tagged) != 1:
         raise ParameterError(f"{notebook} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
-    return _read(tagged[0], notebook)
+    return _read(tagged[0], notebook, ["".join(cell["source"]) for cell in code])
 
 
 def resolve(notebook: Path, given: Mapping[str, Any], typed: bool = True) -> dict[str, Any]:
@@ -176,7 +179,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _read(source: str, notebook: Path) -> dict[str, Parameter]:
+def _rows(name: str, cells: Sequence[str], notebook: Path) -> str:
+    """The keys of the dict `name = {...}` of a notebook's cells."""
+    for cell in cells:
+        with suppress(SyntaxError):  # a line that only IPython reads
+            for node in ast.parse(cell).body:
+                match node:
+                    case ast.Assign([ast.Name(id)], ast.Dict([_, *_] as keys)) if id == name:
+                        return ", ".join(key.value for key in keys if isinstance(key, ast.Constant))
+    raise ParameterError(f"{notebook}: a parameter takes the rows of {name}, and no cell has the dict {name} = {{...}}")
+
+
+def _read(source: str, notebook: Path, cells: Sequence[str]) -> dict[str, Parameter]:
     lines, found = source.splitlines(), dict[str, Parameter]()
     try:
         nodes = ast.parse(source).body
@@ -209,5 +223,6 @@ def _read(source: str, notebook: Path) -> dict[str, Parameter]:
         while start and lines[start - 1].lstrip().startswith("#"):
             start -= 1
         comment = "\n".join(line.lstrip("# ") for line in lines[start:end])
+        comment = _ROWS.sub(lambda rows: _rows(rows[1], cells, notebook), comment)
         found[name] = Parameter(name, default, types, comment)
     return found

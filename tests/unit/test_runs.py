@@ -157,13 +157,20 @@ def test_what_a_kernel_holds_is_checked_as_what_a_run_is_given():
         of("03_cat_rl_rubrics", given | {"task": list(range(1000))})  # named by a cell below
 
 
-def test_the_notebook_on_rubrics_has_each_arm_that_its_parameter_takes():
-    path = ROOT / "notebooks" / "03_cat_rl_rubrics.ipynb"
-    source = next(c.source for c in nbformat.read(path, as_version=4).cells if "sources = {" in c.source)
-    (arms,) = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Dict))
-    names = [ast.literal_eval(key) for key in arms.keys]
-    assert declared(path)["arms"].check(names) == names
-    assert declared(path)["arms"].help == f"each of: {', '.join(names)}"
+def test_a_method_is_a_row_of_a_dict_and_named_nowhere_else(tmp_path):
+    row = '    "gold": voting.gold('
+    text = (ROOT / "notebooks" / "06_training_signals.ipynb").read_text()
+    assert text.count(json.dumps(row)[1:-1]) == 1
+    path = tmp_path / "06_training_signals.ipynb"
+    path.write_text(text.replace(json.dumps(row)[1:-1], json.dumps('    "mine": mine,\n' + row)[1:-1]))
+    assert declared(path)["estimators"].check(["mine", "gold"]) == ["mine", "gold"]
+    with pytest.raises(ParameterError, match=r"\['their'\]: allowed is at least one, each once, of single, .*mine"):
+        declared(path)["estimators"].check(["their"])
+    none = notebook(
+        tmp_path, "# one of: the rows of teachers\nteacher: str = 'a'", "%cd .\nteachers = {}", "teachers = []"
+    )
+    with pytest.raises(ParameterError, match="takes the rows of teachers, and no cell has the dict teachers = "):
+        declared(none)
 
 
 @pytest.mark.parametrize("name", presets())
