@@ -13,8 +13,6 @@ from cat_lib.models.attention import register
 from cat_lib.models.embedded import checkpoint
 from cat_lib.models.local import LocalModel
 
-STOPS: dict[tuple[str, ...], frozenset[int]] = {}  # found once for all: the vocabulary is the same
-
 
 @cache
 def _tokenizer() -> Any:
@@ -33,4 +31,4 @@ def tiny_policy() -> LocalModel:
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return add_lora(LocalModel(model, tokenizer, "tiny", _stops=STOPS), 4, 0)
+    return add_lora(LocalModel(model, tokenizer, "tiny"), 4, 0)

@@ -59,10 +59,10 @@ class Parameter:
             raise ParameterError(f"{self.name}={value!r:.80} is {kind}; allowed is {' or '.join(self.types)}") from None
         try:
             json.dumps(taken, allow_nan=False, default=str, skipkeys=True)
-        except ValueError:
-            raise ParameterError(
-                f"{self.name}={value!r}: allowed is a finite number; nan and infinity are none"
-            ) from None
+        except ValueError as error:
+            finite = "is a finite number; nan and infinity are none"
+            allowed = "are plain values, and no list in itself" if "Circular" in str(error) else finite
+            raise ParameterError(f"{self.name}={value!r}: allowed {allowed}") from None
         if taken is None:
             return None
         if choices := _CHOICES.search(self.help):

@@ -49,9 +49,9 @@ def test_smoke_run_learns_without_labels_and_keeps_everything(store):
 
 
 def test_the_same_seed_gives_the_same_metrics(store):
-    tiny = {"steps": 2, "prompts_per_step": 4, "group_size": 4, "train_questions": 8, "heldout_questions": 8, "seed": 3}
-    first, second = (
-        json.loads((run_notebook(QUICKSTART, tiny, runs=store / "runs") / "metrics.json").read_text()) for _ in range(2)
-    )
+    tiny, runs = {"preset": "tiny", "seed": 3}, store / "runs"
+    folders = [run_notebook(QUICKSTART, tiny, runs=runs) for _ in range(2)]
+    assert {p.stem for p in (folders[0] / "figures").iterdir()} == FIGURES
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
     timed = {k for k in first if k.endswith("_seconds")}
     assert {k: v for k, v in first.items() if k not in timed} == {k: v for k, v in second.items() if k not in timed}

@@ -84,7 +84,7 @@ def test_grids_and_seeds_are_multiplied_and_typed(suite):
         ("entries: [{notebook: small.ipynb, parameters: {x: [2026-01-01]}}]", "x=.* is list; allowed is float"),
         ("entries: [{notebook: small.ipynb, name: 3}]", "name: 3 is int"),
         ("entries: [{notebook: 10_compare, parameters: {experiments: [2026-01-01]}}]", "must be plain values"),
-        ("entries: [{notebook: 10_compare, parameters: {experiments: &a [*a]}}]", "must be plain values"),
+        ("entries: [{notebook: 10_compare, parameters: {experiments: &a [*a]}}]", "allowed are plain values"),
         ("entries: [{notebook: small.ipynb, seeds: [0, 0]}]", "is the same run as"),
         ("entries: [{notebook: small.ipynb}, {notebook: small.ipynb, parameters: {x: 1}}]", "is the same run as"),
         ("entries: [{notebook: small.ipynb}, {notebook: small.ipynb, parameters: {x: 2}}]", "two entries are called"),

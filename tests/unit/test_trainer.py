@@ -24,7 +24,8 @@ from cat_lib.ledger import Ledger
 from cat_lib.method.estimators.voting import majority, none
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models.local import LocalModel
-from cat_lib.runs.tracking import Run, read_config
+from cat_lib.runs.folder import read_config
+from cat_lib.runs.tracking import Run
 from cat_lib.tasks.arithmetic import Arithmetic
 
 
