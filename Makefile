@@ -52,11 +52,14 @@ seeds: setup  ## the first table of docs/results.md: the demo with 3 seeds, and 
 published: setup  ## results/published: notebooks 01 and 04 to 09 at smoke size, their numbers and figures (about 25 minutes)
 	$(PY) benchmarks/published.py
 
+# files are shared out to two processes; each computes on one thread, or two would fight over two cores
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+
 test: setup $(if $(CI),debian)  ## what a change needs (tests/README.md has the tiers and their times)
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: setup $(if $(CI),debian)  ## all tests that need no GPU, the slow ones included
-	$(PY) -m pytest
+	$(PYTEST)
 
 debian:  ## PostgreSQL and Chromium from Debian's packages, for the tests that use them (as root)
 	@dpkg -s $(DEBIAN) >/dev/null 2>&1 || { apt-get update -qq && \
