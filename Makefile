@@ -52,8 +52,8 @@ seeds: setup  ## the first table of docs/results.md: the demo with 3 seeds, and 
 published: setup  ## results/published: notebooks 01 and 04 to 09 at smoke size, their numbers and figures (about 25 minutes)
 	$(PY) benchmarks/published.py
 
-# files are shared out to two processes; each computes on one thread, or two would fight over two cores
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+# two processes share the tests; each computes on one thread, or they would fight over two cores
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 test: setup $(if $(CI),debian)  ## what a change needs (tests/README.md has the tiers and their times)
 	$(PYTEST) -m "not slow"
