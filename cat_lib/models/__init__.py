@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
     from cat_lib.schema import Model
 
-ENGINES = ("transformers", "unsloth")
+ENGINES = ("transformers", "unsloth", "vllm")
 ADVICE = 'model="embedded" works offline, and a local folder is given by its path, e.g. model="./my-model"'
 
 
@@ -26,7 +26,7 @@ class ModelError(RuntimeError):
     """A model that cannot be had or used, and what to do about it."""
 
 
-def load_model(name: str, engine: str = "transformers", thinking: bool = False) -> LocalModel:
+def load_model(name: str, engine: str = "transformers", thinking: bool = False) -> Model:
     """The model `name` ("embedded", a hub id such as "Qwen/Qwen3-4B", or a local folder), ready to generate.
 
     On CPUs with bfloat16 instructions, and on GPUs, weights are bfloat16; else float32. `thinking` lets a model think
@@ -35,6 +35,14 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False) 
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r}: allowed are {', '.join(ENGINES)}")
+    if engine == "vllm":
+        from cat_lib.models import vllm
+
+        return vllm.load(name, _path(name), thinking)
+    return _local(name, engine, thinking)
+
+
+def _local(name: str, engine: str, thinking: bool) -> LocalModel:
     path = _path(name)
     if engine == "unsloth":
         from unsloth import FastLanguageModel  # must come before transformers, trl and peft
@@ -53,11 +61,7 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False) 
         )
     if engine == "transformers":
         model.set_attn_implementation(register())
-    if tokenizer.chat_template is None:
-        raise ModelError(f"model={name!r} has no chat template: take its instruction-tuned variant, or {ADVICE}")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
+    _ready(name, tokenizer)
     loaded = LocalModel(model, tokenizer, name, engine=engine, thinking=thinking)
     loaded.context  # noqa: B018  # it raises for a model of which nothing says what fits
     return replace(loaded, batch_tokens=max(loaded.batch_tokens, memory.batch_tokens(model)))
@@ -66,7 +70,7 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False) 
 @lru_cache(maxsize=1)
 def _loaded(name: str) -> LocalModel:
     """One copy of a model's weights, however many roles it gets."""
-    return load_model(name)
+    return _local(name, "transformers", False)
 
 
 def open_model(name: str, role: str, ledger: Ledger, **settings: Any) -> Model:
@@ -106,14 +110,31 @@ def _path(name: str) -> str:
     return name
 
 
+def load_tokenizer(name: str, path: str) -> Any:
+    """The tokenizer of the model in `path`. Raises ModelError if there is none."""
+    from transformers import AutoTokenizer
+
+    with _reaching("tokenizer", name):
+        return _ready(name, AutoTokenizer.from_pretrained(path, clean_up_tokenization_spaces=False))
+
+
+def _ready(name: str, tokenizer: Any) -> Any:
+    """The tokenizer, padding on the left. Raises ModelError if it has no chat template."""
+    if tokenizer.chat_template is None:
+        raise ModelError(f"model={name!r} has no chat template: take its instruction-tuned variant, or {ADVICE}")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
 def _transformers(name: str, path: str) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    with _reaching("tokenizer", name):
-        tokenizer = AutoTokenizer.from_pretrained(path, clean_up_tokenization_spaces=False)
+    tokenizer = load_tokenizer(name, path)
     with _reaching("weights", name):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=preferred_dtype())
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer

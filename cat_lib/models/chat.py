@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from jinja2 import TemplateError
 
+from cat_lib.ledger import Ledger, clock
 from cat_lib.prompts import ask, without_thinking
-from cat_lib.schema import Message, Model, Prompt
+from cat_lib.schema import Completion, Keep, Message, Model, Prompt, Sampling
 
 
 def render(tokenizer: Any, messages: Sequence[Message], thinking: bool) -> str:
@@ -37,6 +40,128 @@ def render(tokenizer: Any, messages: Sequence[Message], thinking: bool) -> str:
 def spoken(text: str, rendered: str) -> str:
     """A completion's text less what the model thought; some chat templates open the thinking themselves."""
     return without_thinking("<think>" * rendered.rstrip().endswith("<think>") + text)
+
+
+class Speaker:
+    """What an engine in this process does with text, by its tokenizer; each keeps what stands here as it likes."""
+
+    tokenizer: Any
+    name: str
+    role: str
+    thinking: bool  # whether the chat template may let the model think first; the paper has it off
+    ledger: Ledger
+
+    if TYPE_CHECKING:
+
+        @property
+        def parameters(self) -> int: ...  # that a token of text passes through
+
+        @property
+        def context(self) -> int: ...
+
+        @property
+        def ends(self) -> set[int]: ...
+
+        def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]: ...
+
+    def direct(self) -> Self:
+        """Itself with its thinking off: for who reads the likeliest next word, where a thought would be due.
+
+        Raises ValueError if its chat template opens the thinking all the same.
+        """
+        direct = replace(self, thinking=False)  # type: ignore[type-var]
+        if direct.render([{"role": "user", "content": "-"}]).rstrip().endswith("<think>"):
+            raise ValueError(
+                f"{self.name!r} always thinks first, so no word can be read where the answer begins; as a judge ask it "
+                "in the way judge_prompt='text'"
+            )
+        return direct
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; a chat template writes its own special tokens."""
+        return self._ids(self.render(prompt), isinstance(prompt, str))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def split(self, prompt: Prompt, mark: str) -> tuple[list[int], str]:
+        """The tokens of a prompt before `mark` and a space, and the text behind it up to where the answer begins."""
+        before, after = self.render(prompt).split(mark)
+        return self._ids(before.removesuffix(" "), isinstance(prompt, str)), after
+
+    def render(self, prompt: Prompt) -> str:
+        """What the model reads: plain text as it stands, messages through its chat template."""
+        return prompt if isinstance(prompt, str) else render(self.tokenizer, prompt, self.thinking)
+
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=special).input_ids)
+
+    def stop_ids(self, stop: tuple[str, ...]) -> frozenset[int]:
+        """Every token that ends a completion: the model's own ends and all tokens that contain a stop string.
+
+        Raises ValueError for a stop string that no single token holds.
+        """
+        return frozenset(self.ends).union(*(_holding(self.tokenizer, string) for string in stop))
+
+    def fitting(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
+        """Token ids of the prompts. Raises ValueError if one is empty or does not fit with `max_new_tokens`."""
+        ids = [self.encode(p) for p in prompts]
+        shortest, longest = (f(map(len, ids)) for f in (min, max))
+        if shortest == 0 or longest + sampling.max_new_tokens > self.context:
+            raise ValueError(
+                f"prompts of {shortest} to {longest} tokens with max_new_tokens={sampling.max_new_tokens}: allowed are "
+                f"1 to {self.context} tokens in all; shorten the prompt"
+            )
+        return ids
+
+    def scorable(
+        self, heads: Sequence[Sequence[int]], branches: Sequence[Sequence[str]], words: Sequence[str]
+    ) -> tuple[list[int], list[tuple[list[int], list[list[int]]]]]:
+        """What `score` is asked, as token ids: each word's first, and each head with its branches.
+
+        Raises ValueError if two words open with the same token, a head or branch is empty, or a row does not fit.
+        """
+        first = [self._ids(word)[0] for word in words]
+        if len(set(first)) < len(words):
+            raise ValueError(f"the words {', '.join(map(repr, words))} open with the same token; take others")
+        rows = [(list(h), [self._ids(b) for b in own]) for h, own in zip(heads, branches, strict=True)]
+        if not all(head and all(tails) for head, tails in rows):
+            raise ValueError("a head or a branch is empty; there is nothing to score")
+        longest = max((len(head) + max(map(len, tails)) for head, tails in rows), default=0)
+        if longest > self.context:
+            raise ValueError(f"head and branch take {longest} tokens; the context has {self.context}")
+        return first, rows
+
+    def attempt(self, prompts: Sequence[Prompt], sampling: Sampling, keep: Keep | None = None) -> list[Completion]:
+        """One completion of each prompt: what fails here fails as a whole."""
+        answers = [answer for (answer,) in self.generate(prompts, 1, sampling)]
+        for i, answer in enumerate(answers):
+            if keep:
+                keep(i, answer)
+        return answers
+
+    def book(self, prompt_tokens: int, completion_tokens: int, computed: int, start: float, calls: int = 1) -> None:
+        """Add to the ledger under this model's role; `computed` tokens went through the weights."""
+        tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+        flops = 2.0 * self.parameters * computed
+        self.ledger.add(self.role, calls=calls, flops=flops, seconds=clock() - start, **tokens)
+
+    def read(self, prompt: Prompt, text: str, ids: Sequence[int], stop: tuple[str, ...]) -> Completion:
+        """A completion of these token ids: `text` less what was thought, cut before the first stop string."""
+        text = spoken(text, self.render(prompt))
+        cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
+        finish: Literal["stop", "length"] = "stop" if ids and ids[-1] in self.stop_ids(stop) else "length"
+        return Completion(text[: min(cuts)] if cuts else text, tuple(ids), finish)
+
+
+@lru_cache(maxsize=32)
+def _holding(tokenizer: Any, string: str) -> frozenset[int]:
+    """The tokens that contain a stop string. Raises ValueError if no single one does."""
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    if hits := frozenset(i for i, text in enumerate(texts) if string in text):
+        return hits
+    raise ValueError(f"stop={string!r}: no single token holds it; use a shorter stop string")
 
 
 def fitted(model: Model, reserve: int, name: str, rollouts: Sequence[str], **values: Any) -> Prompt:

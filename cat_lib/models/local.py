@@ -13,21 +13,20 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from cat_lib.ledger import Ledger, clock
 from cat_lib.models import ADVICE, ModelError, passes
 from cat_lib.models.attention import fits_window
-from cat_lib.models.chat import render, spoken
-from cat_lib.schema import Completion, Keep, Prompt, Sampling
+from cat_lib.models.chat import Speaker
+from cat_lib.schema import Completion, Prompt, Sampling
 
 
 @dataclass
-class LocalModel:
+class LocalModel(Speaker):
     """A causal model and its tokenizer, in one role.
 
     A policy's `model` has a LoRA adapter; `initial` are the same weights in memory without it. What policies there
@@ -88,47 +87,11 @@ class LocalModel:
             raise ModelError(f"adapter {name!r}: {self.name!r} has {known}; make it with {advice}")
         return replace(self, role=name, model=self.policies[name], initial=self.plain)
 
-    def direct(self) -> LocalModel:
-        """Itself with its thinking off: for who reads the likeliest next word, where a thought would be due.
-
-        Raises ValueError if its chat template opens the thinking all the same.
-        """
-        direct = replace(self, thinking=False)
-        if direct.render([{"role": "user", "content": "-"}]).rstrip().endswith("<think>"):
-            raise ValueError(
-                f"{self.name!r} always thinks first, so no word can be read where the answer begins; as a judge ask it "
-                "in the way judge_prompt='text'"
-            )
-        return direct
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; a chat template writes its own special tokens."""
-        return self._ids(self.render(prompt), isinstance(prompt, str))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-    def split(self, prompt: Prompt, mark: str) -> tuple[list[int], str]:
-        """The tokens of a prompt before `mark` and a space, and the text behind it up to where the answer begins."""
-        before, after = self.render(prompt).split(mark)
-        return self._ids(before.removesuffix(" "), isinstance(prompt, str)), after
-
-    def render(self, prompt: Prompt) -> str:
-        """What the model reads: plain text as it stands, messages through its chat template."""
-        return prompt if isinstance(prompt, str) else render(self.tokenizer, prompt, self.thinking)
-
-    def _ids(self, text: str, special: bool = False) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=special).input_ids)
-
-    def stop_ids(self, stop: tuple[str, ...]) -> frozenset[int]:
-        """Every token that ends a completion: the model's own ends and all tokens that contain a stop string.
-
-        Raises ValueError for a stop string that no single token holds.
-        """
+    @property
+    def ends(self) -> set[int]:
+        """The model's own tokens that end an answer."""
         own = self.model.generation_config.eos_token_id
-        ends = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
-        return frozenset(ends).union(*(_holding(self.tokenizer, string) for string in stop))
+        return {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]:
         """n completions of each prompt, seeded: the same call gives the same completions.
@@ -137,14 +100,9 @@ class LocalModel:
         """
         if not prompts:
             return []
-        start, ids = clock(), [self.encode(p) for p in prompts]
+        start, ids = clock(), self.fitting(prompts, sampling)
         lengths = [len(i) for i in ids]
         longest = max(lengths) + sampling.max_new_tokens
-        if min(lengths) == 0 or longest > self.context:
-            raise ValueError(
-                f"prompts of {min(lengths)} to {max(lengths)} tokens with max_new_tokens="
-                f"{sampling.max_new_tokens}: allowed are 1 to {self.context} tokens in all; shorten the prompt"
-            )
         stop_ids = self.stop_ids(sampling.stop)
         generator = torch.Generator().manual_seed(sampling.seed)
         uniform = torch.rand(len(ids), n, sampling.max_new_tokens, generator=generator)
@@ -165,14 +123,6 @@ class LocalModel:
         self.book(n * sum(lengths), answered, computed, start)
         return results
 
-    def attempt(self, prompts: Sequence[Prompt], sampling: Sampling, keep: Keep | None = None) -> list[Completion]:
-        """One completion of each prompt: what fails here fails as a whole."""
-        answers = [answer for (answer,) in self.generate(prompts, 1, sampling)]
-        for i, answer in enumerate(answers):
-            if keep:
-                keep(i, answer)
-        return answers
-
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
         """Log-probability in nats of each token of `texts[i]` given `prompts[i]`, at temperature 1.
 
@@ -192,15 +142,9 @@ class LocalModel:
         Without, [i][j] holds one number: the mean log-probability of the branch's own tokens after the head.
         Raises ValueError if two words open with the same token, a head or branch is empty, or a row does not fit.
         """
-        start, first = clock(), [self._ids(word)[0] for word in words]
-        if len(set(first)) < len(words):
-            raise ValueError(f"the words {', '.join(map(repr, words))} open with the same token; take others")
-        rows = [(list(h), [self._ids(b) for b in own]) for h, own in zip(heads, branches, strict=True)]
-        if not all(head and all(tails) for head, tails in rows):
-            raise ValueError("a head or a branch is empty; there is nothing to score")
+        start = clock()
+        first, rows = self.scorable(heads, branches, words)
         longest = max((len(head) + max(map(len, tails)) for head, tails in rows), default=0)
-        if longest > self.context:
-            raise ValueError(f"head and branch take {longest} tokens; the context has {self.context}")
         pairs = [(head, tail) for head, tails in rows for tail in tails]
         if not fits_window(self.model.config, longest):  # a tree's mask knows none: each branch is a row of its own
             asked = [([*h, *t], [w]) for h, t in pairs for w in first] if words else pairs
@@ -251,25 +195,3 @@ class LocalModel:
                 yield
         finally:
             self.model.train(training)
-
-    def book(self, prompt_tokens: int, completion_tokens: int, computed: int, start: float, calls: int = 1) -> None:
-        """Add to the ledger under this model's role; `computed` tokens went through the weights."""
-        tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        flops = 2.0 * self.parameters * computed
-        self.ledger.add(self.role, calls=calls, flops=flops, seconds=clock() - start, **tokens)
-
-    def read(self, prompt: Prompt, text: str, ids: Sequence[int], stop: tuple[str, ...]) -> Completion:
-        """A completion of these token ids: `text` less what was thought, cut before the first stop string."""
-        text = spoken(text, self.render(prompt))
-        cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
-        finish: Literal["stop", "length"] = "stop" if ids and ids[-1] in self.stop_ids(stop) else "length"
-        return Completion(text[: min(cuts)] if cuts else text, tuple(ids), finish)
-
-
-@lru_cache(maxsize=32)
-def _holding(tokenizer: Any, string: str) -> frozenset[int]:
-    """The tokens that contain a stop string. Raises ValueError if no single one does."""
-    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    if hits := frozenset(i for i, text in enumerate(texts) if string in text):
-        return hits
-    raise ValueError(f"stop={string!r}: no single token holds it; use a shorter stop string")

@@ -1,0 +1,220 @@
+"""The vLLM engine, in this process: samples, log-probabilities and scores by one copy of the weights.
+
+The policy is a LoRA adapter in a folder, the anchor the model without it, both on one engine. What is sampled depends
+on the seed and on the prompt's place in the call. Log-probabilities are those of the distribution that is sampled from.
+
+Left out: entropies, which vLLM does not give (`mean_entropy` is None), and log-probabilities of samples that top-k or
+top-p have cut (`mean_logprob` is None: vLLM gives those of what is left). Sliding windows are vLLM's own matter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from cat_lib.ledger import Ledger, clock
+from cat_lib.models import ModelError, memory
+from cat_lib.models.chat import Speaker
+from cat_lib.schema import Completion, Prompt, Sampling
+
+MAX_RANK = 64  # of an adapter; vLLM reserves memory for it
+# what add_lora adapts. Without the output layer, which vLLM would wrap so that prompts' log-probabilities fail
+_ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_ROOM = 32_768  # tokens of prompts in one pass on a CPU: a prompt in chunks makes seeds fail there
+
+
+@dataclass
+class VLLMModel(Speaker):
+    """A model in vLLM, in one role. `policies` are the requests for adapters, by the policy's name."""
+
+    llm: Any
+    tokenizer: Any
+    name: str
+    role: str = "policy"
+    thinking: bool = False
+    ledger: Ledger = field(default_factory=Ledger)
+    lora: Any = None  # vLLM's LoRARequest
+    policies: dict[str, Any] = field(default_factory=dict, repr=False)
+    scores = True
+
+    @property
+    def config(self) -> Any:
+        """transformers' config of the text part."""
+        return self.llm.llm_engine.model_config.hf_text_config
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model, an adapter not counted."""
+        shape = memory.shape_of(self.name)
+        return int(shape.parameters) if shape else 0
+
+    @property
+    def context(self) -> int:
+        """Positions that this engine was opened with."""
+        return int(self.llm.llm_engine.model_config.max_model_len)
+
+    @property
+    def ends(self) -> set[int]:
+        """The model's own tokens that end an answer."""
+        own = self.llm.llm_engine.model_config.try_get_generation_config().get("eos_token_id")
+        return {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
+
+    @property
+    def identity(self) -> str:
+        """What a cache of its answers is keyed by. Raises ValueError for a policy, whose answers change."""
+        if self.lora is not None:
+            raise ValueError("a policy in training can't be cached; judge with its anchor()")
+        dtype = self.llm.llm_engine.model_config.dtype
+        return f"vllm {self.name} {dtype}{' thinking' * self.thinking}"
+
+    def anchor(self, role: str = "anchor") -> VLLMModel:
+        """The frozen initial model on the same engine, no adapter, costs booked under `role`."""
+        return replace(self, role=role, lora=None)
+
+    def load(self, folder: Path, name: str = "policy") -> VLLMModel:
+        """The policy `name`, whose adapter is in `folder`, read anew. Raises ModelError if it does not fit."""
+        from vllm.lora.request import LoRARequest
+
+        number = self.policies[name].lora_int_id if name in self.policies else len(self.policies) + 1
+        try:
+            self.llm.llm_engine.add_lora(LoRARequest(name, number, str(folder), load_inplace=True))
+        except Exception as error:
+            said = " ".join(str(error).split())[:200]
+            raise ModelError(f"the adapter in {folder} can't be used on {self.name}: {said}") from error
+        self.llm.reset_prefix_cache()  # it is keyed by the adapter's name, and would give the old adapter's states
+        self.policies[name] = LoRARequest(name, number, str(folder))
+        return self.adapter(name)
+
+    def adapter(self, name: str) -> VLLMModel:
+        """The policy that was last loaded under this name. ModelError if there is none."""
+        if name not in self.policies:
+            known = ", ".join(sorted(self.policies)) or "none yet"
+            raise ModelError(f"adapter {name!r}: {self.name!r} has {known}; load it with load(folder, {name!r})")
+        return replace(self, role=name, lora=self.policies[name])
+
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]:
+        """n completions of each prompt, seeded: the same call gives the same completions.
+
+        Raises ValueError if a prompt is empty or does not fit the context with `max_new_tokens`.
+        """
+        if not prompts:
+            return []
+        start, ids = clock(), self.fitting(prompts, sampling)
+        stops, whole = sorted(self.stop_ids(sampling.stop)), sampling.top_k == 0 and sampling.top_p == 1
+        asked = [
+            self._asked(
+                n=n, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, logprobs=0,
+                max_tokens=sampling.max_new_tokens, stop_token_ids=stops, seed=sampling.seed * 1_000_003 + i * n,
+            )
+            for i in range(len(ids))
+        ]  # fmt: skip
+        results = []
+        for prompt, answer in zip(prompts, self._run(ids, asked), strict=True):
+            group = []
+            for one in answer.outputs:
+                read = self.read(prompt, self.decode(one.token_ids), list(one.token_ids), sampling.stop)
+                numbers = [place[token].logprob for token, place in zip(one.token_ids, one.logprobs, strict=True)]
+                group.append(replace(read, mean_logprob=fmean(numbers) if whole else None))
+            results.append(group)
+        answered = sum(len(c.token_ids) for group in results for c in group)
+        prompted = sum(map(len, ids))
+        self.book(n * prompted, answered, prompted + answered, start)
+        return results
+
+    def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
+        """Log-probability in nats of each token of `texts[i]` given `prompts[i]`, at temperature 1.
+
+        Raises ValueError if the lists differ in length or a pair does not fit the context.
+        """
+        start, heads, tails = clock(), [self.encode(p) for p in prompts], [self._ids(t) for t in texts]
+        results = self._following(heads, tails)
+        prompted, answered = sum(map(len, heads)), sum(map(len, tails))
+        self.book(prompted, answered, prompted + answered, start)
+        return results
+
+    def score(
+        self, heads: Sequence[Sequence[int]], branches: Sequence[Sequence[str]], words: Sequence[str] = ()
+    ) -> list[list[list[float]]]:
+        """Log-probabilities in nats of what follows `heads[i]` (token ids) and `branches[i][j]` (text), as `Model`'s.
+
+        Words are read from the next token's distribution, which the prefix cache serves; a branch's own tokens need a
+        pass over the whole row. Raises ValueError as the transformers engine does.
+        """
+        start = clock()
+        first, rows = self.scorable(heads, branches, words)
+        pairs = [(head, tail) for head, tails in rows for tail in tails]
+        if words:
+            asked = [self._asked(temperature=1.0, max_tokens=1, logprob_token_ids=first)] * len(pairs)
+            answers = self._run([head + tail for head, tail in pairs], asked)
+            found = [[answer.outputs[0].logprobs[0][word].logprob for word in first] for answer in answers]
+        else:
+            found = [[fmean(own)] for own in self._following(*zip(*pairs, strict=True))] if pairs else []
+        numbers, tokens = iter(found), sum(len(h) + len(t) for h, t in pairs)
+        self.book(tokens, len(pairs), tokens, start, calls=len(pairs))
+        return [[next(numbers) for _ in tails] for _, tails in rows]
+
+    def close(self) -> None:
+        """Give the engine's memory back. The model, in whatever role, can't be used any more."""
+        import gc
+
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        self.llm = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+    def _following(self, heads: Sequence[list[int]], tails: Sequence[list[int]]) -> list[list[float]]:
+        rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
+        longest = max(map(len, rows), default=0)
+        if longest >= self.context:
+            raise ValueError(f"prompt and text take {longest} tokens; the context has {self.context}, less one")
+        asked = [self._asked(temperature=1.0, max_tokens=1, prompt_logprobs=0)] * len(rows)
+        results = []
+        for row, tail, answer in zip(rows, tails, self._run(rows, asked), strict=True):
+            places = list(zip(row, answer.prompt_logprobs, strict=True))[len(row) - len(tail) :]
+            results.append([place[token].logprob for token, place in places])
+        return results
+
+    def _asked(self, **settings: Any) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(detokenize=False, **settings)
+
+    def _run(self, rows: Sequence[Sequence[int]], asked: Sequence[Any]) -> list[Any]:
+        prompts = [{"prompt_token_ids": list(row)} for row in rows]
+        return list(self.llm.generate(prompts, list(asked), use_tqdm=False, lora_request=self.lora))
+
+
+def load(name: str, path: str, thinking: bool = False) -> VLLMModel:
+    """The model in `path` in an engine of its own. Raises ModelError if vLLM is not installed or can't open it."""
+    from cat_lib.models import load_tokenizer, preferred_dtype
+
+    on_cpu = not memory.gpus()
+    chosen = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: a kernel that ends takes the engine with it
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "2",  # GB
+    }
+    for key, value in chosen.items():
+        os.environ.setdefault(key, value)
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise ModelError(f"engine=vllm: vLLM is not installed here ({error}); `make engines` adds it") from None
+    tokenizer = load_tokenizer(name, path)
+    own: dict[str, Any] = {"enforce_eager": True, "max_num_batched_tokens": _ROOM} if on_cpu else {}
+    try:
+        llm = LLM(
+            model=path, dtype=str(preferred_dtype()).removeprefix("torch."), enable_lora=True, max_lora_rank=MAX_RANK,
+            lora_target_modules=_ADAPTED, logprobs_mode="processed_logprobs", max_loras=2, seed=0, **own,
+        )  # fmt: skip
+    except Exception as error:  # it raises what its parts raise
+        said = " ".join(str(error).split())[:200]
+        raise ModelError(f"vLLM can't open {name}: {type(error).__name__}: {said}") from error
+    return VLLMModel(llm, tokenizer, name, thinking=thinking)
