@@ -56,7 +56,10 @@ class SharedPromptTrainer(Exact, GRPOTrainer):  # type: ignore[misc]  # TRL ship
         return EpochSampler(order.data_source, *repeats, order.shuffle, order.seed)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """As TRL's, less the shuffle of rows: micro-batches keep whole groups, which is what there is to share."""
+        """As TRL's, less the shuffle of rows: micro-batches keep whole groups, which is what there is to share.
+
+        Right for training alone, and one pass over each rollout: `eval_strategy` and `num_iterations` are decided.
+        """
         steps = self.args.steps_per_generation
         if self._step % steps == 0:
             self._buffered_inputs = split_tensor_dict(self._generate_and_score_completions(generation_batch), steps)

@@ -88,9 +88,10 @@ class GroupReward:
         rows: list[Row] = gather_object(list(zip(example_id, texts, completion_ids, facts, strict=True)))
         chunks = whole_groups(rows, self.group_size)
         alone = processes > 1 and bool(self.signal.keepers)
-        ends = (
-            [0, *[len(chunks)] * processes] if alone else [len(chunks) * r // processes for r in range(processes + 1)]
-        )
+        if alone:
+            ends = [0, *[len(chunks)] * processes]
+        else:  # the first process, which writes, has a group as long as there is one
+            ends = [-(-len(chunks) * r // processes) for r in range(processes + 1)]
         own = [self._group(chunk) for chunk in chunks[ends[rank] : ends[rank + 1]]]
         scored = gather_object(list(zip(own, *self.signal(own), strict=True)))
         if alone:

@@ -127,6 +127,9 @@ def compare_arms(scores: Mapping[str, RubricScore]) -> pd.DataFrame:
 
 def score_metrics(before: RubricScore, after: RubricScore, split: str = "heldout") -> dict[str, float]:
     """Flat `<split>_rubric_score_*` and lengths of one comparison, over questions scored on both sides."""
+    ids = [[group.id for group in score.groups] for score in (before, after)]
+    if ids[0] != ids[1]:
+        raise ValueError("the scores before and after are of different questions: score the same ones")
     scores = np.array([before.per_question, after.per_question])
     difference = paired_difference(*scores[:, np.isfinite(scores).all(axis=0)])
     return {f"{split}_questions": float(difference.n)} | {

@@ -127,7 +127,8 @@ def paired_difference(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Est
 
 def over_seeds(differences: Sequence[float]) -> Estimate:
     """Mean of one number a seed, with Student's interval over seeds: wide for three, and honest about it."""
-    return _student(_per_question(differences))
+    values = _per_question(differences)  # of any metric: what is known of shares does not hold
+    return _student(values) if values.any() else Estimate(0.0, 0.0, 0.0, len(values))
 
 
 def over_questions_and_seeds(scores: ArrayLike, paired: bool = False) -> Estimate:

@@ -42,11 +42,11 @@ def read(reply: Completion | AnswerError) -> Verdict:
     if isinstance(reply, AnswerError):
         return Verdict(None, f"{reply.cause}: {reply}")
     answer = without_thinking(reply.text)
-    thought = not answer.strip()
+    silent = not answer.strip()
     if not reply.ended:
-        advice = " while thinking: switch thinking off at its server, or give it more tokens" if thought else ""
+        advice = " while thinking: switch thinking off at its server, or give it more tokens" if silent else ""
         return Verdict(None, f"the reply was cut off{advice}")
-    if thought:
+    if silent:
         return Verdict(None, "only thinking, no answer" if reply.text.strip() else "an empty reply")
     shown = repr(answer[:80])
     if len(answer) > _LONGEST:

@@ -44,7 +44,7 @@ def checkpoint() -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(folder.parent).free // 2**20) < NEEDS_MB:
-            raise OSError(f"its disk has {free} MB free and the embedded model needs {NEEDS_MB} MB")
+            raise OSError(f"its disk has {free} MB free")
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{NAME}-") as partial:
             made = Path(partial) / "model"
             _convert(source, made)

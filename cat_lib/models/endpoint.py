@@ -40,8 +40,9 @@ _UNCOUNTED: set[str] = set()  # models whose server does not count tokens, and t
 def _lacks(what: str) -> Any:
     """A method that refuses, as all that a chat server does not have."""
 
-    def refuse(self: EndpointModel, *asked: Any, **_: Any) -> NoReturn:
-        raise ModelError(f"model={self.name!r} {what.format(*asked)}: take a local model (engine transformers)")
+    def refuse(self: EndpointModel, *asked: Any, **named: Any) -> NoReturn:
+        wanted = what.format(*asked, *named.values())
+        raise ModelError(f"model={self.name!r} {wanted}: take a local model (engine transformers)")
 
     return refuse
 

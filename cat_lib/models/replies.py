@@ -52,7 +52,7 @@ def masked(text: str) -> str:
     """The text without the key, nor a piece of it from its start."""
     secret = os.environ.get(KEY, "").strip()
     rest = r"[^\s\"'\\]*" if len(secret) >= 8 else ""
-    return re.sub(re.escape(secret[:8]) + rest, "***", text) if secret else text
+    return text if secret in ("", "none") else re.sub(re.escape(secret[:8]) + rest, "***", text)
 
 
 def parsed(text: str) -> object:

@@ -47,7 +47,9 @@ def serve(command: Sequence[str], environment: Mapping[str, str]) -> int:
         servers.append(subprocess.Popen(command, env=dict(environment), start_new_session=True))
         words = ["sh", "-c", _WATCH, "watch", str(servers[0].pid)]
         watch = subprocess.Popen(words, stdin=listen, stderr=subprocess.DEVNULL, start_new_session=True)
+        os.close(listen)
         code = servers[0].wait()
         os.write(tell, b"\n")  # for what a server that ended by itself has left
         watch.wait()
+    os.close(tell)
     return 128 + caught[0] if caught else code

@@ -14,13 +14,14 @@ import hashlib
 import json
 import math
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from cat_lib.files import Lock, append_line, write_json
 from cat_lib.runs import places
@@ -193,9 +194,12 @@ def _without_kernel(folder: Path) -> None:
     if not kernel.acquire(patience=5):
         pid, host = kernel.holder() or (0, "")
         if pid and host == socket.gethostname():
-            with suppress(ProcessLookupError):  # gone since
-                os.kill(pid, signal.SIGKILL)
-        claim(kernel, patience=5)
+            with suppress(psutil.Error):  # gone since, or another user's
+                process = psutil.Process(pid)
+                if "ipykernel" in " ".join(process.cmdline()):  # and not one that has its number by now
+                    process.kill()
+        if not kernel.acquire(patience=5):
+            raise BusyError(f"a kernel of {folder} still runs (process {pid} on {host}); end it, then start again")
     kernel.release()
 
 

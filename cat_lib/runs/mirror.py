@@ -191,9 +191,10 @@ class Mirror:
         try:
             config = read_config(folder)
             if config and (ending or config.get("status") not in ENDED):  # else it is yet to begin again
-                if not ending and not sent.run_id:
-                    reap(self._client, experiment_of(config))
+                begins = not ending and not sent.run_id
                 copy(folder, self._client, sent)
+                if begins:
+                    reap(self._client, experiment_of(config))
         except Exception as problem:  # every client, driver and network raises its own kinds
             text = masked(" ".join(str(problem).split()))[:200]
             if "'active' state" in text or "RESOURCE_DOES_NOT_EXIST" in text:  # deleted meanwhile: begin anew

@@ -61,8 +61,8 @@ class Parameter:
             json.dumps(taken, allow_nan=False, default=str, skipkeys=True)
         except ValueError as error:
             finite = "is a finite number; nan and infinity are none"
-            allowed = "are plain values, and no list in itself" if "Circular" in str(error) else finite
-            raise ParameterError(f"{self.name}={value!r}: allowed {allowed}") from None
+            needed = "are plain values, and no list in itself" if "Circular" in str(error) else finite
+            raise ParameterError(f"{self.name}={value!r}: allowed {needed}") from None
         if taken is None:
             return None
         if choices := _CHOICES.search(self.help):
@@ -186,7 +186,7 @@ def _rows(name: str, cells: Sequence[str], notebook: Path) -> str:
             for node in ast.parse(cell).body:
                 match node:
                     case ast.Assign([ast.Name(id)], ast.Dict([_, *_] as keys)) if id == name:
-                        return ", ".join(key.value for key in keys if isinstance(key, ast.Constant))
+                        return ", ".join(str(key.value) for key in keys if isinstance(key, ast.Constant))
     raise ParameterError(f"{notebook}: a parameter takes the rows of {name}, and no cell has the dict {name} = {{...}}")
 
 

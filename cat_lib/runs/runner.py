@@ -9,6 +9,7 @@ Ctrl-C, SIGTERM and SIGHUP go to the kernel, where training saves a checkpoint; 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ from cat_lib.runs.parameters import ParameterError, resolve
 from cat_lib.runs.tracking import new_run_id
 
 GRACE = 25  # seconds from SIGTERM to the end of the kernel: Slurm kills after 30
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _SYSTEM_EVERY = 10.0  # seconds
 
 
@@ -95,7 +97,8 @@ def lead(run: Run, work: Callable[[], tuple[str, str]]) -> None:
     try:
         status, message = work()
     except OSError as error:
-        message = f"{type(error).__name__}: {error}"
+        storage = error.errno in STORAGE
+        message = f"could not write to {run.dir}: {error.strerror}" if storage else f"{type(error).__name__}: {error}"
     finally:
         try:
             run.end(status, message)

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -61,6 +62,8 @@ def _reach(uri: str) -> None:
 
     url = make_url(uri)
     patience = {_PATIENCE[url.get_driver_name()]: _REACH} if url.get_driver_name() in _PATIENCE else {}
+    if url.host and url.port and not patience:  # a driver that we can't tell how long to wait
+        socket.create_connection((url.host, url.port), timeout=_REACH).close()
     create_engine(url, poolclass=NullPool, connect_args=patience).connect().close()
 
 

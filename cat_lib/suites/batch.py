@@ -158,6 +158,8 @@ class Batch:
         state.word = Word.WAITING
         if state.entry.status == "FINISHED":
             state.word, state.why = Word.SKIPPED, "finished by another process"
+            if self.mirror:
+                self.mirror.end(state.entry.folder)
 
 
 def plan(chosen: Sequence[Entry], retry_failed: bool) -> list[State]:
@@ -197,6 +199,8 @@ def run_suite(suite: Suite, states: list[State], executor: Executor, show: Calla
     batch = Batch(suite, states, executor, mirror, show)
     if mirror:
         mirror.add(parent.dir)
+        for state in batch.found(Word.SKIPPED):  # finished while the store, or who would have sent it, was away
+            mirror.end(state.entry.folder)
 
     def stop(_: int) -> None:
         batch.stops += 1
@@ -209,8 +213,6 @@ def run_suite(suite: Suite, states: list[State], executor: Executor, show: Calla
             if lock.acquire():  # or another process still runs this suite, and says how it ended
                 _end(parent, batch)
             if mirror:
-                for state in batch.found(Word.SKIPPED):  # the store, or who would have sent it, may have been away
-                    mirror.end(state.entry.folder)
                 mirror.close()
             lock.release()
     return batch.stops > 0

@@ -125,27 +125,27 @@ def local(jobs: int | None) -> Executor:
 
 def ray(jobs: int | None, address: str, cpus: int, gpus: float) -> Executor:
     """Tasks on a Ray cluster that exists, which starts each when its resources are free."""
-    ray = _installed("ray")
+    package = _installed("ray")
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         if colon:  # Ray itself would ask for a minute
             socket.create_connection((host, int(port)), timeout=5).close()
-        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        package.init(address=address, logging_level="ERROR", log_to_driver=False)
     except Exception as error:  # Ray raises several kinds, by what is wrong with the address
         text = " ".join(str(error).split())[:200]
         advice = "start one: ray start --head, or name another with --address"
         raise ExecutorError(f"no Ray cluster answers at {address} ({text}); {advice}") from error
-    there = {"CPU": 0, "GPU": 0} | ray.cluster_resources()
+    there = {"CPU": 0, "GPU": 0} | package.cluster_resources()
     if cpus > there["CPU"] or gpus > there["GPU"]:
         found = f"{there['CPU']:g} CPUs and {there['GPU']:g} GPUs in all"
         raise ExecutorError(f"--cpus {cpus} --gpus {gpus:g}: the cluster has {found}; no run would ever start")
-    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(wait_for)
+    remote = package.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(wait_for)
 
     def start(spec: str, log: Path) -> Job:
         task = remote.remote(spec, str(log), cpus)
         future = task.future()  # whose own `cancel` would leave the task running
-        return Job(future.done, future.result, lambda hard: ray.cancel(task, force=hard))
+        return Job(future.done, future.result, lambda hard: package.cancel(task, force=hard))
 
     return Executor("ray", jobs or _ALL, start)
 

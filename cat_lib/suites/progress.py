@@ -20,7 +20,7 @@ from rich.table import Table
 from cat_lib.shown import visible
 from cat_lib.suites.batch import Batch, State, Word
 
-_PLAIN_EVERY = 60.0  # seconds between two lines of a running entry
+_LIVE_EVERY, _PLAIN_EVERY = 0.25, 60.0  # seconds between two looks at what runs, on a terminal and elsewhere
 _TAIL = 65_536  # bytes that hold the last step's line
 _SHOWN = ("reward", "label_accuracy", "agreement", "validation_loss", "loss")  # the first there is, else any
 _FAILED = (Word.FAILED, Word.KILLED)
@@ -40,6 +40,9 @@ def progress(console: Console) -> Iterator[Callable[[Batch], None]]:
             if line not in ("", told.get(key)):
                 print(line, flush=True)  # on a terminal, above the table
             told[key] = line
+        if time.time() - looked < (_LIVE_EVERY if live else _PLAIN_EVERY):
+            return
+        looked = time.time()
         rows = [_row(batch, s) for s in batch.found(Word.RUNNING)]
         if live:
             counts = ", ".join(f"{n} {word}" for word, n in Counter(s.word for s in batch.states).items())
@@ -49,8 +52,7 @@ def progress(console: Console) -> Iterator[Callable[[Batch], None]]:
             for row in rows:
                 table.add_row(*map(escape, row))
             live.update(table)
-        elif time.time() - looked > _PLAIN_EVERY:
-            looked = time.time()
+        else:
             for name, cell, step, elapsed, remaining, metric in rows:
                 print(f"{name}: cell {cell} step {step} elapsed {elapsed} remaining {remaining} {metric}", flush=True)
 

@@ -207,7 +207,7 @@ def _expand(entry: _EntryWritten, shared: Mapping[str, Any], suite: str, file: P
         if not seeds.keys() & known:
             raise SuiteError(f"{notebook.name} has no parameter 'seed'; leave out seeds")
     if both := [key for key, n in Counter([*fixed, *entry.grid, *seeds]).items() if n > 1]:
-        raise SuiteError(f"{', '.join(both)} stands both in two of parameters, grid and seeds; leave out one")
+        raise SuiteError(f"{', '.join(both)} stands in two of parameters, grid and seeds; leave out one")
     axes, wrong = entry.grid | seeds, dict[str, None]()
     for values in itertools.product(*axes.values()):
         varied = dict(zip(axes, values, strict=True))
@@ -237,10 +237,10 @@ def _typed(parameter: Any, value: Any) -> Any:
 
 def _twice(entries: Iterable[Entry]) -> Iterator[str]:
     """Entries that would be the same run, and different ones of one name."""
-    first = dict[object, Entry]()
+    runs, names = dict[tuple[Path, str], Entry](), dict[str, Entry]()
     for entry in entries:
-        same = first.setdefault((entry.notebook, entry.folder.name[-8:]), entry)
+        same = runs.setdefault((entry.notebook, entry.folder.name[-8:]), entry)
         if same is not entry:
             yield f"{entry.name!r} is the same run as {same.name!r}: same notebook, same parameters; leave out one"
-        elif first.setdefault(entry.name, entry) is not entry:
+        elif names.setdefault(entry.name, entry) is not entry:
             yield f"two entries are called {entry.name!r}; give one a name of its own: name: ..."

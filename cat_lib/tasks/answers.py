@@ -107,4 +107,5 @@ def number(text: str) -> Fraction | None:
 def places(value: Fraction) -> int:
     """Decimal places that write the number exactly; 0 if none do."""
     of, most = value.denominator, value.denominator.bit_length()
+    # written exactly if 10 to some power is a multiple of the denominator, and no power above its bits is needed
     return 0 if pow(10, most, of) else next(count for count in range(most + 1) if not pow(10, count, of))

@@ -65,8 +65,10 @@ def load_math(name: str, data: str | None = None, transductive: bool = True, ski
     """The task of that name (datasets.yaml). `data`: another hub id, or a .jsonl or .json file here or at a URL.
 
     `skip_bad_rows` leaves out rows that can't be used, and says how many.
-    Raises DataError naming rows that can't be used or why the data can't be had.
+    Raises ValueError for another name, DataError naming rows that can't be used or why the data can't be had.
     """
+    if name not in HUB:
+        raise ValueError(f"task={name!r}: allowed is {', '.join(HUB)}")
     here = data and ("://" in data or Path(data).suffix in (".json", ".jsonl"))
     rows, bad, found = file_rows(local_file(data)) if data and here else _hub(name, data), Bad(), []
     asked = usable(rows, _example, bad)

