@@ -9,6 +9,7 @@ top-p have cut (`mean_logprob` is None: vLLM gives those of what is left). Slidi
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -42,11 +43,6 @@ class VLLMModel(Speaker):
     scores = True
 
     @property
-    def config(self) -> Any:
-        """transformers' config of the text part."""
-        return self.llm.llm_engine.model_config.hf_text_config
-
-    @property
     def parameters(self) -> int:
         """Parameters of the model, an adapter not counted."""
         shape = memory.shape_of(self.name)
@@ -65,11 +61,17 @@ class VLLMModel(Speaker):
 
     @property
     def identity(self) -> str:
-        """What a cache of its answers is keyed by. Raises ValueError for a policy, whose answers change."""
+        """Name, dtype and a digest over the stamps of the files of weights: what a cache of its answers is keyed by.
+
+        Raises ValueError for a policy, whose answers change.
+        """
         if self.lora is not None:
             raise ValueError("a policy in training can't be cached; judge with its anchor()")
-        dtype = self.llm.llm_engine.model_config.dtype
-        return f"vllm {self.name} {dtype}{' thinking' * self.thinking}"
+        config = self.llm.llm_engine.model_config
+        stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(Path(config.model).glob("*.*"))]
+        about = stamps or getattr(config.hf_config, "_commit_hash", None)  # of a hub id: its revision
+        digest = hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+        return f"vllm {self.name} {config.dtype} {digest}{' thinking' * self.thinking}"
 
     def anchor(self, role: str = "anchor") -> VLLMModel:
         """The frozen initial model on the same engine, no adapter, costs booked under `role`."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cat_lib.learning.grpo import add_lora
 from cat_lib.models import load_model
+from cat_lib.models.vllm import VLLMModel
 from cat_lib.schema import Completion, Sampling
 from cat_lib.tasks.arithmetic import Arithmetic
 
@@ -144,3 +146,16 @@ def test_a_prompt_that_does_not_fit_is_refused(exact, prompt):
 def test_a_stop_string_that_no_token_holds_is_refused(exact):
     with pytest.raises(ValueError, match="shorter stop string"):
         exact.generate(PROMPTS[:1], 1, replace(GREEDY, stop=("</final-answer>",)))
+
+
+def test_answers_of_vllm_are_not_kept_for_a_folder_whose_weights_have_changed(tmp_path):
+    """A cache of verdicts is keyed by the model's identity; the engine itself is not needed to tell."""
+    config = SimpleNamespace(model=str(tmp_path), dtype="float32", hf_config=SimpleNamespace())
+    model = VLLMModel(SimpleNamespace(llm_engine=SimpleNamespace(model_config=config)), None, "./mine")
+    (tmp_path / "model.safetensors").write_text("one")
+    first = model.identity
+    assert model.identity == model.anchor("judge").identity == first != replace(model, thinking=True).identity
+    (tmp_path / "model.safetensors").write_text("other")
+    assert model.identity != first
+    with pytest.raises(ValueError, match=r"can't be cached; judge with its anchor"):
+        assert replace(model, lora="adapter").identity
