@@ -1,4 +1,4 @@
-"""What can be checked before anything is paid for: answers against golds, a data file, a judge behind an endpoint."""
+"""What can be checked before anything is paid for: answers against golds, a data file, a judge, an engine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from cat_lib.method.judge import Judge
-from cat_lib.models import ModelError, endpoint, reader
+from cat_lib.models import ModelError, endpoint, load_model, reader
 from cat_lib.schema import Lost
 from cat_lib.shown import masked, visible
 from cat_lib.tasks import load_task
 from cat_lib.tasks.answers import read, same
+from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tasks.rows import NAMED, Bad, DataError, Given, file_rows, local_file, usable
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check answers, data or a judge before a run.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check answers, data, judge or engine first.")
 _WRITTEN = ("gold_form", "answer_form", "equal")  # what `check answers` adds to a row
 
 
@@ -92,6 +93,32 @@ def judge(
     if verdict.met is None:
         fail(f"no verdict: {verdict.cause}")
     print(f"read     {'yes' if verdict.met else 'no, where yes is right'}; reason {verdict.reason!r}")
+
+
+@app.command()
+def engine(
+    name: Annotated[str, typer.Argument(metavar="ENGINE", help="What learns and samples: transformers or unsloth.")],
+    model: Annotated[str, typer.Option(help="As `model` of a notebook.")] = "embedded",
+    rollouts: Annotated[str, typer.Option(help="What samples in its place: vllm.")] = "engine",
+) -> None:
+    """Train a minute with this engine: is what samples the policy, and what learns the policy? Exit code 1 if not."""
+    from cat_lib.learning import canary, sampler
+
+    try:
+        if name not in (able := ("transformers", "unsloth")):
+            raise ValueError(f"engine={name!r} does not learn; allowed are {', '.join(able)}, with --rollouts vllm")
+        learner: Any = load_model(name=model, engine=name, rollouts=rollouts)
+        if learner.sampler:
+            found = sampler.samples_the_policy(learner, [e.prompt for e in Arithmetic().examples("train", 8, 0)])
+            print(f"samples  gap {found['fresh']:.4f} and {found['random']:.4f} nats a token for a fresh and a random ")
+            print(f"         adapter, which is {found['moved']:.2f} from the base model; allowed {sampler.MOST_GAP}")
+            print("anchor   the same before and after")
+        before, after = canary.learns_the_policy(learner)
+        print(f"learns   mean length {before:.1f} to {after:.1f} tokens in two steps that reward short answers")
+    except sampler.PolicyError as error:
+        fail(error, code=1)
+    except (ValueError, ModelError) as error:
+        fail(error)
 
 
 @app.command()

@@ -46,6 +46,7 @@ class Completion:
     mean_logprob: float | None = None
     mean_entropy: float | None = None
     foreign: tuple[tuple[int, int], ...] = ()  # spans (start, stop) of `token_ids` that the policy did not write
+    logprobs: tuple[float, ...] | None = None  # vLLM's: of each token, nats of the distribution it was drawn from
 
     @property
     def ended(self) -> bool:

@@ -147,6 +147,8 @@ def _parameters(pairs: Sequence[str]) -> Parameters:
     given = dict(pair.split("=", 1) for pair in pairs)
     p = effective(NOTEBOOK, resolve(places.NOTEBOOKS / f"{NOTEBOOK}.ipynb", given, typed=False))
     preflight.check(p)
+    if p.rollouts == "vllm" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("rollouts='vllm' draws in one process's engine, and several were launched: rollouts=engine")
     cut(GRPOSettings.of(p), int(os.environ.get("WORLD_SIZE", "1")))
     return p
 

@@ -9,11 +9,9 @@ be fitted to them) and full-parameter training (the paper does not say that it u
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,16 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
+from cat_lib.learning.lora import add_lora as add_lora
 from cat_lib.learning.record import Record
 from cat_lib.learning.settings import GRPOSettings, grpo_arguments
 from cat_lib.learning.trl import GroupReward, Signal
 from cat_lib.ledger import Cost
 from cat_lib.method.signals import GOLD_SIGNALS, RUBRIC_SIGNALS, SIGNALS
-from cat_lib.models import ModelError
 from cat_lib.runs.tracking import Run
-from cat_lib.schema import Estimator, Example, Model, RewardRule, Task
+from cat_lib.schema import Estimator, Example, RewardRule, Task
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
@@ -56,34 +53,6 @@ class Trained:
         return numbers
 
 
-def add_lora(model: Model, rank: int, seed: int, name: str = "policy") -> LocalModel:
-    """The policy `name`: the model with a fresh LoRA adapter on the linear layers that text passes (alpha = 2 x rank).
-
-    Its modules are its own and its weights are those of `model` in memory, which stays as it is. So policies of
-    several names share one set of weights with their anchor, and each trains as if it were alone; `adapter(name)`
-    gives the last one of a name. Raises ModelError for a model that is not in this process, and ValueError for the
-    modules from inside a policy.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    from cat_lib.models.local import LocalModel
-
-    if not isinstance(model, LocalModel):
-        raise ModelError(f"model={model.name!r} can't be trained from here: take a local model (engine transformers)")
-    if any("lora_" in part for part, _ in model.plain.named_parameters()):
-        raise ValueError("this model has a policy's adapter inside: pass add_lora the policy, or its anchor()")
-    weights = {id(tensor): tensor for tensor in (*model.plain.parameters(), *model.plain.buffers())}
-    own = copy.deepcopy(model.plain, weights)
-    torch.manual_seed(seed)
-    decoder = next(path for path, module in own.named_modules() if module is own.get_decoder())
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none", task_type="CAUSAL_LM",
-        exclude_modules=rf"(?!{re.escape(decoder)}\.).*",  # a tower for images would never see a gradient
-    )  # fmt: skip
-    model.policies[name] = get_peft_model(own, config)
-    return model.adapter(name)
-
-
 def train(
     policy: LocalModel,
     task: Task,
@@ -105,7 +74,8 @@ def train(
     that is the last step, its adapter and history are loaded and nothing is trained again.
     Ctrl-C saves a checkpoint marked by `interrupted.json` and raises KeyboardInterrupt.
     Under `accelerate launch` every process calls this, on one file system; the first one writes (`train_entry.py`).
-    Raises ValueError if the policy has no adapter or the examples are fewer than `prompts_per_step`.
+    Raises ValueError if the policy has no adapter or the examples are fewer than `prompts_per_step`, and PolicyError if
+    the engine that draws for it (`policy.sampler`) draws from other weights, now or at a step.
     """
     from cat_lib.learning.session import GRPOSession, require_adapter
 
@@ -115,6 +85,11 @@ def train(
             f"{len(examples)} examples are fewer than prompts_per_step={settings.prompts_per_step}; "
             "add questions or lower prompts_per_step"
         )
+    if policy.sampler:
+        from cat_lib.learning.sampler import samples_the_policy
+
+        found = samples_the_policy(policy.anchor(), [e.prompt for e in examples[:4]])
+        run.update_config(canary=found)
     run.dataset("training", examples, task.name)
     run.tag("reward_rule", getattr(rule, "__name__", type(rule).__name__))
     signal = Signal(estimator, rule)
@@ -139,22 +114,25 @@ def _trainer(
     from datasets import Dataset
 
     from cat_lib.learning.checkpoints import exact
-    from cat_lib.learning.shared_prompt import SharedPromptTrainer, rollouts
+    from cat_lib.learning.sampler import drawn_elsewhere, rollouts
+    from cat_lib.learning.shared_prompt import SharedPromptTrainer
 
     # an unscorable group is expected and counted; TRL would print its prompts each time
     logging.getLogger("trl.trainer.grpo_trainer").addFilter(lambda r: "functions returned None" not in r.getMessage())
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"; the pin holds it still
     on_cpu, processes = policy.model.device.type == "cpu", int(os.environ.get("WORLD_SIZE", "1"))
     arguments = grpo_arguments(settings, task.sampling, run.dir / "checkpoints", on_cpu, processes, policy.thinking)
-    stop_ids, own = policy.stop_ids(task.sampling.stop), policy.engine == "transformers"
+    stop_ids, own = policy.stop_ids(task.sampling.stop), policy.plainly
     trainer = (SharedPromptTrainer if own else exact(trl.GRPOTrainer))(
         model=policy.model,
         args=trl.GRPOConfig(**arguments),
         reward_funcs=[reward],
         train_dataset=Dataset.from_list([{"prompt": e.prompt, "example_id": e.id} for e in examples]),
         processing_class=policy.tokenizer,
-        rollout_func=rollouts(policy, task.sampling, settings.seed) if own else None,
+        rollout_func=rollouts(policy, task.sampling, settings.seed) if own or policy.sampler else None,
     )
+    if policy.sampler:
+        drawn_elsewhere(trainer, policy.sampler)
     if "ref" in policy.model.peft_config:  # TRL's copy of the adapter: the reference is the model without one
         policy.model.delete_adapter("ref")
     trainer.eos_token_ids = sorted(stop_ids)  # or TRL's clipped_ratio counts our stops as cut

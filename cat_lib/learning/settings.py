@@ -154,6 +154,7 @@ def grpo_arguments(
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
+        "vllm_importance_sampling_correction": sampling.top_k == 0 and sampling.top_p == 1,  # else there is no ratio
         "chat_template_kwargs": {"enable_thinking": thinking},
         "beta": settings.beta,
         "epsilon": settings.epsilon,

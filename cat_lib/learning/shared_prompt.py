@@ -13,9 +13,6 @@ sliding window, which the tree's mask does not know.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +21,8 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from cat_lib.learning.checkpoints import Exact
-from cat_lib.learning.trl import FACTS
 from cat_lib.models.attention import fits_window
-from cat_lib.models.local import LocalModel
 from cat_lib.models.passes import Row, common_prefix
-from cat_lib.schema import Prompt, Sampling
 
 LONGEST_ROW = 4096
 
@@ -122,24 +116,3 @@ class Tree:
             entropy = -(logp.exp() * logp).sum(-1)
         index = index.to(self.device)
         return logp[index, self.target], entropy[index]
-
-
-def rollouts(policy: LocalModel, sampling: Sampling, seed: int) -> Callable[[list[Prompt], Any], dict[str, Any]]:
-    """TRL's `rollout_func` on our engine. Prompts arrive repeated, one row a rollout (measured; its docs differ)."""
-
-    def rollout(prompts: list[Prompt], trainer: Any) -> dict[str, Any]:
-        runs = [(prompt, len(list(rows))) for prompt, rows in groupby(prompts)]
-        # each process draws its own, or two halves of a group would hold the same rollouts
-        step_seed = (seed * 1_000_003 + trainer.state.global_step) * 64 + trainer.accelerator.process_index
-        n = max(count for _, count in runs)
-        groups = policy.generate([p for p, _ in runs], n, replace(sampling, seed=step_seed))
-        rows = [(p, c) for (p, count), group in zip(runs, groups, strict=True) for c in group[:count]]
-        return {
-            "prompt_ids": [policy.encode(p) for p, _ in rows],
-            "completion_ids": [list(c.token_ids) for _, c in rows],
-            "logprobs": None,
-            "env_mask": [list(c.mask) for _, c in rows],  # TRL's name: a foreign token has no gradient
-            **{fact: [getattr(c, fact) for _, c in rows] for fact in FACTS},
-        }
-
-    return rollout

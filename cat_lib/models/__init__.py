@@ -26,20 +26,25 @@ class ModelError(RuntimeError):
     """A model that cannot be had or used, and what to do about it."""
 
 
-def load_model(name: str, engine: str = "transformers", thinking: bool = False) -> Model:
+def load_model(name: str, engine: str = "transformers", thinking: bool = False, rollouts: str = "engine") -> Model:
     """The model `name` ("embedded", a hub id such as "Qwen/Qwen3-4B", or a local folder), ready to generate.
 
+    With rollouts="vllm" a vLLM engine beside it generates for it, policy and anchor, and what it learns is handed over.
     On CPUs with bfloat16 instructions, and on GPUs, weights are bfloat16; else float32. `thinking` lets a model think
     before it answers, where its chat template leaves that open. Raises ModelError if it cannot be reached, has no
     tokenizer or chat template or an attention that is not supported, ValueError for an unknown engine.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r}: allowed are {', '.join(ENGINES)}")
-    if engine == "vllm":
-        from cat_lib.models import vllm
+    if rollouts not in ("engine", "vllm"):
+        raise ValueError(f"rollouts={rollouts!r}: allowed are engine, vllm")
+    if "vllm" not in (engine, rollouts):
+        return _local(name, engine, thinking)
+    model = None if engine == "vllm" else _local(name, engine, thinking)  # first: Unsloth patches what vLLM imports
+    from cat_lib.models import vllm
 
-        return vllm.load(name, _path(name), thinking)
-    return _local(name, engine, thinking)
+    sampler = vllm.load(name, _path(name), thinking, beside=model is not None)
+    return replace(model, sampler=sampler) if model else sampler
 
 
 def _local(name: str, engine: str, thinking: bool) -> LocalModel:
@@ -54,12 +59,13 @@ def _local(name: str, engine: str, thinking: bool) -> LocalModel:
     from cat_lib.models.attention import register, unsuited
     from cat_lib.models.local import LocalModel
 
-    if wrong := unsuited(model.config, engine == "transformers"):
+    plainly = engine == "transformers" or model.device.type == "cpu"
+    if wrong := unsuited(model.config, plainly):
         raise ModelError(
             f"model={name!r} ({model.config.get_text_config().model_type}) has {wrong}, or rollouts that share a "
             "prompt would go wrong; take a Llama, Qwen 2.5 or 3, Mistral or Gemma 3 model"
         )
-    if engine == "transformers":
+    if plainly:
         model.set_attn_implementation(register())
     _ready(name, tokenizer)
     loaded = LocalModel(model, tokenizer, name, engine=engine, thinking=thinking)
@@ -108,6 +114,17 @@ def _path(name: str) -> str:
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise ModelError(f'model={name!r} is no folder here and no hub id ("owner/name"); {ADVICE}')
     return name
+
+
+def saved(name: str, path: str) -> Path:
+    """The folder of the model in `path`, fetched if that is a hub id. Raises ModelError if it can't be."""
+    from huggingface_hub import snapshot_download
+
+    if (folder := Path(path)).is_dir():
+        return folder
+    kinds, other = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"], ["original/*", "consolidated*"]
+    with _reaching("weights", name):
+        return Path(snapshot_download(path, allow_patterns=kinds, ignore_patterns=other))
 
 
 def load_tokenizer(name: str, path: str) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,9 @@ from cat_lib.models import ADVICE, ModelError, passes
 from cat_lib.models.attention import fits_window
 from cat_lib.models.chat import Speaker
 from cat_lib.schema import Completion, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from cat_lib.models.vllm import VLLMModel
 
 
 @dataclass
@@ -37,13 +40,22 @@ class LocalModel(Speaker):
     tokenizer: Any
     name: str
     role: str = "policy"
-    engine: str = "transformers"  # "unsloth" where Unsloth made the model: TRL then makes the rollouts
+    engine: str = "transformers"  # "unsloth" where Unsloth made the model
     thinking: bool = False  # whether the chat template may let the model think first; the paper has it off
     batch_tokens: int = 16_384  # most key-value positions alive at once
     ledger: Ledger = field(default_factory=Ledger)
     initial: Any = None
     policies: dict[str, Any] = field(default_factory=dict, repr=False)
+    sampler: VLLMModel | None = None  # generates in its place
     scores = True
+
+    @property
+    def plainly(self) -> bool:
+        """Whether the model is transformers' own in all but its loading, so that our passes and trainer suit it.
+
+        On a GPU Unsloth puts kernels of its own into the model and into TRL's trainer, which then makes the rollouts.
+        """
+        return self.engine == "transformers" or self.model.device.type == "cpu"
 
     @property
     def plain(self) -> Any:
@@ -74,7 +86,7 @@ class LocalModel(Speaker):
             raise ValueError("a policy in training can't be cached; judge with its anchor()")
         sample = torch.stack([p.detach().flatten()[p.numel() // 2].float().cpu() for p in self.model.parameters()])
         digest = hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]
-        return f"{self.name} {self.model.dtype} {digest}{' thinking' * self.thinking}"
+        return f"{self.name} {self.model.dtype} {digest}{' thinking' * self.thinking}{' vllm' * bool(self.sampler)}"
 
     def anchor(self, role: str = "anchor") -> LocalModel:
         """The frozen initial model: the same weights in memory, no adapter, costs booked under `role`."""
@@ -100,6 +112,8 @@ class LocalModel(Speaker):
         """
         if not prompts:
             return []
+        if self.sampler:
+            return self.sampler.drawing_for(self).generate(prompts, n, sampling)
         start, ids = clock(), self.fitting(prompts, sampling)
         lengths = [len(i) for i in ids]
         longest = max(lengths) + sampling.max_new_tokens
@@ -129,7 +143,7 @@ class LocalModel(Speaker):
         Raises ValueError if the lists differ in length or a pair does not fit the context.
         """
         start, heads, tails = clock(), [self.encode(p) for p in prompts], [self._ids(t) for t in texts]
-        results, computed = self._following(heads, tails)
+        results, computed = self.following(heads, tails)
         self.book(sum(map(len, heads)), sum(map(len, tails)), computed, start)
         return results
 
@@ -148,7 +162,7 @@ class LocalModel(Speaker):
         pairs = [(head, tail) for head, tails in rows for tail in tails]
         if not fits_window(self.model.config, longest):  # a tree's mask knows none: each branch is a row of its own
             asked = [([*h, *t], [w]) for h, t in pairs for w in first] if words else pairs
-            logps, computed = self._following(*zip(*asked, strict=True))
+            logps, computed = self.following(*zip(*asked, strict=True))
             found = iter(logps)
             results = [[[next(found)[0] for _ in first] if words else [fmean(next(found))] for _ in t] for _, t in rows]
         else:
@@ -166,7 +180,9 @@ class LocalModel(Speaker):
         self.book(sum(len(h) + len(t) for h, t in pairs), len(pairs), computed, start, calls=len(pairs))
         return results
 
-    def _following(self, heads: Sequence[list[int]], tails: Sequence[list[int]]) -> tuple[list[list[float]], int]:
+    def following(
+        self, heads: Sequence[list[int]], tails: Sequence[list[int]], temperature: float = 1.0
+    ) -> tuple[list[list[float]], int]:
         """`logprobs` of token ids, and how many tokens went through the weights."""
         rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
         lengths, results = list(map(len, rows)), list[list[float]]([] for _ in rows)
@@ -179,7 +195,8 @@ class LocalModel(Speaker):
             for batch in passes.batches(lengths, 1, 0, self.batch_tokens // 4):
                 keep = max(len(tails[i]) for i in batch) + 1
                 own = [rows[i][prefix:] for i in batch]
-                logp = passes.prefill(self.model, own, shared, keep)[0].float().log_softmax(-1)
+                logits = passes.prefill(self.model, own, shared, keep)[0].float()
+                logp = (logits / temperature).log_softmax(-1)
                 for row, i in zip(logp, batch, strict=True):
                     tail = torch.tensor(tails[i], dtype=torch.long, device=logp.device)
                     results[i] = row[-len(tail) - 1 : -1].gather(-1, tail[:, None])[:, 0].tolist()

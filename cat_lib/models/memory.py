@@ -25,6 +25,7 @@ import yaml
 from cat_lib.models import ModelError, preferred_dtype
 
 GB = 2**30
+VLLM_CACHE = 2  # GB of keys and values that vLLM sets aside on a CPU
 LIBRARIES = {"cpu": 1.5, "cuda": 0.5}  # GB: what a notebook imports (measured); CUDA context and workspaces
 _KEPT = {("cpu", 2): 5.5, ("cpu", 4): 6.0, ("cuda", 2): 4.25, ("cuda", 4): 6.0}  # bytes a width, by bytes a weight
 _LOGIT = {"cpu": 15, "cuda": 12}  # bytes in an update: 15 measured on CPUs; TRL's GPU kernel keeps fewer copies
@@ -46,6 +47,7 @@ class Work:
     new_tokens: int
     checkpointing: bool = False
     lora_rank: int = 32
+    vllm: bool = False  # it draws, in training beside the engine that learns, each with its own weights
 
 
 class Memory(NamedTuple):
@@ -138,7 +140,10 @@ def estimate(name: str, work: Work) -> Memory | None:
         activations = size * width * positions / work.group_size  # one layer, over the prompts of a batch
         logits = 24 * of.vocabulary * min(rows, _ROWS)  # six float32 arrays while a token is drawn
     cache = 2 * of.layers * of.key * size * positions  # keys and values
-    held = size * of.parameters, adapter, cache, activations, logits, LIBRARIES[device] * GB
+    if work.vllm:
+        cache += VLLM_CACHE * GB
+    weights = size * of.parameters * (2 if work.vllm and work.train else 1)
+    held = weights, adapter, cache, activations, logits, LIBRARIES[device] * GB
     return Memory(*(part / GB for part in held))
 
 

@@ -1,7 +1,9 @@
 """The vLLM engine, in this process: samples, log-probabilities and scores by one copy of the weights.
 
-The policy is a LoRA adapter in a folder, the anchor the model without it, both on one engine. What is sampled depends
-on the seed and on the prompt's place in the call. Log-probabilities are those of the distribution that is sampled from.
+The policy is a LoRA adapter, the anchor the model without it, both on one engine. On a GPU vLLM applies the adapter
+itself; on a CPU, where that costs ten times as much, it is added to the weights, which are swapped before a call that
+needs others. What is sampled depends on the seed and on the prompt's place in the call. Log-probabilities are those of
+the distribution that is sampled from.
 
 Left out: entropies, which vLLM does not give (`mean_entropy` is None), and log-probabilities of samples that top-k or
 top-p have cut (`mean_logprob` is None: vLLM gives those of what is left). Sliding windows are vLLM's own matter.
@@ -10,19 +12,25 @@ top-p have cut (`mean_logprob` is None: vLLM gives those of what is left). Slidi
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from cat_lib.ledger import Ledger, clock
 from cat_lib.models import ModelError, memory
 from cat_lib.models.chat import Speaker
+from cat_lib.models.merging import merged, read_adapter, require_fit, shapes
 from cat_lib.schema import Completion, Prompt, Sampling
 
-MAX_RANK = 64  # of an adapter; vLLM reserves memory for it
+if TYPE_CHECKING:
+    from cat_lib.models.local import LocalModel
+
+MAX_RANK = 64  # of an adapter on a GPU; vLLM reserves memory for it
 # what add_lora adapts. Without the output layer, which vLLM would wrap so that prompts' log-probabilities fail
 _ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _ROOM = 32_768  # tokens of prompts in one pass on a CPU: a prompt in chunks makes seeds fail there
@@ -30,23 +38,22 @@ _ROOM = 32_768  # tokens of prompts in one pass on a CPU: a prompt in chunks mak
 
 @dataclass
 class VLLMModel(Speaker):
-    """A model in vLLM, in one role. `policies` are the requests for adapters, by the policy's name."""
+    """A model in vLLM, in one role. `lora` is its adapter: vLLM's request for it, or itself where weights are swapped.
+
+    `policies` are adapters by the policy's name, and `held` is what the weights have in them; all roles share both.
+    """
 
     llm: Any
     tokenizer: Any
     name: str
+    parameters: int  # all that its files hold
     role: str = "policy"
     thinking: bool = False
     ledger: Ledger = field(default_factory=Ledger)
-    lora: Any = None  # vLLM's LoRARequest
+    lora: Any = None
     policies: dict[str, Any] = field(default_factory=dict, repr=False)
+    held: list[Any] = field(default_factory=lambda: [None], repr=False)
     scores = True
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the model, an adapter not counted."""
-        shape = memory.shape_of(self.name)
-        return int(shape.parameters) if shape else 0
 
     @property
     def context(self) -> int:
@@ -69,8 +76,7 @@ class VLLMModel(Speaker):
             raise ValueError("a policy in training can't be cached; judge with its anchor()")
         config = self.llm.llm_engine.model_config
         stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(Path(config.model).glob("*.*"))]
-        about = stamps or getattr(config.hf_config, "_commit_hash", None)  # of a hub id: its revision
-        digest = hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
         return f"vllm {self.name} {config.dtype} {digest}{' thinking' * self.thinking}"
 
     def anchor(self, role: str = "anchor") -> VLLMModel:
@@ -81,6 +87,13 @@ class VLLMModel(Speaker):
         """The policy `name`, whose adapter is in `folder`, read anew. Raises ModelError if it does not fit."""
         from vllm.lora.request import LoRARequest
 
+        adapter = read_adapter(folder)
+        if not memory.gpus():
+            require_fit(Path(self.llm.llm_engine.model_config.model), adapter)
+            self.policies[name] = adapter
+            return self.adapter(name)
+        if (rank := max(len(a) for _, a in adapter.values())) > MAX_RANK:
+            raise ModelError(f"the adapter in {folder} has rank {rank}; allowed is {MAX_RANK} (lora_rank)")
         number = self.policies[name].lora_int_id if name in self.policies else len(self.policies) + 1
         try:
             self.llm.llm_engine.add_lora(LoRARequest(name, number, str(folder), load_inplace=True))
@@ -90,6 +103,16 @@ class VLLMModel(Speaker):
         self.llm.reset_prefix_cache()  # it is keyed by the adapter's name, and would give the old adapter's states
         self.policies[name] = LoRARequest(name, number, str(folder))
         return self.adapter(name)
+
+    def drawing_for(self, model: LocalModel) -> VLLMModel:
+        """This engine in the place of `model`, its adapter as it is now: the costs, name and thinking are `model`'s."""
+        drawing = replace(self, lora=None)
+        if model.initial is not None:
+            place = "/dev/shm" if Path("/dev/shm").is_dir() else None  # memory, where there is such a folder
+            with TemporaryDirectory(dir=place) as folder:
+                model.model.save_pretrained(folder, save_embedding_layers=False)
+                drawing = self.load(Path(folder), model.role)
+        return replace(drawing, role=model.role, ledger=model.ledger, thinking=model.thinking)
 
     def adapter(self, name: str) -> VLLMModel:
         """The policy that was last loaded under this name. ModelError if there is none."""
@@ -120,7 +143,8 @@ class VLLMModel(Speaker):
             for one in answer.outputs:
                 read = self.read(prompt, self.decode(one.token_ids), list(one.token_ids), sampling.stop)
                 numbers = [place[token].logprob for token, place in zip(one.token_ids, one.logprobs, strict=True)]
-                group.append(replace(read, mean_logprob=fmean(numbers) if whole else None))
+                mean = fmean(numbers) if whole else None
+                group.append(replace(read, mean_logprob=mean, logprobs=tuple(numbers)))
             results.append(group)
         answered = sum(len(c.token_ids) for group in results for c in group)
         prompted = sum(map(len, ids))
@@ -159,6 +183,11 @@ class VLLMModel(Speaker):
         self.book(tokens, len(pairs), tokens, start, calls=len(pairs))
         return [[next(numbers) for _ in tails] for _, tails in rows]
 
+    def sleep(self) -> None:
+        """Give a learner on the same GPU this engine's memory until it is asked again. Elsewhere nothing happens."""
+        if self.llm.llm_engine.vllm_config.model_config.enable_sleep_mode:
+            self.llm.sleep(level=1)
+
     def close(self) -> None:
         """Give the engine's memory back. The model, in whatever role, can't be used any more."""
         import gc
@@ -189,19 +218,32 @@ class VLLMModel(Speaker):
 
     def _run(self, rows: Sequence[Sequence[int]], asked: Sequence[Any]) -> list[Any]:
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
-        return list(self.llm.generate(prompts, list(asked), use_tqdm=False, lora_request=self.lora))
+        if memory.gpus():
+            if self.llm.llm_engine.is_sleeping():
+                self.llm.wake_up()
+            return list(self.llm.generate(prompts, list(asked), use_tqdm=False, lora_request=self.lora))
+        if self.held[0] is not self.lora:
+            self.held[0] = ...  # neither, if this fails halfway
+            weights = merged(Path(self.llm.llm_engine.model_config.model), self.lora or {})
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            self.llm.reset_prefix_cache()
+            self.held[0] = self.lora
+        return list(self.llm.generate(prompts, list(asked), use_tqdm=False))
 
 
-def load(name: str, path: str, thinking: bool = False) -> VLLMModel:
-    """The model in `path` in an engine of its own. Raises ModelError if vLLM is not installed or can't open it."""
-    from cat_lib.models import load_tokenizer, preferred_dtype
+def load(name: str, path: str, thinking: bool = False, beside: bool = False) -> VLLMModel:
+    """The model in `path` in an engine of its own, `beside` a learner that needs the GPU's memory too.
+
+    Raises ModelError if vLLM is not installed or can't open it.
+    """
+    from cat_lib.models import load_tokenizer, preferred_dtype, saved
 
     on_cpu = not memory.gpus()
     chosen = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: a kernel that ends takes the engine with it
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "2",  # GB
+        "VLLM_CPU_KVCACHE_SPACE": str(memory.VLLM_CACHE),
     }
     for key, value in chosen.items():
         os.environ.setdefault(key, value)
@@ -209,14 +251,15 @@ def load(name: str, path: str, thinking: bool = False) -> VLLMModel:
         from vllm import LLM
     except ImportError as error:
         raise ModelError(f"engine=vllm: vLLM is not installed here ({error}); `make engines` adds it") from None
-    tokenizer = load_tokenizer(name, path)
-    own: dict[str, Any] = {"enforce_eager": True, "max_num_batched_tokens": _ROOM} if on_cpu else {}
+    tokenizer, folder = load_tokenizer(name, path), saved(name, path)
+    own: dict[str, Any] = {"enforce_eager": True, "max_num_batched_tokens": _ROOM}
+    if not on_cpu:
+        own = {"enable_lora": True, "max_lora_rank": MAX_RANK, "max_loras": 2, "lora_target_modules": _ADAPTED}
+        own |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.45} if beside else {}
     try:
-        llm = LLM(
-            model=path, dtype=str(preferred_dtype()).removeprefix("torch."), enable_lora=True, max_lora_rank=MAX_RANK,
-            lora_target_modules=_ADAPTED, logprobs_mode="processed_logprobs", max_loras=2, seed=0, **own,
-        )  # fmt: skip
+        dtype = str(preferred_dtype()).removeprefix("torch.")
+        llm = LLM(model=str(folder), dtype=dtype, logprobs_mode="processed_logprobs", seed=0, **own)
     except Exception as error:  # it raises what its parts raise
         said = " ".join(str(error).split())[:200]
         raise ModelError(f"vLLM can't open {name}: {type(error).__name__}: {said}") from error
-    return VLLMModel(llm, tokenizer, name, thinking=thinking)
+    return VLLMModel(llm, tokenizer, name, sum(map(math.prod, shapes(folder).values())), thinking=thinking)

@@ -27,8 +27,10 @@ def require(p: Parameters, here: bool = True) -> float | None:
         return None
     v = p.values
     new_tokens = v.get("response_tokens") or sampling_of(p.task).max_new_tokens
-    largest = max(v.get(key) or 0 for key in ("group_size", "samples", "rollouts"))
-    answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens)
+    counts = (v.get(key) for key in ("group_size", "samples", "rollouts"))
+    largest = max(n for n in counts if isinstance(n, int))
+    drawn = "vllm" in (v.get("engine"), v.get("rollouts"))
+    answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens, vllm=drawn)
     most = [(name, answer) for name in filter(None, (p.model, v.get("other_model")))]
     if "steps" in v:
         gpu = machine()[1] == "cuda"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from tiny import tiny_policy
 
-from cat_lib import models
 from cat_lib.learning.grpo import add_lora
-from cat_lib.models import ModelError, load_model
+from cat_lib.models import ModelError
 from cat_lib.schema import Sampling
 from cat_lib.tasks.arithmetic import Arithmetic
 
@@ -17,23 +18,6 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make engines")
 TASK = Arithmetic()
 PROMPTS = [e.prompt for e in TASK.examples("heldout", 48, 0)]
 GREEDY = replace(TASK.sampling, temperature=0)
-
-
-@pytest.fixture(scope="module")
-def ours():
-    model = load_model("embedded")
-    return replace(model, model=model.model.float())
-
-
-@pytest.fixture(scope="module")
-def theirs():
-    from cat_lib.models import vllm
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "preferred_dtype", lambda: torch.float32)
-        model = vllm.load("embedded", models._path("embedded"))
-    yield model
-    model.close()
 
 
 def policy_of(ours, seed: int, folder):
@@ -112,8 +96,13 @@ def test_what_does_not_fit_is_refused_and_the_engine_goes_on(ours, theirs, tmp_p
         theirs.generate(["word " * 9000], 1, GREEDY)
     with pytest.raises(ModelError, match=r"'poser'.*load it with load"):
         theirs.adapter("poser")
-    policy = add_lora(ours, 128, 0)
-    policy.model.save_pretrained(tmp_path / "high")
-    with pytest.raises(ModelError, match=r"can't be used on embedded: .*rank"):
-        theirs.load(tmp_path / "high", "high")
+    with pytest.raises(ModelError, match=r"holds no LoRA adapter: FileNotFoundError"):
+        theirs.load(tmp_path)
+    tiny_policy().model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"there it is \(576, 576\): another model's"):
+        theirs.load(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(ModelError, match=r"has use_dora=True; allowed is plain LoRA"):
+        theirs.load(tmp_path)
     assert theirs.generate(PROMPTS[:1], 1, GREEDY)
