@@ -1,4 +1,4 @@
-"""The command line: `python -m cat_lib run | suite | import | check | doctor | ui`."""
+"""The command line: `python -m cat_lib run | suite | import | export | check | doctor | ui`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cat_lib.doctor import checks
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.models import ModelError
 from cat_lib.runs.children import serve
-from cat_lib.runs.folder import BusyError, RunError
+from cat_lib.runs.folder import BusyError, RunError, read_config
 from cat_lib.runs.mirror import import_run
 from cat_lib.runs.parameters import ParameterError
 from cat_lib.runs.places import tracking_uri
@@ -111,6 +111,27 @@ def import_(
             failed = True
             print(error, file=sys.stderr)
     raise typer.Exit(2 if failed else 0)
+
+
+@app.command()
+def export(
+    adapter: Annotated[Path, typer.Argument(help="The adapter's folder, e.g. results/runs/00_quickstart/.../adapter.")],
+    out: Annotated[Path, typer.Argument(help="What to make; it must not be there yet.")],
+    kind: Annotated[Literal["adapter", "merged", "gguf"], typer.Option(help="What other programs load.")] = "merged",
+    model: Annotated[str, typer.Option(help="What it was trained on; else the run's config.json says.")] = "",
+) -> None:
+    """Make a trained adapter into what other programs load; kept only if it answers as the adapter does."""
+    from cat_lib.models.export import export
+
+    configs = [read_config(folder) for folder in adapter.absolute().parents[:2]]  # of the run, whose part this may be
+    name = model or next((c["parameters"]["model"] for c in configs if "parameters" in c), "")
+    try:
+        if not name:
+            raise ValueError(f"no run's config.json above {adapter}: name the model by --model")
+        print(export(adapter, out, kind, name))
+    except (ValueError, ModelError, OSError) as error:
+        check.fail(error)
+    print(f"made {out}")
 
 
 @app.command()

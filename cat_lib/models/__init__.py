@@ -43,7 +43,7 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False, 
     model = None if engine == "vllm" else _local(name, engine, thinking)  # first: Unsloth patches what vLLM imports
     from cat_lib.models import vllm
 
-    sampler = vllm.load(name, _path(name), thinking, beside=model is not None)
+    sampler = vllm.load(name, thinking, beside=model is not None)
     return replace(model, sampler=sampler) if model else sampler
 
 
@@ -116,11 +116,11 @@ def _path(name: str) -> str:
     return name
 
 
-def saved(name: str, path: str) -> Path:
-    """The folder of the model in `path`, fetched if that is a hub id. Raises ModelError if it can't be."""
+def saved(name: str) -> Path:
+    """The folder with the model's files, fetched if `name` is a hub id. Raises ModelError if it can't be had."""
     from huggingface_hub import snapshot_download
 
-    if (folder := Path(path)).is_dir():
+    if (folder := Path(path := _path(name))).is_dir():
         return folder
     kinds, other = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"], ["original/*", "consolidated*"]
     with _reaching("weights", name):

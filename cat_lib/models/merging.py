@@ -60,13 +60,14 @@ def require_fit(folder: Path, adapter: Adapter) -> None:
             )
 
 
-def merged(folder: Path, adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of all weights in a model's folder, the adapted ones in float32, the others as they are saved."""
+def merged(folder: Path, adapter: Adapter, exact: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of all weights in a model's folder, as they are saved; if `exact`, adapted ones in float32."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as saved:
             for name in saved.keys():  # noqa: SIM118  # no dict
                 tensor = saved.get_tensor(name)
                 if name in adapter:
                     b, a = adapter[name]
-                    tensor = tensor.float() + b @ a
+                    sum_ = tensor.float() + b @ a
+                    tensor = sum_ if exact else sum_.to(tensor.dtype)
                 yield name, tensor

@@ -231,8 +231,8 @@ class VLLMModel(Speaker):
         return list(self.llm.generate(prompts, list(asked), use_tqdm=False))
 
 
-def load(name: str, path: str, thinking: bool = False, beside: bool = False) -> VLLMModel:
-    """The model in `path` in an engine of its own, `beside` a learner that needs the GPU's memory too.
+def load(name: str, thinking: bool = False, beside: bool = False) -> VLLMModel:
+    """The model `name` in an engine of its own, `beside` a learner that needs the GPU's memory too.
 
     Raises ModelError if vLLM is not installed or can't open it.
     """
@@ -251,7 +251,7 @@ def load(name: str, path: str, thinking: bool = False, beside: bool = False) -> 
         from vllm import LLM
     except ImportError as error:
         raise ModelError(f"engine=vllm: vLLM is not installed here ({error}); `make engines` adds it") from None
-    tokenizer, folder = load_tokenizer(name, path), saved(name, path)
+    tokenizer = load_tokenizer(name, str(folder := saved(name)))
     own: dict[str, Any] = {"enforce_eager": True, "max_num_batched_tokens": _ROOM}
     if not on_cpu:
         own = {"enable_lora": True, "max_lora_rank": MAX_RANK, "max_loras": 2, "lora_target_modules": _ADAPTED}

@@ -24,6 +24,6 @@ def theirs():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "preferred_dtype", lambda: torch.float32)
-        model = vllm.load("embedded", models._path("embedded"))
+        model = vllm.load("embedded")
     yield model
     model.close()
