@@ -20,6 +20,21 @@ def embedded():
     return load_model("embedded")
 
 
+@pytest.fixture(scope="session")
+def two_layers(tmp_path_factory):
+    """A folder with the embedded model's first two layers of thirty: quick, and its answers are noise."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from cat_lib.models.embedded import checkpoint
+
+    folder = str(tmp_path_factory.mktemp("two_layers"))
+    model = AutoModelForCausalLM.from_pretrained(checkpoint(), dtype="auto")
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[:2], 2
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(checkpoint()).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def untracked(monkeypatch):
     monkeypatch.setenv("CAT_LIB_TRACKING", "off")

@@ -1,4 +1,4 @@
-"""Is what learns the policy that is sampled? A minute's training whose outcome is known, on a copy.
+"""Which engines learn and draw, and is what learns the policy that is sampled? A training whose outcome is known.
 
 `sampler.samples_the_policy` asks the other half, and before every training whose sampler is not its learner.
 """
@@ -8,16 +8,47 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
 from cat_lib.learning.grpo import add_lora, train
-from cat_lib.learning.sampler import PolicyError
+from cat_lib.learning.sampler import PolicyError, samples_the_policy
 from cat_lib.learning.settings import GRPOSettings
+from cat_lib.models import ModelError, load_model
 from cat_lib.models.local import LocalModel
-from cat_lib.runs.folder import Run
-from cat_lib.schema import Group, Reference
+from cat_lib.models.memory import gpus
+from cat_lib.runs.folder import Run, read_config
+from cat_lib.runs.parameters import Parameters
+from cat_lib.schema import Group, Model, Reference
 from cat_lib.tasks.arithmetic import Arithmetic
+
+
+def learner(p: Parameters, run: Run) -> Model:
+    """The model that `p` names, in the engines that it names; engine=auto takes the fastest that can be trusted here.
+
+    That is, on a GPU with both, Unsloth with rollouts by vLLM, if a random adapter shows that vLLM draws from what
+    learns; else transformers. What was taken is printed and kept in config.json, where a resumed run finds it.
+    """
+    if p.engine != "auto":
+        return load_model(p.model, p.engine, p.thinking, p.rollouts)
+    known, able = read_config(run.dir).get("engines"), gpus() and find_spec("unsloth") and find_spec("vllm")
+    fast, plain = ("unsloth", "vllm"), ("transformers", p.rollouts)
+    for engine, rollouts in [known] if known else [fast, plain] if able else [plain]:
+        try:
+            model = load_model(p.model, engine, p.thinking, rollouts)
+            if (engine, rollouts) == fast:
+                samples_the_policy(model, [e.prompt for e in Arithmetic().examples("train", 4, 0)])
+            break
+        except ModelError as error:
+            if (engine, rollouts) != fast or known:
+                raise
+            print(f"engine=auto: not {engine}, {error}", flush=True)
+    print(f"engine=auto: learns {engine}, draws {'the same' if rollouts == 'engine' else rollouts}", flush=True)
+    p.values |= {"engine": engine, "rollouts": rollouts}
+    run.parameters(p.values)
+    run.update_config(engines=[engine, rollouts])
+    return model
 
 
 def learns_the_policy(model: LocalModel) -> tuple[float, float]:

@@ -101,7 +101,8 @@ def train(
     session = GRPOSession(trainer, policy, run, resume, signal)
     adapter = session.work(ended=trainer.state.global_step >= settings.steps)
     history = pd.DataFrame([h for h in trainer.state.log_history if "reward" in h])
-    for name in GOLD_SIGNALS if task.verifiable else ():  # a run in which no group had both right and wrong rollouts
+    # a run in which no group had a reference, or both right and wrong rollouts
+    for name in (*SIGNALS, *GOLD_SIGNALS) if task.verifiable else ():
         history[name] = history.get(name, math.nan)
     return Trained(history, record.tables(settings.steps), adapter, session.warnings, session.spending.total())
 

@@ -217,6 +217,7 @@ def _launch(folder: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_accelerate_launches_one_run_on_two_processes_that_a_sigterm_ends_and_the_same_command_goes_on(
     tmp_path, monkeypatch
 ):

@@ -86,6 +86,7 @@ def postgres(tmp_path):
     shutil.rmtree(home)
 
 
+@pytest.mark.slow
 def test_a_server_on_postgresql_that_goes_away_for_20_seconds_loses_nothing(store, postgres, monkeypatch):
     port = free_port()
     running = server(port, postgres, store / "artifacts")
