@@ -16,8 +16,8 @@ import trl
 from datasets import Dataset
 
 from cat_lib.learning.grpo import add_lora, train
+from cat_lib.learning.sampler import rollouts
 from cat_lib.learning.settings import GRPOSettings, grpo_arguments
-from cat_lib.learning.shared_prompt import rollouts
 from cat_lib.method.estimators.synthesis import synthesis
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import load_model

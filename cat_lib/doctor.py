@@ -50,7 +50,7 @@ def checks() -> Iterator[Check]:
     yield Check("python", version.startswith("3.11."), version, "the lock is for 3.11: make the environment with it")
     yield Check("cores", cores >= 2, str(cores), "times in the README are for 2 cores")
     yield Check("memory", free >= SMOKE_GB, f"{free:.1f} of {memory.total / 2**30:.1f} GB free", advice, needed=True)
-    yield from (look() for look in (_disk, _versions, _engines, _embedded, _gpu, _sizes, _hub, _tracking))
+    yield from (look() for look in (_disk, _versions, _engines, _embedded, _gpu, _sizes, _paper, _hub, _tracking))
 
 
 def _disk() -> Check:
@@ -129,6 +129,18 @@ def _sizes() -> Check:
     found = f"answering: up to {fits[False]}; training: up to {fits[True]}"
     advice = "for one prompt with 8 rollouts of 512 + 1024 tokens at once; shorter ones need less"
     return Check("model sizes", fits[True].endswith("B"), found, advice)
+
+
+def _paper() -> Check:
+    """Which of the paper's models the paper preset of 06 fits on, by the same arithmetic."""
+    there, device, _ = arithmetic.machine()
+    work = arithmetic.Work(True, 1, 8, 256, 1536, checkpointing=device == "cuda")
+    needs = {name: arithmetic.estimate(name, work) for name in ("Qwen3-4B", "gemma-3-4b-it", "Llama-3.1-8B")}
+    sizes = {name: need.total for name, need in needs.items() if need}
+    fits = ", ".join(
+        f"{name} {'fits' if size <= there else 'does not'} ({size:.0f} GB)" for name, size in sizes.items()
+    )
+    return Check("paper preset", min(sizes.values()) <= there, fits, "its settings are in docs/gpu.md")
 
 
 def _hub() -> Check:
