@@ -114,7 +114,7 @@ def engine(
             print(f"         adapter, which is {found['moved']:.2f} from the base model; allowed {sampler.MOST_GAP}")
             print("anchor   the same before and after")
         before, after = canary.learns_the_policy(learner)
-        print(f"learns   mean length {before:.1f} to {after:.1f} tokens in two steps that reward short answers")
+        print(f"learns   mean length {before:.1f} to {after:.1f} characters in two steps that reward short answers")
     except sampler.PolicyError as error:
         fail(error, code=1)
     except (ValueError, ModelError) as error:

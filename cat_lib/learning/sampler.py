@@ -106,7 +106,7 @@ def drawn_elsewhere(trainer: Any, sampler: VLLMModel) -> None:
         return scored
 
     trainer._generate_and_score_completions = and_sleep
-    trainer.use_vllm = True
+    trainer.use_vllm, trainer._last_loaded_step = True, -1
     trainer.vllm_generation = SimpleNamespace(sync_weights=lambda: None)
 
 
@@ -138,8 +138,8 @@ def samples_the_policy(model: LocalModel, prompts: Sequence[Prompt]) -> dict[str
                 f"{found[wrong[0]]:.3f} nats a token, where the base model and the policy differ by "
                 f"{found['moved']:.3f}; allowed is {MOST_GAP}: take rollouts=engine"
             )
-        strength = 2 * strength or 0.01
-    del model.policies["canary"]
+        strength = 2 * strength or 0.02
+    model.policies.pop("canary", None)
     if model.anchor().generate(prompts, 1, greedy) != before:
         raise PolicyError("the anchor answers otherwise after a policy has drawn: its weights are not the base model's")
     return found

@@ -14,8 +14,7 @@ from cat_lib.learning import canary
 from cat_lib.learning.grpo import add_lora, train
 from cat_lib.learning.sampler import PolicyError, samples_the_policy
 from cat_lib.learning.settings import GRPOSettings
-from cat_lib.method.estimators.voting import majority
-from cat_lib.method.rewards.verifiable import verifiable
+from cat_lib.method.estimators.voting import none
 from cat_lib.models import load_model
 from cat_lib.runs.folder import read_config
 from cat_lib.runs.tracking import Run
@@ -30,13 +29,18 @@ SETTINGS = GRPOSettings(2, 4, 4, 2, 2e-3, lora_rank=4)
 
 
 @pytest.fixture
-def beside(ours, theirs):
+def beside(small_engines):
+    ours, theirs = small_engines
     return replace(ours, sampler=theirs, policies={})
+
+
+def longer(groups, _):
+    return [[float(len(c.text)) for c in group.rollouts] for group in groups]
 
 
 def test_what_vllm_draws_is_corrected_by_the_ratio_and_its_gap_is_logged(beside, tmp_path):
     policy = add_lora(beside, 4, 0)
-    trained = train(policy, TASK, TRAIN, majority, verifiable, SETTINGS, Run(tmp_path))
+    trained = train(policy, TASK, TRAIN, none, longer, SETTINGS, Run(tmp_path))
     history = trained.history
     assert history["sampling_gap"].between(1e-9, 1e-4).all()  # two engines in float32
     assert (history["sampling_gap_max"] >= history["sampling_gap"]).all()
@@ -55,7 +59,7 @@ def test_what_vllm_draws_is_corrected_by_the_ratio_and_its_gap_is_logged(beside,
 def test_rollouts_that_are_cut_have_a_gap_and_no_ratio(beside, tmp_path):
     task = replace(TASK, sampling=replace(TASK.sampling, top_k=20))
     settings = replace(SETTINGS, steps=1)
-    trained = train(add_lora(beside, 4, 0), task, TRAIN, majority, verifiable, settings, Run(tmp_path))
+    trained = train(add_lora(beside, 4, 0), task, TRAIN, none, longer, settings, Run(tmp_path))
     assert trained.history["sampling_gap"].between(1e-9, 1e-4).all()
     assert not any("importance_sampling_ratio" in name for name in trained.history)
 
@@ -66,7 +70,7 @@ def test_a_sampler_that_draws_from_the_base_model_is_caught_before_training(besi
 
     monkeypatch.setattr(type(beside.sampler), "drawing_for", base)
     with pytest.raises(PolicyError, match=r"with a random adapter the engine that draws and .* differ by"):
-        train(add_lora(beside, 4, 0), TASK, TRAIN, majority, verifiable, SETTINGS, Run(tmp_path))
+        train(add_lora(beside, 4, 0), TASK, TRAIN, none, longer, SETTINGS, Run(tmp_path))
     assert not (tmp_path / "adapter").exists()
 
 
@@ -81,7 +85,7 @@ def test_a_sampler_that_keeps_an_old_policy_is_caught_at_the_step(beside, monkey
     monkeypatch.setattr(type(beside.sampler), "drawing_for", stale)
     settings = replace(SETTINGS, steps=8, learning_rate=2e-2)
     with pytest.raises(PolicyError, match=r"^step [2-8]: the engine that draws and the policy that learns differ"):
-        train(add_lora(beside, 4, 0), TASK, TRAIN, majority, verifiable, settings, Run(tmp_path))
+        train(add_lora(beside, 4, 0), TASK, TRAIN, none, longer, settings, Run(tmp_path))
 
 
 def test_an_anchor_that_moves_is_caught(beside, monkeypatch):
@@ -108,7 +112,7 @@ def test_the_command_says_what_it_found(beside, monkeypatch):
     monkeypatch.setattr(canary, "learns_the_policy", lambda _: (9.0, 7.5))
     result = CliRunner().invoke(app, ["check", "engine", "transformers", "--rollouts", "vllm"])
     assert result.exit_code == 0, result.output
-    assert "mean length 9.0 to 7.5 tokens" in result.output
+    assert "mean length 9.0 to 7.5 characters" in result.output
     monkeypatch.undo()
     result = CliRunner().invoke(app, ["check", "engine", "vllm"])
     assert result.exit_code == 2

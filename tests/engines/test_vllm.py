@@ -20,6 +20,16 @@ PROMPTS = [e.prompt for e in TASK.examples("heldout", 48, 0)]
 GREEDY = replace(TASK.sampling, temperature=0)
 
 
+@pytest.fixture
+def ours(engines):
+    return engines[0]
+
+
+@pytest.fixture
+def theirs(engines):
+    return engines[1]
+
+
 def policy_of(ours, seed: int, folder):
     """A policy whose adapter is random and strong enough to change many answers, and its folder."""
     policy = add_lora(ours, 8, seed)
