@@ -51,7 +51,7 @@ def learner(p: Parameters, run: Run) -> Model:
 
 
 def learns_the_policy(model: LocalModel) -> tuple[float, float]:
-    """Mean length of rollouts, in characters (all models vary these), before and after two steps whose reward is to be short.
+    """Mean length of rollouts, in characters, before and after two steps whose reward is to be short.
 
     Raises PolicyError if they have not become shorter: what is learnt, or what samples, is another policy.
     """
@@ -77,7 +77,7 @@ def learns_the_policy(model: LocalModel) -> tuple[float, float]:
     model.policies.pop("canary", None)
     if not after < before:
         raise PolicyError(
-            f"two steps for short answers took their mean length from {before:.1f} to {after:.1f} characters: what learns "
-            "is not what samples"
+            f"two steps for short answers took their mean length from {before:.1f} to {after:.1f} characters: "
+            "what learns is not what samples"
         )
     return before, after
