@@ -58,10 +58,10 @@ published: setup  ## results/published: notebooks 01 and 04 to 09 at smoke size,
 # two processes share the tests; each computes on one thread, or they would fight over two cores
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
-test: setup $(if $(CI),debian)  ## what a change needs (tests/README.md has the tiers and their times)
+test: setup $(if $(CI),debian engines)  ## what a change needs (tests/README.md has the tiers and their times)
 	$(PYTEST) -m "not slow"
 
-test-all: setup $(if $(CI),debian)  ## all tests that need no GPU, the slow ones included
+test-all: setup $(if $(CI),debian engines)  ## all tests that need no GPU, the slow ones included
 	$(PYTEST)
 
 debian:  ## PostgreSQL and Chromium from Debian's packages, for the tests that use them (as root)

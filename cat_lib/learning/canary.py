@@ -36,7 +36,7 @@ def learner(p: Parameters, run: Run) -> Model:
     for engine, rollouts in [known] if known else [fast, plain] if able else [plain]:
         try:
             model = load_model(p.model, engine, p.thinking, rollouts)
-            if (engine, rollouts) == fast:
+            if (engine, rollouts) == fast and isinstance(model, LocalModel):
                 samples_the_policy(model, [e.prompt for e in Arithmetic().examples("train", 4, 0)])
             break
         except ModelError as error:

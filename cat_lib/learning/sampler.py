@@ -52,7 +52,7 @@ def rollouts(policy: LocalModel, sampling: Sampling, seed: int) -> Callable[[lis
         return {
             "prompt_ids": [policy.encode(p) for p, _ in rows],
             "completion_ids": [list(c.token_ids) for _, c in rows],
-            "logprobs": [list(c.logprobs) for _, c in rows] if policy.sampler else None,
+            "logprobs": [list(c.logprobs or ()) for _, c in rows] if policy.sampler else None,
             "env_mask": [list(c.mask) for _, c in rows],  # TRL's name: a foreign token has no gradient
             **{fact: [getattr(c, fact) for _, c in rows] for fact in FACTS},
         }

@@ -46,17 +46,17 @@ def export(adapter: Path, out: Path, kind: str, name: str) -> str:
     base = saved(name)
     require_fit(base, read_adapter(adapter))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        made = Path(folder) / "made"
+    with tempfile.TemporaryDirectory(dir=out.parent) as place:
+        made = Path(place) / "made"
         if kind == "adapter":
             made.mkdir()
-            for file in ("adapter_config.json", "adapter_model.safetensors"):
-                shutil.copy2(adapter / file, made)
+            for part in ("adapter_config.json", "adapter_model.safetensors"):
+                shutil.copy2(adapter / part, made)
         else:
             _merge(base, adapter, made)
         said = _compare(name, adapter, made, kind)
         if converter:
-            file = Path(folder) / "model.gguf"
+            file = Path(place) / "model.gguf"
             command = [sys.executable, str(converter), str(made), "--outfile", str(file), "--outtype", "bf16"]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode or not file.exists():

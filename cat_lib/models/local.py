@@ -162,7 +162,7 @@ class LocalModel(Speaker):
         pairs = [(head, tail) for head, tails in rows for tail in tails]
         if not fits_window(self.model.config, longest):  # a tree's mask knows none: each branch is a row of its own
             asked = [([*h, *t], [w]) for h, t in pairs for w in first] if words else pairs
-            logps, computed = self.following(*zip(*asked, strict=True))
+            logps, computed = self.following([h for h, _ in asked], [t for _, t in asked])
             found = iter(logps)
             results = [[[next(found)[0] for _ in first] if words else [fmean(next(found))] for _ in t] for _, t in rows]
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def adapter(embedded, tmp_path):
     with torch.no_grad():
         for name, weight in policy.model.named_parameters():
             if "lora_B" in name:
-                weight.copy_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
     policy.model.save_pretrained(tmp_path / "run" / "adapter")
     (tmp_path / "run" / "config.json").write_text(json.dumps({"parameters": {"model": "embedded"}}))
     return tmp_path / "run" / "adapter", policy
@@ -40,8 +41,8 @@ def test_the_merged_folder_answers_as_the_adapter(adapter, tmp_path, monkeypatch
     texts = ["12", "7 apples", "no", "2 + 2 = 4"]
     mine, its, base = (m.logprobs(prompts, texts) for m in (policy, loaded, policy.anchor()))
     flat = [[x for row in part for x in row] for part in (mine, its, base)]
-    assert flat[0] == pytest.approx(flat[1], abs=0.25)  # 16 bits
-    assert flat[0] != pytest.approx(flat[2], abs=1.0)
+    apart = [fmean(abs(x - y) for x, y in zip(flat[0], other, strict=True)) for other in flat[1:]]
+    assert apart[0] < apart[1] / 5, apart  # 16 bits
     again = CliRunner().invoke(app, ["export", str(folder), str(out)])
     assert again.exit_code == 2
     assert "exists: take another name" in again.output
@@ -62,7 +63,7 @@ def test_what_answers_otherwise_is_not_kept(adapter, tmp_path, monkeypatch):
 
 def test_what_can_t_be_exported_is_refused(tmp_path, monkeypatch):
     tiny_policy().model.save_pretrained(tmp_path / "other")
-    with pytest.raises(ModelError, match=r"the adapter is for a weight .* another model's"):
+    with pytest.raises(ModelError, match=r"the adapter is for .* another model's"):
         export.export(tmp_path / "other", tmp_path / "out", "merged", "embedded")
     with pytest.raises(ModelError, match="holds no LoRA adapter"):
         export.export(tmp_path, tmp_path / "out", "merged", "embedded")
