@@ -95,6 +95,7 @@ class VLLMModel(Speaker):
         if (rank := max(len(a) for _, a in adapter.values())) > MAX_RANK:
             raise ModelError(f"the adapter in {folder} has rank {rank}; allowed is {MAX_RANK} (lora_rank)")
         number = self.policies[name].lora_int_id if name in self.policies else len(self.policies) + 1
+        self._wake()
         try:
             self.llm.llm_engine.add_lora(LoRARequest(name, number, str(folder), load_inplace=True))
         except Exception as error:
@@ -188,6 +189,10 @@ class VLLMModel(Speaker):
         if self.llm.llm_engine.vllm_config.model_config.enable_sleep_mode:
             self.llm.sleep(level=1)
 
+    def _wake(self) -> None:
+        if self.llm.llm_engine.is_sleeping():
+            self.llm.wake_up()
+
     def close(self) -> None:
         """Give the engine's memory back. The model, in whatever role, can't be used any more."""
         import gc
@@ -219,8 +224,7 @@ class VLLMModel(Speaker):
     def _run(self, rows: Sequence[Sequence[int]], asked: Sequence[Any]) -> list[Any]:
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
         if memory.gpus():
-            if self.llm.llm_engine.is_sleeping():
-                self.llm.wake_up()
+            self._wake()
             return list(self.llm.generate(prompts, list(asked), use_tqdm=False, lora_request=self.lora))
         if self.held[0] is not self.lora:
             self.held[0] = ...  # neither, if this fails halfway
@@ -252,13 +256,15 @@ def load(name: str, thinking: bool = False, beside: bool = False) -> VLLMModel:
     except ImportError as error:
         raise ModelError(f"engine=vllm: vLLM is not installed here ({error}); `make engines` adds it") from None
     tokenizer = load_tokenizer(name, str(folder := saved(name)))
+    # max_model_len=-1: as long a context as fits
     own: dict[str, Any] = {"enforce_eager": True, "max_num_batched_tokens": _ROOM}
     if not on_cpu:
-        own = {"enable_lora": True, "max_lora_rank": MAX_RANK, "max_loras": 2, "lora_target_modules": _ADAPTED}
+        own = {"enable_lora": True, "max_lora_rank": MAX_RANK, "lora_target_modules": _ADAPTED}
+        own |= {"max_loras": 2, "max_cpu_loras": 8}
         own |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.45} if beside else {}
     try:
         dtype = str(preferred_dtype()).removeprefix("torch.")
-        llm = LLM(model=str(folder), dtype=dtype, logprobs_mode="processed_logprobs", seed=0, **own)
+        llm = LLM(model=str(folder), dtype=dtype, logprobs_mode="processed_logprobs", max_model_len=-1, **own)
     except Exception as error:  # it raises what its parts raise
         said = " ".join(str(error).split())[:200]
         raise ModelError(f"vLLM can't open {name}: {type(error).__name__}: {said}") from error
