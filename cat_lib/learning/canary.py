@@ -10,17 +10,20 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING, Any, cast
 
 from cat_lib.learning.grpo import add_lora, train
 from cat_lib.learning.sampler import PolicyError, samples_the_policy
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.models import ModelError, load_model
-from cat_lib.models.local import LocalModel
 from cat_lib.models.memory import gpus
 from cat_lib.runs.folder import Run, read_config
 from cat_lib.runs.parameters import Parameters
 from cat_lib.schema import Group, Model, Reference
 from cat_lib.tasks.arithmetic import Arithmetic
+
+if TYPE_CHECKING:
+    from cat_lib.models.local import LocalModel
 
 
 def learner(p: Parameters, run: Run) -> Model:
@@ -35,8 +38,8 @@ def learner(p: Parameters, run: Run) -> Model:
     fast, plain = ("unsloth", "vllm"), ("transformers", p.rollouts)
     for engine, rollouts in [known] if known else [fast, plain] if able else [plain]:
         try:
-            model = load_model(p.model, engine, p.thinking, rollouts)
-            if (engine, rollouts) == fast and isinstance(model, LocalModel):
+            model: Any = load_model(p.model, engine, p.thinking, rollouts)
+            if (engine, rollouts) == fast:
                 samples_the_policy(model, [e.prompt for e in Arithmetic().examples("train", 4, 0)])
             break
         except ModelError as error:
@@ -47,7 +50,7 @@ def learner(p: Parameters, run: Run) -> Model:
     p.values |= {"engine": engine, "rollouts": rollouts}
     run.parameters(p.values)
     run.update_config(engines=[engine, rollouts])
-    return model
+    return cast("Model", model)
 
 
 def learns_the_policy(model: LocalModel) -> tuple[float, float]:

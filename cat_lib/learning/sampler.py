@@ -21,10 +21,10 @@ import torch
 from cat_lib.learning.lora import add_lora
 from cat_lib.learning.trl import FACTS
 from cat_lib.models import ModelError
-from cat_lib.models.local import LocalModel
 from cat_lib.schema import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
+    from cat_lib.models.local import LocalModel
     from cat_lib.models.vllm import VLLMModel
 
 MOST_GAP = 0.1  # nats a token, mean: ten times what bfloat16 makes of the same policy (docs/metrics.md)

@@ -8,14 +8,12 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from cat_lib import models
 from cat_lib.__main__ import app
 from cat_lib.learning import canary
 from cat_lib.learning.grpo import add_lora, train
 from cat_lib.learning.sampler import PolicyError, samples_the_policy
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.method.estimators.voting import none
-from cat_lib.models import load_model
 from cat_lib.runs.folder import read_config
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Sampling
@@ -117,9 +115,3 @@ def test_the_command_says_what_it_found(beside, monkeypatch):
     result = CliRunner().invoke(app, ["check", "engine", "vllm"])
     assert result.exit_code == 2
     assert "engine='vllm' does not learn; allowed are transformers, unsloth" in result.output
-
-
-def test_what_load_model_does_not_know_it_refuses():
-    with pytest.raises(ValueError, match="rollouts='trl': allowed are engine, vllm"):
-        load_model("embedded", rollouts="trl")
-    assert models.ENGINES == ("transformers", "unsloth", "vllm")

@@ -1,0 +1,105 @@
+"""Which engines learn and draw: what engine=auto takes, what is kept of it, what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from cat_lib.doctor import checks
+from cat_lib.learning import canary
+from cat_lib.learning.canary import learner
+from cat_lib.models import ModelError, load_model, memory
+from cat_lib.models.memory import Work, estimate
+from cat_lib.runs import places
+from cat_lib.runs.folder import read_config
+from cat_lib.runs.parameters import Parameters
+from cat_lib.runs.tracking import Run
+from cat_lib.train_entry import main
+
+
+def parameters(**given) -> Parameters:
+    values = {"model": "embedded", "engine": "auto", "thinking": False, "rollouts": "engine"} | given
+    return Parameters(values, values)
+
+
+def test_auto_is_transformers_where_there_is_no_gpu(tmp_path, capsys):
+    p, run = parameters(), Run(tmp_path)
+    model = learner(p, run)
+    assert (model.engine, model.sampler) == ("transformers", None)
+    assert (p.engine, p.rollouts) == ("transformers", "engine")
+    assert "engine=auto: learns transformers, draws the same" in capsys.readouterr().out
+    assert read_config(tmp_path)["engines"] == ["transformers", "engine"]
+    assert read_config(tmp_path)["parameters"]["engine"] == "transformers"
+
+
+def test_auto_goes_on_without_what_fails_and_a_resumed_run_keeps_what_it_took(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def loading(name, engine, thinking, rollouts):
+        asked.append((engine, rollouts))
+        if engine == "unsloth":
+            raise ModelError("no kernel for this card")
+        return engine
+
+    monkeypatch.setattr(canary, "load_model", loading)
+    monkeypatch.setattr(canary, "gpus", lambda: ["a card"])
+    monkeypatch.setattr(canary, "find_spec", lambda _: True)
+    assert learner(parameters(), Run(tmp_path)) == "transformers"
+    assert asked == [("unsloth", "vllm"), ("transformers", "engine")]
+    assert "engine=auto: not unsloth, no kernel for this card" in capsys.readouterr().out
+    assert learner(parameters(), Run(tmp_path)) == "transformers"
+    assert asked[2:] == [("transformers", "engine")]
+    Run(tmp_path).update_config(engines=["unsloth", "vllm"])
+    with pytest.raises(ModelError, match="no kernel"):  # another engine would be another training
+        learner(parameters(), Run(tmp_path))
+
+
+def test_what_is_unknown_or_not_installed_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="rollouts='trl': allowed are engine, vllm"):
+        load_model("embedded", rollouts="trl")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ModelError, match=r"engine=vllm: vLLM is not installed here .*`make engines` adds it"):
+        load_model("embedded", rollouts="vllm")
+
+
+def test_vllm_beside_a_learner_is_counted(monkeypatch):
+    monkeypatch.setattr(memory, "machine", lambda: (64.0, "cpu", 2))
+    alone, beside = (estimate("embedded", Work(True, 4, 8, 256, 512, vllm=drawn)) for drawn in (False, True))
+    assert beside.weights == 2 * alone.weights
+    assert beside.cache == alone.cache + memory.VLLM_CACHE
+
+
+def test_several_processes_do_not_draw_by_one_engine(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["--run-id", "x", "-p", "rollouts=vllm", "-p", "preset=tiny"]) == 2
+    assert "rollouts='vllm' draws in one process's engine" in capsys.readouterr().err
+
+
+def test_doctor_says_which_of_the_paper_s_models_fit(monkeypatch):
+    monkeypatch.setattr(memory, "machine", lambda: (40.0, "cuda", 2))
+    said = next(c for c in checks() if c.name == "paper preset")
+    assert said.good
+    assert "Qwen3-4B fits" in said.found
+    assert "Llama-3.1-8B does not" in said.found
+
+
+def test_what_notebooks_import_leaves_unsloth_to_come_first():
+    """It patches transformers, TRL and PEFT, so none may be there before a model is asked for."""
+    cells = [
+        cell.source
+        for file in (places.ROOT / "notebooks").glob("*.ipynb")
+        for cell in nbformat.read(file, as_version=4).cells
+        if cell.cell_type == "code"
+    ]
+    lines = {
+        line for cell in cells for line in cell.splitlines() if line.startswith(("from cat_lib", "import cat_lib"))
+    }
+    assert len(lines) > 20
+    program = "\n".join(
+        [*sorted(lines), "import sys", "print([m for m in ('transformers', 'trl', 'peft') if m in sys.modules])"]
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
