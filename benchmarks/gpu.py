@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -61,22 +62,23 @@ def machine() -> Found:
 
 
 def step() -> Found:
-    """Seconds of a step, memory at its peak, and reward, by the engines that learn and draw."""
-    for engine, rollouts in WAYS:
-        with tempfile.TemporaryDirectory() as folder:
-            torch.cuda.reset_peak_memory_stats()
-            try:
-                done = trained(opened(engine, rollouts), 4, majority, Path(folder))
-            except (ImportError, RuntimeError) as error:
-                yield {"learns": engine, "draws": rollouts, "lacked": str(error)[:200]}
-                continue
-            history = done.history
-            yield {
-                "learns": engine, "draws": rollouts, "seconds": round(history["step_time"][1:].median(), 2),
-                "peak_gb": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-                "reward": history["reward"].round(3).tolist(),
-                "sampling_gap": history.get("sampling_gap", history["reward"] * 0).round(5).tolist(),
-            }  # fmt: skip
+    """Seconds of a step, memory at its peak, and reward, by the engines that learn and draw: a process for each way."""
+    for way in WAYS:
+        done = subprocess.run([sys.executable, __file__, NAME, "way", *way], capture_output=True, text=True)
+        found = [line for line in done.stdout.splitlines() if line.startswith('{"learns"')]
+        said = (done.stderr.strip().splitlines() or ["no word"])[-1][:200]
+        yield json.loads(found[-1]) if found else {"learns": way[0], "draws": way[1], "lacked": said}
+
+
+def way(engine: str, rollouts: str) -> dict[str, Any]:
+    """Four steps with these engines."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.cuda.reset_peak_memory_stats()
+        history = trained(opened(engine, rollouts), 4, majority, Path(folder)).history
+    found = {"learns": engine, "draws": rollouts, "seconds": round(history["step_time"][1:].median(), 2)}
+    found |= {"peak_gb": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
+    names = [name for name in ("reward", "sampling_gap") if name in history]
+    return found | {name: history[name].round(5).tolist() for name in names}
 
 
 def resume() -> Found:
@@ -122,6 +124,11 @@ CHECKS: dict[str, Callable[[], Found]] = {
 if __name__ == "__main__":
     if not gpus():
         sys.exit("no CUDA device: this benchmark is of GPUs")
+    if sys.argv[2:3] == ["way"]:
+        print(json.dumps(way(*sys.argv[3:])))
+        sys.exit()
+    if unknown := set(sys.argv[2:]) - set(CHECKS):
+        sys.exit(f"unknown: {', '.join(unknown)}; there are {', '.join(CHECKS)}")
     for name in sys.argv[2:] or CHECKS:
         try:
             for found in CHECKS[name]():

@@ -124,10 +124,10 @@ def export(
     from cat_lib.models.export import export
 
     configs = [read_config(folder) for folder in adapter.absolute().parents[:2]]  # of the run, whose part this may be
-    name = model or next((c["parameters"]["model"] for c in configs if "parameters" in c), "")
+    name = model or next(filter(None, (c.get("parameters", {}).get("model") for c in configs)), "")
     try:
         if not name:
-            raise ValueError(f"no run's config.json above {adapter}: name the model by --model")
+            raise ValueError(f"no run's config.json above {adapter} names a model: name it by --model")
         print(export(adapter, out, kind, name))
     except (ValueError, ModelError, OSError) as error:
         check.fail(error)

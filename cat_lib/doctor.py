@@ -132,7 +132,7 @@ def _sizes() -> Check:
 
 
 def _paper() -> Check:
-    """Which of the paper's models the paper preset of 06 fits on, by the same arithmetic."""
+    """Which of the paper's models can be trained here as the paper preset of 06 says, by the same arithmetic."""
     there, device, _ = arithmetic.machine()
     work = arithmetic.Work(True, 1, 8, 256, 1536, checkpointing=device == "cuda")
     needs = {name: arithmetic.estimate(name, work) for name in ("Qwen3-4B", "gemma-3-4b-it", "Llama-3.1-8B")}
@@ -140,7 +140,7 @@ def _paper() -> Check:
     fits = ", ".join(
         f"{name} {'fits' if size <= there else 'does not'} ({size:.0f} GB)" for name, size in sizes.items()
     )
-    return Check("paper preset", min(sizes.values()) <= there, fits, "its settings are in docs/gpu.md")
+    return Check("paper preset", min(sizes.values()) <= there, fits, "it wants a GPU of 80 GB: docs/gpu.md")
 
 
 def _hub() -> Check:

@@ -147,8 +147,9 @@ def _parameters(pairs: Sequence[str]) -> Parameters:
     given = dict(pair.split("=", 1) for pair in pairs)
     p = effective(NOTEBOOK, resolve(places.NOTEBOOKS / f"{NOTEBOOK}.ipynb", given, typed=False))
     preflight.check(p)
-    if p.rollouts == "vllm" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("rollouts='vllm' draws in one process's engine, and several were launched: rollouts=engine")
+    if (p.rollouts == "vllm" or p.engine == "auto") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        asked = f"engine={p.engine!r}, rollouts={p.rollouts!r}"
+        raise ValueError(f"{asked}: vLLM draws for one process, and there are several: name engine; rollouts=engine")
     cut(GRPOSettings.of(p), int(os.environ.get("WORLD_SIZE", "1")))
     return p
 

@@ -30,15 +30,17 @@ def learner(p: Parameters, run: Run) -> Model:
     """The model that `p` names, in the engines that it names; engine=auto takes the fastest that can be trusted here.
 
     That is, on a GPU with both, Unsloth with rollouts by vLLM, if a random adapter shows that vLLM draws from what
-    learns; else transformers. What was taken is printed and kept in config.json, where a resumed run finds it.
+    learns; else transformers. What was taken is printed, and kept as a tag, which a resumed run goes by.
     """
     if p.engine != "auto":
         return load_model(p.model, p.engine, p.thinking, p.rollouts)
-    known, able = read_config(run.dir).get("engines"), gpus() and find_spec("unsloth") and find_spec("vllm")
+    known = read_config(run.dir).get("tags", {}).get("engines", "").split()
+    able = gpus() and find_spec("unsloth") and find_spec("vllm")
     fast, plain = ("unsloth", "vllm"), ("transformers", p.rollouts)
-    for engine, rollouts in [known] if known else [fast, plain] if able else [plain]:
+    for engine, rollouts in [tuple(known)] if known else [fast, plain] if able else [plain]:
+        model: Any = None
         try:
-            model: Any = load_model(p.model, engine, p.thinking, rollouts)
+            model = load_model(p.model, engine, p.thinking, rollouts)
             if (engine, rollouts) == fast:
                 samples_the_policy(model, [e.prompt for e in Arithmetic().examples("train", 4, 0)])
             break
@@ -46,10 +48,12 @@ def learner(p: Parameters, run: Run) -> Model:
             if (engine, rollouts) != fast or known:
                 raise
             print(f"engine=auto: not {engine}, {error}", flush=True)
+            if model:
+                model.sampler.close()
     print(f"engine=auto: learns {engine}, draws {'the same' if rollouts == 'engine' else rollouts}", flush=True)
     p.values |= {"engine": engine, "rollouts": rollouts}
     run.parameters(p.values)
-    run.update_config(engines=[engine, rollouts])
+    run.tag("engines", f"{engine} {rollouts}")
     return cast("Model", model)
 
 
@@ -75,7 +79,9 @@ def learns_the_policy(model: LocalModel) -> tuple[float, float]:
     before = length()
     settings = GRPOSettings(2, 8, 8, 4, 1e-3, beta=0.0, lora_rank=8)
     with tempfile.TemporaryDirectory() as folder:
-        train(policy, task, examples, none, short, settings, Run(Path(folder)))
+        trained = train(policy, task, examples, none, short, settings, Run(Path(folder)))
+    if trained.history["zero_variance"].min() == 1:
+        raise ModelError(f"{model.name!r} answers each question in one length: nothing to learn; take another model")
     after = length()
     model.policies.pop("canary", None)
     if not after < before:

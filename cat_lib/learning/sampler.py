@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 MOST_GAP = 0.1  # nats a token, mean: ten times what bfloat16 makes of the same policy (docs/metrics.md)
 _COMPARED = 8  # rollouts a step
 _MOVED = 0.5  # nats a token that a random adapter must move what the base model says, or the question has no power
+_STRONGEST = 10.0  # of its weights
+WORDS = {"anchor": "the anchor", "fresh": "a fresh adapter", "random": "a random adapter"}
 Row = tuple[Prompt, Completion]
 
 
@@ -66,7 +68,7 @@ def compare(policy: LocalModel, rows: Sequence[Row], sampling: Sampling, trainer
     metrics = trainer._metrics["train"]
     metrics["sampling_gap"].append(mean)
     metrics["sampling_gap_max"].append(most)
-    if mean > MOST_GAP:
+    if not mean <= MOST_GAP:  # nor NaN
         raise PolicyError(
             f"step {trainer.state.global_step + 1}: the engine that draws and the policy that learns differ by "
             f"{mean:.3f} nats a token; allowed is {MOST_GAP}: it draws from other weights, or rounds too coarsely; "
@@ -113,33 +115,39 @@ def drawn_elsewhere(trainer: Any, sampler: VLLMModel) -> None:
 def samples_the_policy(model: LocalModel, prompts: Sequence[Prompt]) -> dict[str, float]:
     """Whether `model.sampler` draws from an adapter of `model`: the gaps for a fresh and a random one, in nats a token.
 
-    `moved` is by how much the random one departs from the base model. Raises PolicyError if a gap is above `MOST_GAP`,
-    or the anchor answers otherwise afterwards.
+    `moved` is by how much the random one departs from the base model, `anchor` the gap of the base model's own answers,
+    the larger of before and afterwards. Raises PolicyError if a gap is above `MOST_GAP`, or no number.
     """
-    greedy, drawn = Sampling(16, temperature=0), Sampling(16, seed=1)
-    before = model.anchor().generate(prompts, 1, greedy)
-    policy, found = add_lora(model, 8, 0, "canary"), dict[str, float]()
+    drawn, found = Sampling(16, seed=1), {"anchor": 0.0}
+    policy = add_lora(model, 8, 0, "canary")
     adapted = [weight for name, weight in policy.model.named_parameters() if "lora_B" in name]
     noise = [torch.randn(b.shape, generator=torch.Generator().manual_seed(i)) for i, b in enumerate(adapted)]
-    strength = 0.0
-    while found.get("moved", 0.0) < _MOVED:
+
+    def ask(name: str, of: LocalModel) -> None:
+        rows = [(p, c) for p, (c,) in zip(prompts, of.generate(prompts, 1, drawn), strict=True)]
+        found[name] = max(gap(of, rows, drawn.temperature)[0], found["anchor"] if name == "anchor" else 0.0)
+        ids = [of.encode(p) for p in prompts], [list(c.token_ids) for _, c in rows]
+        both = zip(of.following(*ids)[0], model.anchor().following(*ids)[0], strict=True)
+        found["moved"] = fmean(abs(x - y) for a, b in both for x, y in zip(a, b, strict=True))
+        if not found[name] <= MOST_GAP:  # nor NaN
+            raise PolicyError(
+                f"with {WORDS[name]} the engine that draws and the model that learns differ by {found[name]:.3f} nats "
+                f"a token, where the base model and the policy differ by {found['moved']:.3f}; allowed is {MOST_GAP}: "
+                "take rollouts=engine"
+            )
+
+    ask("anchor", model.anchor())
+    ask("fresh", policy)
+    strength = 0.01
+    while not found["moved"] >= _MOVED:
+        strength *= 2
         with torch.no_grad():
             for weight, own in zip(adapted, noise, strict=True):
                 weight.copy_(strength * own)
-        rows = [(p, c) for p, (c,) in zip(prompts, policy.generate(prompts, 1, drawn), strict=True)]
-        found["random" if strength else "fresh"] = gap(policy, rows, drawn.temperature)[0]
-        ids = [policy.encode(p) for p in prompts], [list(c.token_ids) for _, c in rows]
-        both = zip(policy.following(*ids)[0], policy.anchor().following(*ids)[0], strict=True)
-        found["moved"] = fmean(abs(x - y) for a, b in both for x, y in zip(a, b, strict=True))
-        wrong = [name for name in ("fresh", "random") if found.get(name, 0.0) > MOST_GAP]
-        if wrong:
-            raise PolicyError(
-                f"with a {wrong[0]} adapter the engine that draws and the policy that learns differ by "
-                f"{found[wrong[0]]:.3f} nats a token, where the base model and the policy differ by "
-                f"{found['moved']:.3f}; allowed is {MOST_GAP}: take rollouts=engine"
-            )
-        strength = 2 * strength or 0.02
+        ask("random", policy)
+        if strength > _STRONGEST:
+            raise PolicyError(f"a random adapter moves it by {found['moved']:.3f} nats a token: too little to tell")
+    moved = found["moved"]
+    ask("anchor", model.anchor())
     model.policies.pop("canary", None)
-    if model.anchor().generate(prompts, 1, greedy) != before:
-        raise PolicyError("the anchor answers otherwise after a policy has drawn: its weights are not the base model's")
-    return found
+    return found | {"moved": moved}

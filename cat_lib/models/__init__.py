@@ -50,25 +50,22 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False, 
 def _local(name: str, engine: str, thinking: bool) -> LocalModel:
     path = _path(name)
     if engine == "unsloth":
-        from unsloth import FastLanguageModel  # must come before transformers, trl and peft
-
-        model, tokenizer = FastLanguageModel.from_pretrained(path, load_in_4bit=False, load_in_16bit=True)
+        model, tokenizer = _unsloth(name, path)
     else:
         model, tokenizer = _transformers(name, path)
     from cat_lib.models import memory
     from cat_lib.models.attention import register, unsuited
     from cat_lib.models.local import LocalModel
 
-    plainly = engine == "transformers" or model.device.type == "cpu"
-    if wrong := unsuited(model.config, plainly):
+    loaded = LocalModel(model, tokenizer, name, engine=engine, thinking=thinking)
+    if wrong := unsuited(model.config, loaded.plainly):
         raise ModelError(
             f"model={name!r} ({model.config.get_text_config().model_type}) has {wrong}, or rollouts that share a "
             "prompt would go wrong; take a Llama, Qwen 2.5 or 3, Mistral or Gemma 3 model"
         )
-    if plainly:
+    if loaded.plainly:
         model.set_attn_implementation(register())
     _ready(name, tokenizer)
-    loaded = LocalModel(model, tokenizer, name, engine=engine, thinking=thinking)
     loaded.context  # noqa: B018  # it raises for a model of which nothing says what fits
     return replace(loaded, batch_tokens=max(loaded.batch_tokens, memory.batch_tokens(model)))
 
@@ -155,6 +152,17 @@ def _transformers(name: str, path: str) -> tuple[Any, Any]:
     with _reaching("weights", name):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=preferred_dtype())
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+def _unsloth(name: str, path: str) -> tuple[Any, Any]:
+    try:
+        from unsloth import FastLanguageModel  # must come before transformers, trl and peft
+    except Exception as error:  # a folder of it, no driver, another torch
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelError(f"engine=unsloth: Unsloth can't be used here ({said}); `make engines` adds it") from None
+    with _reaching("weights", name):
+        model, tokenizer = FastLanguageModel.from_pretrained(path, load_in_4bit=False, load_in_16bit=True)
+    return model, tokenizer
 
 
 @contextmanager

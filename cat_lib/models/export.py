@@ -1,7 +1,7 @@
 """A trained adapter made into what other programs load, and held to the adapter's own answers before it is called done.
 
-`adapter` is PEFT's folder as it is, `merged` a model's folder with the adapter added to its 16-bit weights, `gguf` that
-by llama.cpp's own converter, which this machine must have. What is checked of gguf is the folder it is made from.
+`adapter` is PEFT's folder as it is, `merged` a model's folder with the adapter added to its weights, in their dtype,
+`gguf` that by llama.cpp's own converter, which this machine must have: what is checked is the folder it is made from.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import torch
 
 from cat_lib.models import ModelError, load_model, saved
 from cat_lib.models.local import LocalModel
 from cat_lib.models.merging import merged, read_adapter, require_fit
-from cat_lib.schema import Model, Prompt, Sampling
+from cat_lib.schema import Prompt, Sampling
 
-KINDS = ("adapter", "merged", "gguf")
 MOST_GAP = 0.1  # nats a token, mean: what rounding the sum of weights and adapter to 16 bits may cost
 _SHARD = 5 * 2**30  # bytes of a file, as the hub has them
 _ASKED = (
@@ -32,14 +32,12 @@ _ASKED = (
 )  # fmt: skip
 
 
-def export(adapter: Path, out: Path, kind: str, name: str) -> str:
+def export(adapter: Path, out: Path, kind: Literal["adapter", "merged", "gguf"], name: str) -> str:
     """Write the adapter of the model `name` to `out`, and say how near its answers are to the adapter's own.
 
     Raises ModelError, and leaves no `out`, for an adapter that does not fit the model, a converter that is missing or
-    fails, and answers that differ by more than `MOST_GAP`; ValueError for another kind and an `out` that exists.
+    fails, and answers that differ by more than `MOST_GAP`; ValueError for an `out` that exists.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: allowed are {', '.join(KINDS)}")
     if out.exists():
         raise ValueError(f"{out} exists: take another name, or remove it")
     converter = _converter() if kind == "gguf" else None
@@ -52,9 +50,10 @@ def export(adapter: Path, out: Path, kind: str, name: str) -> str:
             made.mkdir()
             for part in ("adapter_config.json", "adapter_model.safetensors"):
                 shutil.copy2(adapter / part, made)
+            said = "PEFT's folder, as it was saved"
         else:
             _merge(base, adapter, made)
-        said = _compare(name, adapter, made, kind)
+            said = _compare(name, adapter, made)
         if converter:
             file = Path(place) / "model.gguf"
             command = [sys.executable, str(converter), str(made), "--outfile", str(file), "--outtype", "bf16"]
@@ -90,27 +89,23 @@ def _merge(base: Path, adapter: Path, made: Path) -> None:
     (made / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _compare(name: str, adapter: Path, made: Path, kind: str) -> str:
+def _compare(name: str, adapter: Path, made: Path) -> str:
     """How near what was made answers to the adapter. Raises ModelError if it is not near enough."""
-    learnt = _adapted(name, adapter)
-    other = _adapted(name, made) if kind == "adapter" else load_model(str(made))
+    from peft import PeftModel
+
+    base, other = load_model(name), load_model(str(made))
+    assert isinstance(base, LocalModel)
+    learnt = replace(base, model=PeftModel.from_pretrained(base.model, adapter).eval(), initial=base.model)
     prompts: list[Prompt] = [[{"role": "user", "content": text}] for text in _ASKED]
     texts, others = ([c.text for (c,) in m.generate(prompts, 1, Sampling(32, temperature=0))] for m in (learnt, other))
-    pairs = zip(learnt.logprobs(prompts, texts), other.logprobs(prompts, texts), strict=True)
+    scored = [text or "-" for text in texts]  # one that says nothing has no tokens
+    pairs = zip(learnt.logprobs(prompts, scored), other.logprobs(prompts, scored), strict=True)
     apart = fmean(abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True))
     same = sum(a == b for a, b in zip(texts, others, strict=True))
     said = f"{same} of {len(texts)} greedy answers are the adapter's own, {apart:.4f} nats a token apart"
-    if apart > MOST_GAP:
+    if not apart <= MOST_GAP:  # nor NaN
         raise ModelError(f"what was made answers otherwise than the adapter: {said}, allowed is {MOST_GAP}; not kept")
     return said
-
-
-def _adapted(name: str, adapter: Path) -> Model:
-    from peft import PeftModel
-
-    base = load_model(name)
-    assert isinstance(base, LocalModel)
-    return replace(base, model=PeftModel.from_pretrained(base.model, adapter).eval(), initial=base.model)
 
 
 def _converter() -> Path:

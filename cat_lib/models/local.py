@@ -72,7 +72,7 @@ class LocalModel(Speaker):
     def context(self) -> int:
         """Positions the model was built for. Raises ModelError if its config does not say."""
         if positions := getattr(self.model.config.get_text_config(), "max_position_embeddings", None):
-            return int(positions)
+            return min(int(positions), self.sampler.context) if self.sampler else int(positions)
         known = "its config has no max_position_embeddings: nothing says what fits"
         raise ModelError(f"model={self.name!r}: {known}; {ADVICE}")
 
@@ -196,7 +196,7 @@ class LocalModel(Speaker):
                 keep = max(len(tails[i]) for i in batch) + 1
                 own = [rows[i][prefix:] for i in batch]
                 logits = passes.prefill(self.model, own, shared, keep)[0].float()
-                logp = (logits / temperature).log_softmax(-1)
+                logp = logits.div_(temperature).log_softmax(-1)
                 for row, i in zip(logp, batch, strict=True):
                     tail = torch.tensor(tails[i], dtype=torch.long, device=logp.device)
                     results[i] = row[-len(tail) - 1 : -1].gather(-1, tail[:, None])[:, 0].tolist()

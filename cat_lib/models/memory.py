@@ -140,9 +140,9 @@ def estimate(name: str, work: Work) -> Memory | None:
         activations = size * width * positions / work.group_size  # one layer, over the prompts of a batch
         logits = 24 * of.vocabulary * min(rows, _ROWS)  # six float32 arrays while a token is drawn
     cache = 2 * of.layers * of.key * size * positions  # keys and values
-    if work.vllm:
-        cache += VLLM_CACHE * GB
-    weights = size * of.parameters * (2 if work.vllm and work.train else 1)
+    weights = size * of.parameters
+    if work.vllm and device == "cpu":  # on a GPU it sleeps while the policy learns
+        cache, weights = cache + VLLM_CACHE * GB, weights * (2 if work.train else 1)
     held = weights, adapter, cache, activations, logits, LIBRARIES[device] * GB
     return Memory(*(part / GB for part in held))
 

@@ -18,6 +18,7 @@ from cat_lib.models import ModelError
 
 Adapter = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name of a weight -> scaled B (out, r) and A (r, in), float32
 _PLAIN = {"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False}
+_PREFIX = "base_model.model."
 _EMPTY = ("modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices", "layer_replication")
 
 
@@ -32,12 +33,13 @@ def read_adapter(folder: Path) -> Adapter:
         raise ModelError(f"{folder} holds no LoRA adapter: {type(error).__name__}: {said}") from error
     odd = {key: config[key] for key, plain in _PLAIN.items() if config.get(key, plain) != plain}
     odd |= {key: config[key] for key in _EMPTY if config.get(key)}
-    names = {name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for name in tensors}
-    if odd or len(tensors) != 2 * len(names):
-        told = ", ".join(f"{key}={value!r:.60}" for key, value in odd.items()) or "tensors that are no LoRA pair"
+    names = sorted({name.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for name in tensors})
+    keys = {name: [f"{_PREFIX}{name}.lora_{part}.weight" for part in "BA"] for name in names}
+    if odd or not names or set(tensors) != {key for pair in keys.values() for key in pair}:
+        told = ", ".join(f"{key}={value!r:.60}" for key, value in odd.items()) or "no LoRA pairs, or more than those"
         raise ModelError(f"the adapter in {folder} has {told}; allowed is plain LoRA, as add_lora makes it")
-    parts = [[tensors[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "BA"] for name in names]
-    return {f"{name}.weight": (scale * b, a) for name, (b, a) in zip(names, parts, strict=True)}
+    pairs = {name: [tensors[key].float() for key in pair] for name, pair in keys.items()}
+    return {f"{name}.weight": (scale * b, a) for name, (b, a) in pairs.items()}
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:

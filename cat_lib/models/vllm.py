@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,8 +58,8 @@ class VLLMModel(Speaker):
 
     @property
     def context(self) -> int:
-        """Positions that this engine was opened with."""
-        return int(self.llm.llm_engine.model_config.max_model_len)
+        """Positions that this engine was opened with, less the one that it draws behind a text that is scored."""
+        return int(self.llm.llm_engine.model_config.max_model_len) - 1
 
     @property
     def ends(self) -> set[int]:
@@ -75,8 +76,10 @@ class VLLMModel(Speaker):
         if self.lora is not None:
             raise ValueError("a policy in training can't be cached; judge with its anchor()")
         config = self.llm.llm_engine.model_config
-        stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(Path(config.model).glob("*.*"))]
-        digest = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+        folder = Path(config.model)
+        stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*.*"))]
+        about = folder.name if folder.parent.name == "snapshots" else stamps  # the hub's cache: its commit
+        digest = hashlib.sha256(repr(about).encode()).hexdigest()[:16]
         return f"vllm {self.name} {config.dtype} {digest}{' thinking' * self.thinking}"
 
     def anchor(self, role: str = "anchor") -> VLLMModel:
@@ -109,7 +112,8 @@ class VLLMModel(Speaker):
         """This engine in the place of `model`, its adapter as it is now: the costs, name and thinking are `model`'s."""
         drawing = replace(self, lora=None)
         if model.initial is not None:
-            place = "/dev/shm" if Path("/dev/shm").is_dir() else None  # memory, where there is such a folder
+            shared = Path("/dev/shm")  # memory, where there is such a folder, and room in it: a container has 64 MB
+            place = shared if shared.is_dir() and shutil.disk_usage(shared).free > 2**30 else None
             with TemporaryDirectory(dir=place) as folder:
                 model.model.save_pretrained(folder, save_embedding_layers=False)
                 drawing = self.load(Path(folder), model.role)
@@ -207,8 +211,8 @@ class VLLMModel(Speaker):
     def _following(self, heads: Sequence[list[int]], tails: Sequence[list[int]]) -> list[list[float]]:
         rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
         longest = max(map(len, rows), default=0)
-        if longest >= self.context:
-            raise ValueError(f"prompt and text take {longest} tokens; the context has {self.context}, less one")
+        if longest > self.context:
+            raise ValueError(f"prompt and text take {longest} tokens; the context has {self.context}")
         asked = [self._asked(temperature=1.0, max_tokens=1, prompt_logprobs=0)] * len(rows)
         results = []
         for row, tail, answer in zip(rows, tails, self._run(rows, asked), strict=True):
@@ -256,15 +260,16 @@ def load(name: str, thinking: bool = False, beside: bool = False) -> VLLMModel:
     except ImportError as error:
         raise ModelError(f"engine=vllm: vLLM is not installed here ({error}); `make engines` adds it") from None
     tokenizer = load_tokenizer(name, str(folder := saved(name)))
-    # max_model_len=-1: as long a context as fits
-    own: dict[str, Any] = {"enforce_eager": True, "max_num_batched_tokens": _ROOM}
-    if not on_cpu:
-        own = {"enable_lora": True, "max_lora_rank": MAX_RANK, "lora_target_modules": _ADAPTED}
+    own: dict[str, Any] = {"max_model_len": -1}  # as long a context as fits
+    if on_cpu:
+        own |= {"enforce_eager": True, "max_num_batched_tokens": _ROOM}
+    else:
+        own |= {"enable_lora": True, "max_lora_rank": MAX_RANK, "lora_target_modules": _ADAPTED}
         own |= {"max_loras": 2, "max_cpu_loras": 8}
         own |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.45} if beside else {}
     try:
         dtype = str(preferred_dtype()).removeprefix("torch.")
-        llm = LLM(model=str(folder), dtype=dtype, logprobs_mode="processed_logprobs", max_model_len=-1, **own)
+        llm = LLM(model=str(folder), dtype=dtype, logprobs_mode="processed_logprobs", **own)
     except Exception as error:  # it raises what its parts raise
         said = " ".join(str(error).split())[:200]
         raise ModelError(f"vLLM can't open {name}: {type(error).__name__}: {said}") from error

@@ -28,10 +28,12 @@ def require(p: Parameters, here: bool = True) -> float | None:
     v = p.values
     new_tokens = v.get("response_tokens") or sampling_of(p.task).max_new_tokens
     counts = (v.get(key) for key in ("group_size", "samples", "rollouts"))
-    largest = max(n for n in counts if isinstance(n, int))
+    largest = max((n for n in counts if isinstance(n, int)), default=1)
     drawn = "vllm" in (v.get("engine"), v.get("rollouts"))
     answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens, vllm=drawn)
-    most = [(name, answer) for name in filter(None, (p.model, v.get("other_model")))]
+    most = [(p.model, answer)]
+    if other := v.get("other_model"):
+        most.append((other, replace(answer, vllm=False)))
     if "steps" in v:
         gpu = machine()[1] == "cuda"
         step = replace(answer, train=True, group_size=p.group_size, checkpointing=gpu, lora_rank=p.lora_rank)

@@ -6,10 +6,11 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from cat_lib.__main__ import app
-from cat_lib.learning import canary
+from cat_lib.learning import canary, sampler
 from cat_lib.learning.grpo import add_lora, train
 from cat_lib.learning.sampler import PolicyError, samples_the_policy
 from cat_lib.learning.settings import GRPOSettings
@@ -44,7 +45,7 @@ def test_what_vllm_draws_is_corrected_by_the_ratio_and_its_gap_is_logged(beside,
     assert (history["sampling_gap_max"] >= history["sampling_gap"]).all()
     assert history["sampling/importance_sampling_ratio/mean"].sub(1).abs().max() < 1e-4
     found = read_config(tmp_path)["canary"]
-    assert found["fresh"] < 1e-4 > found["random"]
+    assert max(found[name] for name in ("anchor", "fresh", "random")) < 1e-4
     assert found["moved"] > 0.5
     rows = policy.generate(PROMPTS, 2, Sampling(8, seed=3))  # what has learnt, and not what began
     ids = [policy.encode(p) for p in PROMPTS for _ in range(2)], [list(c.token_ids) for g in rows for c in g]
@@ -63,7 +64,7 @@ def test_rollouts_that_are_cut_have_a_gap_and_no_ratio(beside, tmp_path):
 
 
 def test_a_sampler_that_draws_from_the_base_model_is_caught_before_training(beside, monkeypatch, tmp_path):
-    def base(self, model):  # as unsloth#8701
+    def base(self, model):  # as an engine does that ignores adapters
         return replace(self, lora=None, role=model.role, ledger=model.ledger)
 
     monkeypatch.setattr(type(beside.sampler), "drawing_for", base)
@@ -96,7 +97,27 @@ def test_an_anchor_that_moves_is_caught(beside, monkeypatch):
         return replace(drawing, lora=last[0]) if last else drawing
 
     monkeypatch.setattr(type(beside.sampler), "drawing_for", forgetful)
-    with pytest.raises(PolicyError, match="anchor answers otherwise"):
+    with pytest.raises(PolicyError, match=r"^with the anchor the engine that draws"):
+        samples_the_policy(beside, PROMPTS[:4])
+
+
+def test_an_anchor_that_is_wrong_from_the_start_is_caught(beside, monkeypatch):
+    policy, hand_over = add_lora(beside, 4, 0, "left"), type(beside.sampler).drawing_for
+    with torch.no_grad():
+        for name, weight in policy.model.named_parameters():
+            if "lora_B" in name:
+                weight.add_(1.0)
+    left = hand_over(beside.sampler, policy).lora
+    monkeypatch.setattr(
+        type(beside.sampler), "drawing_for", lambda self, model: replace(hand_over(self, model), lora=left)
+    )
+    with pytest.raises(PolicyError, match=r"^with the anchor the engine that draws"):
+        samples_the_policy(beside, PROMPTS[:4])
+
+
+def test_what_is_no_number_is_no_small_gap(beside, monkeypatch):
+    monkeypatch.setattr(sampler, "gap", lambda *_: (math.nan, math.nan))
+    with pytest.raises(PolicyError, match="differ by nan nats"):
         samples_the_policy(beside, PROMPTS[:4])
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 
 from cat_lib.doctor import checks
-from cat_lib.learning import canary
+from cat_lib.learning import canary, sampler
 from cat_lib.learning.canary import learner
 from cat_lib.models import ModelError, load_model, memory
 from cat_lib.models.memory import Work, estimate
@@ -31,7 +33,7 @@ def test_auto_is_transformers_where_there_is_no_gpu(tmp_path, capsys):
     assert (model.engine, model.sampler) == ("transformers", None)
     assert (p.engine, p.rollouts) == ("transformers", "engine")
     assert "engine=auto: learns transformers, draws the same" in capsys.readouterr().out
-    assert read_config(tmp_path)["engines"] == ["transformers", "engine"]
+    assert read_config(tmp_path)["tags"]["engines"] == "transformers engine"
     assert read_config(tmp_path)["parameters"]["engine"] == "transformers"
 
 
@@ -52,7 +54,7 @@ def test_auto_goes_on_without_what_fails_and_a_resumed_run_keeps_what_it_took(tm
     assert "engine=auto: not unsloth, no kernel for this card" in capsys.readouterr().out
     assert learner(parameters(), Run(tmp_path)) == "transformers"
     assert asked[2:] == [("transformers", "engine")]
-    Run(tmp_path).update_config(engines=["unsloth", "vllm"])
+    Run(tmp_path).tag("engines", "unsloth vllm")
     with pytest.raises(ModelError, match="no kernel"):  # another engine would be another training
         learner(parameters(), Run(tmp_path))
 
@@ -60,6 +62,9 @@ def test_auto_goes_on_without_what_fails_and_a_resumed_run_keeps_what_it_took(tm
 def test_what_is_unknown_or_not_installed_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="rollouts='trl': allowed are engine, vllm"):
         load_model("embedded", rollouts="trl")
+    monkeypatch.setitem(sys.modules, "unsloth", None)
+    with pytest.raises(ModelError, match=r"engine=unsloth: Unsloth can't be used here .*`make engines` adds it"):
+        load_model("embedded", "unsloth")
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ModelError, match=r"engine=vllm: vLLM is not installed here .*`make engines` adds it"):
         load_model("embedded", rollouts="vllm")
@@ -74,8 +79,9 @@ def test_vllm_beside_a_learner_is_counted(monkeypatch):
 
 def test_several_processes_do_not_draw_by_one_engine(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["--run-id", "x", "-p", "rollouts=vllm", "-p", "preset=tiny"]) == 2
-    assert "rollouts='vllm' draws in one process's engine" in capsys.readouterr().err
+    for given in ("rollouts=vllm", "engine=auto"):
+        assert main(["--run-id", "x", "-p", given, "-p", "preset=tiny"]) == 2
+        assert "vLLM draws for one process, and there are several: name engine" in capsys.readouterr().err
 
 
 def test_doctor_says_which_of_the_paper_s_models_fit(monkeypatch):
@@ -103,3 +109,13 @@ def test_what_notebooks_import_leaves_unsloth_to_come_first():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_vllm_sleeps_between_rewards_and_update_and_a_learner_has_its_context(embedded):
+    said = list[str]()
+    trainer = SimpleNamespace(_generate_and_score_completions=lambda rows: said.append("scored") or rows)
+    drawing = SimpleNamespace(sleep=lambda: said.append("asleep"), context=100)
+    sampler.drawn_elsewhere(trainer, drawing)
+    assert trainer._generate_and_score_completions([1]) == [1]
+    assert said == ["scored", "asleep"]
+    assert replace(embedded, sampler=drawing).context == 100 < embedded.context

@@ -50,7 +50,9 @@ def test_the_merged_folder_answers_as_the_adapter(adapter, tmp_path, monkeypatch
 
 def test_the_adapter_s_folder_is_peft_s(adapter, tmp_path):
     said = export.export(adapter[0], tmp_path / "out", "adapter", "embedded")
-    assert said.startswith("8 of 8 greedy answers are the adapter's own, 0.0000")
+    assert said == "PEFT's folder, as it was saved"
+    copied, saved = (folder / "adapter_model.safetensors" for folder in (tmp_path / "out", adapter[0]))
+    assert copied.read_bytes() == saved.read_bytes()
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
 
 
@@ -71,7 +73,7 @@ def test_what_can_t_be_exported_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"convert_hf_to_gguf.py, which is not here: clone llama.cpp"):
         export.export(tmp_path, tmp_path / "out", "gguf", "embedded")
     result = CliRunner().invoke(app, ["export", str(tmp_path / "other"), str(tmp_path / "out")])
-    assert (result.exit_code, "name the model by --model" in result.output) == (2, True)
+    assert (result.exit_code, "name it by --model" in result.output) == (2, True)
     config = json.loads((tmp_path / "other" / "adapter_config.json").read_text())
     for change in ({"use_dora": True}, {"rank_pattern": {"q_proj": 2}}, {"peft_type": "IA3"}):
         (tmp_path / "other" / "adapter_config.json").write_text(json.dumps(config | change))
