@@ -41,7 +41,7 @@ def opened(tmp_path, monkeypatch, untracked):
         names: dict[str, Any] = {}
         exec(imports, names)
         exec(parameters, names)
-        names |= {"preset": "tiny", "load_model": load} | given
+        names |= {"preset": "tiny", "load_model": load, "learner": load} | given
         with pytest.raises(ReachedError):
             exec(opening, names)
         names["run"].finish("KILLED")
