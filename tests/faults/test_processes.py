@@ -33,7 +33,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
-import cat_lib.learning.shared_prompt, cat_lib.learning.grpo
+import cat_lib.learning.sampler, cat_lib.learning.shared_prompt, cat_lib.learning.grpo
 from cat_lib.models.embedded import checkpoint
 from cat_lib.models.local import LocalModel
 from cat_lib.method.estimators.voting import majority
@@ -110,7 +110,7 @@ def case(folder, prompts, micro, rule):
         trainer.add_callback(Gradients())
         return trainer
 
-    cat_lib.learning.shared_prompt.rollouts = fixed
+    cat_lib.learning.sampler.rollouts = fixed
     cat_lib.learning.shared_prompt.SharedPromptTrainer._generate_and_score_completions = spied
     cat_lib.learning.grpo._trainer = made
     rule = Counting() if rule == "counting" else verifiable
