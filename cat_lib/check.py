@@ -110,9 +110,8 @@ def engine(
         learner: Any = load_model(name=model, engine=name, rollouts=rollouts)
         if learner.sampler:
             found = sampler.samples_the_policy(learner, [e.prompt for e in Arithmetic().examples("train", 8, 0)])
-            print(f"samples  gap {found['fresh']:.4f} and {found['random']:.4f} nats a token for a fresh and a random ")
-            print(f"         adapter, which is {found['moved']:.2f} from the base model; allowed {sampler.MOST_GAP}")
-            print("anchor   the same before and after")
+            gaps = ", ".join(f"{sampler.WORDS[name]} {found[name]:.4f}" for name in sampler.WORDS)
+            print(f"samples  gap {gaps} nats a token, {found['moved']:.2f} from the base model; allowed {sampler.MOST_GAP}")
         before, after = canary.learns_the_policy(learner)
         print(f"learns   mean length {before:.1f} to {after:.1f} characters in two steps that reward short answers")
     except sampler.PolicyError as error:
