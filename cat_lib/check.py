@@ -111,7 +111,7 @@ def engine(
         if learner.sampler:
             found = sampler.samples_the_policy(learner, [e.prompt for e in Arithmetic().examples("train", 8, 0)])
             gaps = ", ".join(f"{sampler.WORDS[name]} {found[name]:.4f}" for name in sampler.WORDS)
-            print(f"samples  gap {gaps} nats a token, {found['moved']:.2f} from the base model; allowed {sampler.MOST_GAP}")
+            print(f"samples  gap {gaps}, {found['moved']:.2f} from the base; nats a token, allowed {sampler.MOST_GAP}")
         before, after = canary.learns_the_policy(learner)
         print(f"learns   mean length {before:.1f} to {after:.1f} characters in two steps that reward short answers")
     except sampler.PolicyError as error:
