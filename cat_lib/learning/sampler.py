@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
     from cat_lib.models.vllm import VLLMModel
 
-MOST_GAP = 0.1  # nats a token, mean: ten times what bfloat16 makes of the same policy (docs/metrics.md)
+MOST_GAP = 0.1  # nats a token, mean: five times what bfloat16 made of the same policy (docs/results.md)
 _COMPARED = 8  # rollouts a step
 _MOVED = 0.5  # nats a token that a random adapter must move what the base model says, or the question has no power
 _STRONGEST = 10.0  # of its weights

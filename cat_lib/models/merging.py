@@ -57,9 +57,8 @@ def require_fit(folder: Path, adapter: Adapter) -> None:
     for name, (b, a) in adapter.items():
         if known.get(name) != (len(b), a.shape[1]):
             here = f"there it is {known[name]}" if name in known else "there is none"
-            raise ModelError(
-                f"the adapter is for {name} {(len(b), a.shape[1])}, and in {folder} {here}: another model's"
-            )
+            said = f"the adapter is for {name} {(len(b), a.shape[1])}, and in {folder} {here}"
+            raise ModelError(f"{said}: another model's, or of weights that transformers renames as it loads them")
 
 
 def merged(folder: Path, adapter: Adapter, exact: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
