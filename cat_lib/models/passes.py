@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from cat_lib.models.attention import fits_window
 from cat_lib.schema import Sampling
@@ -20,6 +21,31 @@ from cat_lib.schema import Sampling
 MAX_ROWS = 256  # bounds the logits of one decoding step to rows x vocabulary
 _CHUNK = 256  # tokens
 Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class _Roomy(DynamicLayer):  # type: ignore[misc]
+    """A filled layer of a cache, each row n times, with room for what is decoded: transformers' is copied each step."""
+
+    def __init__(self, filled: DynamicLayer, n: int, room: int) -> None:
+        super().__init__()
+        self.lazy_initialization(filled.keys, filled.values)
+        self.keys, self.values, self.room = filled.keys, filled.values, room + filled.keys.shape[2]
+        self.batch_select_indices(torch.arange(len(filled.keys)).repeat_interleave(n).to(self.device))
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Pair:
+        start = self.keys.shape[2]
+        for wide, new in zip(self.wide, (key_states, value_states), strict=True):
+            wide[:, :, start : start + new.shape[2]] = new
+        self.keys, self.values = (wide[:, :, : start + key_states.shape[2]] for wide in self.wide)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        held, self.wide = (self.keys, self.values), list[torch.Tensor]()
+        for old in held:
+            self.wide.append(old.new_empty(len(indices), old.shape[1], self.room, old.shape[3]))
+            torch.index_select(old, 0, indices, out=self.wide[-1][:, :, : old.shape[2]])
+        self.keys, self.values = (wide[:, :, : held[0].shape[2]] for wide in self.wide)
 
 
 class Row:
@@ -112,7 +138,11 @@ def decode(
     """
     logits, cache, mask = filled
     n, uniform = uniform.shape[1], uniform.flatten(0, 1)
-    cache.batch_repeat_interleave(n)
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[i] = _Roomy(layer, n, sampling.max_new_tokens)
+        else:
+            layer.batch_repeat_interleave(n)
     logits, mask = logits[:, -1].repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
     stops = torch.tensor(sorted(stop_ids))
     rows: list[tuple[list[int], float, float]] = [([], 0.0, 0.0) for _ in range(len(uniform))]
@@ -142,24 +172,26 @@ def draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> Dra
 
     With them their log-probabilities and the entropies, of the distribution at the sampling temperature (greedy: 1).
     """
-    scaled = logits / (sampling.temperature or 1.0)
-    logp = scaled.log_softmax(-1)
-    entropy = -(logp.exp() * logp).sum(-1)
+    scaled = logits if sampling.temperature in (0, 1) else logits / sampling.temperature
+    scaled = scaled - scaled.amax(-1, keepdim=True)  # so that the sums below keep their digits
+    whole = probs = scaled.softmax(-1)
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
     else:
         order = None
         if sampling.top_k or sampling.top_p < 1:
             k = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
-            scaled, order = scaled.topk(k, dim=-1)
-        probs = scaled.softmax(-1)
+            likeliest, order = scaled.topk(k, dim=-1)
+            probs = likeliest.softmax(-1)
         if sampling.top_p < 1:  # the first token is always kept: nothing stands before it
             probs = probs.masked_fill(probs.cumsum(-1) - probs >= sampling.top_p, 0.0)
         cumulative = probs.cumsum(-1)
         target = uniform.to(logits.device)[:, None] * cumulative[:, -1:]
         index = torch.searchsorted(cumulative, target, right=True).clamp(max=probs.shape[-1] - 1)
         tokens = (index if order is None else order.gather(-1, index))[:, 0]
-    return tokens.cpu(), logp.gather(-1, tokens[:, None])[:, 0].cpu(), entropy.cpu()
+    sums = -whole.amax(-1).log()  # of exponentials: the likeliest stands at 0
+    logp = scaled.gather(-1, tokens[:, None])[:, 0] - sums
+    return tokens.cpu(), logp.cpu(), (sums - torch.linalg.vecdot(whole, scaled)).cpu()
 
 
 def trees(
