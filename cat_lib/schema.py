@@ -33,6 +33,7 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()  # generation ends at the first of these strings; the text is cut before it
     seed: int = 0
+    form: str = ""  # a regular expression of the whole text, which vLLM holds to; other engines draw freely
 
 
 @dataclass(frozen=True)

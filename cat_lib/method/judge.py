@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
-from cat_lib.method.verdicts import read
+from cat_lib.method.verdicts import FORM, read
 from cat_lib.models import open_model
 from cat_lib.models.cache import Cache, key
 from cat_lib.models.chat import fit
@@ -101,7 +101,12 @@ class Judge:
         about: dict[str, Any] = {"judge": f"{self.model.identity} {self.prompt}"}
         text, asked = self.prompt == "text", dict[tuple[str, str], _Asked]()
         heads = {} if text else {r: self.request(r, _HOLE) for r in dict.fromkeys(r for r, _ in pairs)}
-        draws = [{"sampling": asdict(self._draw(a)), "index": [self.index, a]} for a in range(self.attempts)]
+        sampled = [asdict(self._draw(a)) for a in range(self.attempts)]
+        # without a form, keys are as they were before there was one: what was paid for stays
+        draws = [
+            {"sampling": {k: v for k, v in s.items() if k != "form" or v}, "index": [self.index, a]}
+            for a, s in enumerate(sampled)
+        ]
         for response, criterion in dict.fromkeys(pairs):
             about["prompt"] = prompt = self.request(response, criterion) if text else heads[response]
             ways = draws if text else [{"criterion": criterion, "index": self.index}]
@@ -162,9 +167,13 @@ class Judge:
         return self.model.attempt([a.prompt for a in asked], self._draw(attempt), keep)
 
     def _draw(self, attempt: int) -> Sampling:
-        """How the n-th reply is drawn: a greedy one that was malformed would come again, so later ones are sampled."""
+        """How the n-th reply is drawn: a malformed one that was greedy would come again, so later ones are sampled.
+
+        An engine that can hold a model to the form does so from then on.
+        """
         temperature = self.sampling.temperature if attempt == 0 else max(0.7, self.sampling.temperature)
-        return replace(self.sampling, temperature=temperature, seed=self.sampling.seed + 1000 * self.index + attempt)
+        seed, form = self.sampling.seed + 1000 * self.index + attempt, FORM if attempt else ""
+        return replace(self.sampling, temperature=temperature, seed=seed, form=form)
 
 
 def _log_odds(logp: Sequence[float]) -> float:

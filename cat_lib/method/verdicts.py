@@ -12,6 +12,7 @@ import re
 from cat_lib.prompts import without_thinking
 from cat_lib.schema import AnswerError, Completion, Verdict
 
+FORM = r"<reason>[^<>\n]{1,300}</reason>\n<verdict>(yes|no)</verdict>"  # what is asked for, and nothing else
 _LONGEST = 4000  # characters of an answer that is read; what is asked for is far shorter
 _BEGIN = r"(?:^|(?<=[.!?]))[\s*_`#-]{0,20}"  # of a line or a sentence
 _LABEL = r"(?:my |the )?(?:final )?verdict[\s*_]{0,9}"

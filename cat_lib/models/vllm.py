@@ -5,8 +5,8 @@ itself; on a CPU, where that costs ten times as much, it is added to the weights
 needs others. What is sampled depends on the seed and on the prompt's place in the call. Log-probabilities are those of
 the distribution that is sampled from.
 
-Left out: entropies, which vLLM does not give (`mean_entropy` is None), and log-probabilities of samples that top-k or
-top-p have cut (`mean_logprob` is None: vLLM gives those of what is left). Sliding windows are vLLM's own matter.
+Left out: entropies, which vLLM does not give (`mean_entropy` is None), and log-probabilities of samples that top-k,
+top-p or a form have cut (`mean_logprob` is None: vLLM gives those of what is left). Sliding windows are its matter.
 """
 
 from __future__ import annotations
@@ -134,11 +134,13 @@ class VLLMModel(Speaker):
         if not prompts:
             return []
         start, ids = clock(), self.fitting(prompts, sampling)
-        stops, whole = sorted(self.stop_ids(sampling.stop)), sampling.top_k == 0 and sampling.top_p == 1
+        stops = sorted(self.stop_ids(sampling.stop))
+        whole = sampling.top_k == 0 and sampling.top_p == 1 and not sampling.form
         asked = [
             self._asked(
                 n=n, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, logprobs=0,
                 max_tokens=sampling.max_new_tokens, stop_token_ids=stops, seed=sampling.seed * 1_000_003 + i * n,
+                **self._held_to(sampling.form),
             )
             for i in range(len(ids))
         ]  # fmt: skip
@@ -220,6 +222,11 @@ class VLLMModel(Speaker):
             results.append([place[token].logprob for token, place in places])
         return results
 
+    def _held_to(self, form: str) -> dict[str, Any]:
+        from vllm.sampling_params import StructuredOutputsParams
+
+        return {"structured_outputs": StructuredOutputsParams(regex=form)} if form else {}
+
     def _asked(self, **settings: Any) -> Any:
         from vllm import SamplingParams
 
@@ -227,16 +234,20 @@ class VLLMModel(Speaker):
 
     def _run(self, rows: Sequence[Sequence[int]], asked: Sequence[Any]) -> list[Any]:
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
-        if memory.gpus():
+        on_cpu = not memory.gpus()
+        try:
             self._wake()
-            return list(self.llm.generate(prompts, list(asked), use_tqdm=False, lora_request=self.lora))
-        if self.held[0] is not self.lora:
-            self.held[0] = ...  # neither, if this fails halfway
-            weights = merged(Path(self.llm.llm_engine.model_config.model), self.lora or {})
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-            self.llm.reset_prefix_cache()
-            self.held[0] = self.lora
-        return list(self.llm.generate(prompts, list(asked), use_tqdm=False))
+            if on_cpu and self.held[0] is not self.lora:
+                self.held[0] = ...  # neither, if this fails halfway
+                weights = merged(Path(self.llm.llm_engine.model_config.model), self.lora or {})
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+                self.llm.reset_prefix_cache()
+                self.held[0] = self.lora
+            lora = None if on_cpu else self.lora
+            return list(self.llm.generate(prompts, list(asked), use_tqdm=False, lora_request=lora))
+        except Exception as error:  # it raises what its parts raise
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise ModelError(f"vLLM, which draws for {self.name}, failed ({said}); run it again to go on") from error
 
 
 def load(name: str, thinking: bool = False, beside: bool = False) -> VLLMModel:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 from tiny import tiny_policy
 
+from cat_lib import models
 from cat_lib.learning.grpo import add_lora
-from cat_lib.models import ModelError
+from cat_lib.method.judge import Judge
+from cat_lib.method.verdicts import FORM, read
+from cat_lib.models import ModelError, export, load_model
 from cat_lib.schema import Sampling
 from cat_lib.tasks.arithmetic import Arithmetic
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make engines")
+from cat_lib.models import vllm
+
 TASK = Arithmetic()
 PROMPTS = [e.prompt for e in TASK.examples("heldout", 48, 0)]
 GREEDY = replace(TASK.sampling, temperature=0)
@@ -116,3 +122,45 @@ def test_what_does_not_fit_is_refused_and_the_engine_goes_on(ours, theirs, tmp_p
     with pytest.raises(ModelError, match=r"has use_dora=True; allowed is plain LoRA"):
         theirs.load(tmp_path)
     assert theirs.generate(PROMPTS[:1], 1, GREEDY)
+
+
+def test_a_reply_keeps_to_the_form_that_is_asked_for(theirs):
+    prompts = [[{"role": "user", "content": f"Is {n} even?"}] for n in (2, 3, 4)]
+    (free,), *_ = theirs.generate(prompts[:1], 1, Sampling(60, temperature=0))
+    assert read(free).met is None
+    held = [c for (c,) in theirs.generate(prompts, 1, Sampling(200, temperature=0.7, form=FORM))]
+    assert all(read(c).met is not None for c in held if c.ended), held
+    assert any(c.ended for c in held)
+    assert all(c.mean_logprob is None for c in held)
+
+
+def test_a_judge_whose_reply_was_malformed_is_held_to_the_form(theirs):
+    judge = Judge(theirs.anchor("judge"), "text", attempts=3)
+    verdicts = judge([("Rest, and drink water.", "Recommends rest."), ("Rest.", "Recommends antibiotics.")])
+    assert [v.met is not None for v in verdicts].count(True) >= 1, verdicts
+
+
+def test_the_merged_folder_in_an_engine_after_another_answers_as_the_adapter_and_memory_comes_back(
+    two_layers, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setattr(models, "preferred_dtype", lambda: torch.float32)
+    process, sizes = psutil.Process(), list[float]()
+
+    def answers(name, folder=None):
+        engine = vllm.load(name)
+        found = (engine.load(folder) if folder else engine).generate(PROMPTS[:4], 1, GREEDY)
+        sizes.append(process.memory_info().rss / 2**30)
+        engine.close()
+        sizes.append(process.memory_info().rss / 2**30)
+        return [c.token_ids for (c,) in found]
+
+    policy_of(load_model(two_layers), 1, tmp_path / "adapter")
+    export.export(tmp_path / "adapter", tmp_path / "merged", "merged", two_layers)
+    first, merged = answers(two_layers, tmp_path / "adapter"), answers(str(tmp_path / "merged"))
+    assert sum(a == b for a, b in zip(first, merged, strict=True)) >= 3  # it is rounded to 16 bits
+    open_1, closed_1, open_2, closed_2 = sizes
+    print(f"GB: {sizes}")
+    assert open_1 - closed_1 > 0.8  # its cache is 1 GB
+    assert open_2 < open_1 + 0.3
+    assert closed_2 < closed_1 + 0.3

@@ -116,7 +116,8 @@ class Proposer:
                 break
             about = {"minimum": self.minimum, "points": self.points}
             prompts = [ask(f"rubric_{kind}_{self.prompt}", text=d.text, **about) for d in pending]
-            sampling = replace(self.sampling, seed=self.sampling.seed + attempt, stop=stop)
+            form = self._form() if attempt and self.prompt == "chat" else ""  # it has been malformed, or too short
+            sampling = replace(self.sampling, seed=self.sampling.seed + attempt, stop=stop, form=form)
             answers = self.anchor.generate(prompts, self.replies, sampling)
             fresh = list[tuple[_Draft, Criterion]]()
             for draft, prompt, replies in zip(pending, prompts, answers, strict=True):
@@ -133,6 +134,11 @@ class Proposer:
                 if verdict is None or verdict.met is not (criterion.points < 0):  # a pitfall is failed by meeting it
                     draft.kept.append(criterion)
         return [self._proposal(draft, kind) for draft in drafts]
+
+    def _form(self) -> str:
+        """What is asked for and nothing else, as a regular expression."""
+        points = ' points="-?(10|[1-9])"' if self.points else ""
+        return rf"<rubric>\n(<criterion{points}>[^<>\n]{{1,200}}</criterion>\n){{{self.minimum},20}}</rubric>"
 
     def _parsed(self, prompt: Prompt, reply: Completion) -> list[Criterion]:
         """The criteria of one reply, none if it was cut or is malformed."""
