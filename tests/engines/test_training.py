@@ -15,12 +15,15 @@ from cat_lib.learning.grpo import add_lora, train
 from cat_lib.learning.sampler import PolicyError, samples_the_policy
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.method.estimators.voting import none
+from cat_lib.models import ModelError
 from cat_lib.runs.folder import read_config
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Sampling
 from cat_lib.tasks.arithmetic import Arithmetic
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make engines")
+from vllm.v1.engine.exceptions import EngineDeadError
+
 TASK = Arithmetic()
 TRAIN = TASK.examples("train", 8, 0)
 PROMPTS = [e.prompt for e in TRAIN]
@@ -136,3 +139,23 @@ def test_the_command_says_what_it_found(beside, monkeypatch):
     result = CliRunner().invoke(app, ["check", "engine", "vllm"])
     assert result.exit_code == 2
     assert "engine='vllm' does not learn; allowed are transformers, unsloth" in result.output
+
+
+def test_an_engine_that_fails_in_the_middle_loses_one_step(beside, monkeypatch, tmp_path):
+    draw, calls = beside.sampler.llm.generate, []
+
+    def failing(*args, **named):
+        calls.append(args)
+        if len(calls) == fails_at:
+            raise EngineDeadError
+        return draw(*args, **named)
+
+    monkeypatch.setattr("cat_lib.learning.sampler.samples_the_policy", lambda *_: {})
+    monkeypatch.setattr(beside.sampler.llm, "generate", failing)
+    fails_at, settings = 3, replace(SETTINGS, steps=4, save_steps=1)
+    with pytest.raises(ModelError, match=r"vLLM, which draws for .* failed \(EngineDeadError.*run it again to go on"):
+        train(add_lora(beside, 4, 0), TASK, TRAIN, none, longer, settings, Run(tmp_path))
+    fails_at = 0
+    trained = train(add_lora(beside, 4, 0), TASK, TRAIN, none, longer, settings, Run(tmp_path))
+    assert trained.rollouts.groupby("step").size().to_dict() == dict.fromkeys(range(1, 5), 16)
+    assert len(calls) == 5
