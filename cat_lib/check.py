@@ -99,7 +99,7 @@ def judge(
 def engine(
     name: Annotated[str, typer.Argument(metavar="ENGINE", help="What learns and samples: transformers or unsloth.")],
     model: Annotated[str, typer.Option(help="As `model` of a notebook.")] = "embedded",
-    rollouts: Annotated[str, typer.Option(help="What samples in its place: vllm.")] = "engine",
+    rollouts: Annotated[str, typer.Option(help="What samples in its place: vllm, or a server's URL.")] = "engine",
 ) -> None:
     """Train a minute with this engine: is what samples the policy, and what learns the policy? Exit code 1 if not."""
     from cat_lib.learning import canary, sampler

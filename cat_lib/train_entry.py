@@ -149,7 +149,9 @@ def _parameters(pairs: Sequence[str]) -> Parameters:
     preflight.check(p)
     if (p.rollouts == "vllm" or p.engine == "auto") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         asked = f"engine={p.engine!r}, rollouts={p.rollouts!r}"
-        raise ValueError(f"{asked}: vLLM draws for one process, and there are several: name engine; rollouts=engine")
+        raise ValueError(
+            f"{asked}: there are several processes; name engine, and take rollouts=engine or a server's URL"
+        )
     cut(GRPOSettings.of(p), int(os.environ.get("WORLD_SIZE", "1")))
     return p
 

@@ -7,11 +7,12 @@ used, is imported before the libraries that it patches.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from cat_lib.ledger import Ledger
@@ -29,15 +30,19 @@ class ModelError(RuntimeError):
 def load_model(name: str, engine: str = "transformers", thinking: bool = False, rollouts: str = "engine") -> Model:
     """The model `name` ("embedded", a hub id such as "Qwen/Qwen3-4B", or a local folder), ready to generate.
 
-    With rollouts="vllm" a vLLM engine beside it generates for it, policy and anchor, and what it learns is handed over.
+    With rollouts="vllm" a vLLM engine beside it generates for it, policy and anchor, and what it learns is handed over;
+    with the URL of a vLLM server, that does.
     On CPUs with bfloat16 instructions, and on GPUs, weights are bfloat16; else float32. `thinking` lets a model think
     before it answers, where its chat template leaves that open. Raises ModelError if it cannot be reached, has no
     tokenizer or chat template or an attention that is not supported, ValueError for an unknown engine.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r}: allowed are {', '.join(ENGINES)}")
-    if rollouts not in ("engine", "vllm"):
-        raise ValueError(f"rollouts={rollouts!r}: allowed are engine, vllm")
+    if require_sampler(rollouts):
+        from cat_lib.models import served
+
+        sampler = served.load(rollouts)
+        return replace(_local(name, engine, thinking), sampler=sampler)
     if "vllm" not in (engine, rollouts):
         return _local(name, engine, thinking)
     model = None if engine == "vllm" else _local(name, engine, thinking)  # first: Unsloth patches what vLLM imports
@@ -45,6 +50,20 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False, 
 
     sampler = vllm.load(name, thinking, beside=model is not None)
     return replace(model, sampler=sampler) if model else sampler
+
+
+def require_sampler(rollouts: str) -> bool:
+    """Whether `rollouts` is the URL of a server. Raises ValueError for what says no sampler, or holds a secret."""
+    if rollouts in ("engine", "vllm"):
+        return False
+    if "@" in rollouts or "?" in rollouts:  # not shown: it may hold the key
+        raise ValueError("the URL of a server holds no user, password or query: set CAT_LIB_API_KEY to the key")
+    with suppress(ValueError):  # a port that is no number, half an address
+        if (url := urlsplit(rollouts)).scheme in ("http", "https") and url.hostname and url.port != 0:
+            return True
+    raise ValueError(
+        f"rollouts={rollouts!r}: allowed are engine, vllm, and a vLLM server by its URL, http://HOST:PORT/v1"
+    )
 
 
 def _local(name: str, engine: str, thinking: bool) -> LocalModel:

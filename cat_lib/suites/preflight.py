@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cat_lib.models import ModelError
+from cat_lib.models import ModelError, require_sampler
 from cat_lib.models.memory import Work, machine, require_memory
 from cat_lib.runs import places
 from cat_lib.runs.parameters import Parameters, effective, presets
@@ -45,6 +45,8 @@ def require(p: Parameters, here: bool = True) -> float | None:
 def check(p: Parameters) -> None:
     """Raises ValueError for parameters that can't work together; a notebook has some of these."""
     v = p.values
+    if isinstance(draws := v.get("rollouts"), str):
+        require_sampler(draws)
     check_source(p.task, v.get("data"), v.get("split") == "transductive")
     seeds = v.get("seeds", [v.get("seed", 0)])
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int and s >= 0 for s in seeds):

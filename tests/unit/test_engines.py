@@ -81,7 +81,7 @@ def test_several_processes_do_not_draw_by_one_engine(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for given in ("rollouts=vllm", "engine=auto"):
         assert main(["--run-id", "x", "-p", given, "-p", "preset=tiny"]) == 2
-        assert "vLLM draws for one process, and there are several: name engine" in capsys.readouterr().err
+        assert "there are several processes; name engine, and take rollouts=engine" in capsys.readouterr().err
 
 
 def test_doctor_says_which_of_the_paper_s_models_fit(monkeypatch):
