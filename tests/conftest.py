@@ -12,6 +12,11 @@ import cat_lib  # noqa: F401  # before torch: it says how threads wait
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first: begun last, it would leave the other of two processes with nothing to do."""
+    items.sort(key=lambda item: (item.get_closest_marker("longest") is None, item.get_closest_marker("slow") is None))
+
+
 @pytest.fixture(scope="session")
 def embedded():
     """The real embedded model; converted into the cache at its first use."""

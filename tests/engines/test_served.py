@@ -9,8 +9,6 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
-from dataclasses import replace
-from math import fsum
 
 import pandas as pd
 import pytest
@@ -18,8 +16,8 @@ import torch
 
 from cat_lib import train_entry
 from cat_lib.learning.lora import add_lora
-from cat_lib.learning.sampler import samples_the_policy
-from cat_lib.models import ModelError, endpoint, load_model, served
+from cat_lib.learning.sampler import MOST_GAP, gap, samples_the_policy
+from cat_lib.models import ModelError, endpoint, load_model
 from cat_lib.models.embedded import checkpoint
 from cat_lib.runs.folder import read_config
 from cat_lib.runs.places import NOTEBOOKS, ROOT
@@ -29,7 +27,7 @@ from small import free_port
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make engines")
 # on a CPU: no graphs, and no prompt in two pieces, which its seeds do not survive
-ON_CPU = ["--enforce-eager", "--max-model-len", "2048", "--max-num-batched-tokens", "16384", "--dtype", "float32"]
+ON_CPU = ["--enforce-eager", "--max-model-len", "2048", "--max-num-batched-tokens", "16384"]
 
 
 @contextmanager
@@ -75,26 +73,31 @@ def test_a_server_draws_for_two_processes_and_its_end_fails_the_run(two_layers, 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with server(two_layers, "--config", str(NOTEBOOKS / "suites/vllm_server.yaml")) as (url, process):
-        model = replace(load_model(two_layers), sampler=served.load(url))
-        model.model.float()
+        model = load_model(two_layers, rollouts=url)
         prompts = [e.prompt for e in Arithmetic().examples("train", 4, 0)]
-        found = samples_the_policy(model, prompts)
-        assert max(found[name] for name in ("anchor", "fresh", "random")) < 1e-4
+        assert samples_the_policy(model, prompts)["moved"] > 0.5
         policy, drawn = add_lora(model, 4, 0), []
-        for strength in (0.0, 0.05, 0.1):  # each policy in turn, and not the one before
+        for strength in (0.0, 0.1, 0.2):  # each policy in turn, and not the one before
             with torch.no_grad():
                 for name, weight in policy.model.named_parameters():
                     if "lora_B" in name:
-                        weight.fill_(strength)
+                        weight.copy_(strength * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
             drawn = [c for g in policy.generate(prompts, 2, Sampling(8, seed=3)) for c in g]
-            ids = [policy.encode(p) for p in prompts for _ in range(2)], [list(c.token_ids) for c in drawn]
-            said = [fsum(c.logprobs) for c in drawn]
-            assert [fsum(own) for own in policy.following(*ids)[0]] == pytest.approx(said, abs=1e-3)
+            rows = list(zip([p for p in prompts for _ in range(2)], drawn, strict=True))
+            assert gap(policy, rows, 1.0)[0] < MOST_GAP
+            assert not strength or gap(policy.anchor(), rows, 1.0)[0] > 2 * MOST_GAP
         again = [c for g in policy.generate(prompts, 2, Sampling(8, seed=3)) for c in g]
         assert [c.token_ids for c in again] == [c.token_ids for c in drawn]
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / train_entry.DDP)]
         given = {"model": two_layers, "rollouts": url, "estimators": '["majority"]', "seeds": "[0]", "lesson": "false"}
-        given |= {"steps": "2", "prompts_per_step": "2", "group_size": "4", "train_questions": "8", "questions": "8"}
+        given |= {
+            "steps": "2",
+            "prompts_per_step": "2",
+            "prompts_per_micro_batch": "2",
+            "group_size": "4",
+            "train_questions": "8",
+            "questions": "8",
+        }
         words = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
         command = ["-m", "cat_lib.train_entry", "--runs", str(tmp_path), "--run-id", "two", *words]
         done = subprocess.run([*launch, "--num_processes", "2", *command], cwd=ROOT, capture_output=True, text=True)

@@ -18,6 +18,7 @@ QUICKSTART = Path(__file__).parents[2] / "notebooks" / "00_quickstart.ipynb"
 FIGURES = {"accuracy", "agreement", "answers", "compute", "signal"}
 
 
+@pytest.mark.longest
 def test_smoke_run_learns_without_labels_and_keeps_everything(store):
     folder = run_notebook(QUICKSTART, {}, runs=store / "runs")
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -15,9 +15,9 @@ pytestmark = pytest.mark.notebook
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
-# these on the embedded model: 06 for its signals, 07 for references that can be learnt. The others on two layers of it:
-# quick, and a model that gives no answers at all must not break a notebook. The quickstart is in test_quickstart.py.
-WHOLE = {"06_training_signals", "07_ablations"}
+# on the embedded model for references that can be learnt. The others on two layers of it: quick, and a model that gives
+# no answers at all must not break a notebook. The quickstart is in test_quickstart.py.
+WHOLE = {"07_ablations"}
 
 
 @pytest.mark.parametrize("name", sorted(presets().keys() - {"00_quickstart"}))

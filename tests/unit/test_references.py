@@ -112,10 +112,10 @@ def test_each_is_a_training_signal(name, tmp_path):
     from cat_lib.models import load_model
 
     policy = add_lora(load_model("embedded"), 4, 0)
-    questions = TASK.examples("train", 4, 0)
+    questions = TASK.examples("train", 2, 0)
     teacher = MAKERS[name](policy.anchor(), {e.id: e.gold for e in questions})
     settings = GRPOSettings(
-        steps=1, group_size=4, prompts_per_step=4, prompts_per_micro_batch=2, learning_rate=1e-3, lora_rank=4
+        steps=1, group_size=4, prompts_per_step=2, prompts_per_micro_batch=2, learning_rate=1e-3, lora_rank=4
     )
     trained = train(policy, TASK, questions, teacher, verifiable, settings, Run(tmp_path))
     scored_rows = trained.rollouts.dropna(subset=["reward"])
