@@ -77,7 +77,7 @@ def test_a_server_draws_for_two_processes_and_its_end_fails_the_run(two_layers, 
         prompts = [e.prompt for e in Arithmetic().examples("train", 4, 0)]
         assert samples_the_policy(model, prompts)["moved"] > 0.5
         policy, drawn = add_lora(model, 4, 0), []
-        for strength in (0.0, 0.1, 0.2):  # each policy in turn, and not the one before
+        for strength in (0.0, 0.3, 0.6):  # each policy in turn, and not the one before
             with torch.no_grad():
                 for name, weight in policy.model.named_parameters():
                     if "lora_B" in name:
