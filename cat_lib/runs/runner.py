@@ -30,6 +30,7 @@ from cat_lib.runs import places
 from cat_lib.runs.children import on_stop
 from cat_lib.runs.folder import Run, RunError, now, open_run, read_config
 from cat_lib.runs.mirror import mirrored
+from cat_lib.runs.pages import write_page
 from cat_lib.runs.parameters import ParameterError, resolve
 from cat_lib.runs.tracking import new_run_id
 
@@ -85,7 +86,13 @@ def execute(
     Raises RunError if it did not run to its end, BusyError or FinishedError before a kernel starts.
     """
     run = open_run(notebook.stem, parameters, folder, labels, once)
-    lead(run, lambda: _papermill(notebook, parameters, run))
+
+    def work() -> tuple[str, str]:
+        status, error = _papermill(notebook, parameters, run)
+        write_page(folder, read_config(folder) | {"status": status, "error": error})
+        return status, error
+
+    lead(run, work)
 
 
 def lead(run: Run, work: Callable[[], tuple[str, str]]) -> None:

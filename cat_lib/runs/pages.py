@@ -1,0 +1,168 @@
+"""What people look at: a run's tables for MLflow's pages, its executed notebook as one page, its story in words.
+
+Text that a model wrote is cut and shown as text: cells of tables and outputs of a notebook hold no markup, and the page
+(page.html) runs no script and loads nothing: its policy forbids both. Prose and equations are the notebook's own.
+Left out: nbconvert's page, which asks two servers for its scripts, shows equations as dollars and takes 3 s to make.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cat_lib.runs import places
+from cat_lib.shown import masked, visible
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAGE, NOTEBOOK = "executed.html", "executed.ipynb"
+ROWS, LONGEST = 400, 4000  # of a table between its first and last step; characters of a text
+_MATHS = re.compile(r"(`+).+?\1|\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)  # not in code
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_KEPT = {"table", "thead", "tbody", "tr", "th", "td", "div", "p"}  # elements of a shown data frame
+
+
+class Story(NamedTuple):
+    """What a notebook says of itself, in Markdown; "" and nothing where it does not."""
+
+    question: str
+    verdict: Sequence[str]
+    caption: str  # the prose above the cell tagged `result`, whose figure is the run's
+
+
+def cut(text: object) -> str:
+    """A text as pages show it: its first characters, with the unseen ones written out."""
+    more = len(str(text)) - LONGEST
+    return visible(str(text)[:LONGEST]) + (f" [... {more} more characters]" if more > 0 else "")
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with its texts cut."""
+    return table.rename(columns=str).map(lambda value: cut(value) if isinstance(value, str) else value)
+
+
+def sample(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table's first and last `step` whole, and between them, or where it has no steps, about ROWS.
+
+    These are spread evenly over the table, and the rows of one `example` in a step stay together.
+    """
+    import numpy as np
+
+    keys = [k for k in ("step", "example") if k in table]
+    ends = (
+        table["step"].isin([table["step"].min(), table["step"].max()])
+        if "step" in table
+        else table.index != table.index
+    )
+    between = table[~ends]
+    if len(between) <= ROWS:
+        return table
+    group = between.groupby(keys, sort=False).ngroup().to_numpy() if keys else np.arange(len(between))
+    taken = np.linspace(0, group.max(), max(1, ROWS * (group.max() + 1) // len(between))).astype(int)
+    return table[ends | table.index.isin(between.index[np.isin(group, taken)])]
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """A sample of a table, as MLflow's pages read one: JSON of "columns" and "data"."""
+    path.parent.mkdir(exist_ok=True)
+    shown(sample(table.reset_index(drop=True))).to_json(path, orient="split", index=False, default_handler=cut)
+
+
+def story(cells: Sequence[Mapping[str, Any]]) -> Story:
+    """The question that a notebook asks, the Markdown that its verdict shows, the caption of its figure."""
+    texts = ["".join(cell["source"]) for cell in cells]
+    prose = [i for i, cell in enumerate(cells) if cell["cell_type"] == "markdown"]
+    parts = (part for i in prose for part in texts[i].split("\n\n"))
+    question = next((part for part in parts if part.startswith("**The question.**")), "")
+    last = next((i for i in prose if texts[i].startswith("## Verdict")), len(cells))
+    said = [output.get("data", {}).get("text/markdown") for cell in cells[last:] for output in cell.get("outputs", ())]
+    tagged = next((i for i, cell in enumerate(cells) if "result" in cell["metadata"].get("tags", ())), 0)
+    above = next((texts[i] for i in reversed(prose) if i < tagged), "")
+    caption = "\n\n".join(part for part in above.split("\n\n") if not part.startswith("#"))
+    return Story(question, ["".join(text) for text in said if text], caption)
+
+
+def description(folder: Path, config: Mapping[str, Any]) -> str:
+    """A run in Markdown: its question, and once it has ended its verdict and its figure's caption, or its error."""
+    for path in (folder / NOTEBOOK, places.NOTEBOOKS / f"{config['notebook']}.ipynb"):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # by hand there is no executed notebook
+            told = story(json.loads(path.read_text("utf-8"))["cells"])
+            rest = {"FINISHED": [*told.verdict, told.caption], "RUNNING": []}.get(config["status"], [_failure(config)])
+            text = "\n\n".join(filter(None, [told.question, *rest]))
+            return re.sub(r"\$([^$\n]+)\$", r"\1", text).replace("<", "&lt;")  # it knows no equations; nothing is HTML
+    return ""
+
+
+def write_page(folder: Path, config: Mapping[str, Any]) -> None:
+    """executed.html from executed.ipynb, where there is one. A failure is said in a line: no run ends by it."""
+    try:
+        if (folder / NOTEBOOK).exists():
+            partial = folder / f"{PAGE}.partial"
+            partial.write_text(page(json.loads((folder / NOTEBOOK).read_text("utf-8"))["cells"], config), "utf-8")
+            partial.replace(folder / PAGE)
+    except Exception as error:  # whatever a notebook holds: the run itself is whole
+        print(f"no {PAGE} in {folder}: {masked(f'{type(error).__name__}: {error}')[:300]}", flush=True)
+
+
+def page(cells: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> str:
+    """An executed notebook as one HTML file that opens on its verdict, or on what ended it. Code is folded."""
+    from jinja2 import Environment, FileSystemLoader
+    from latex2mathml.converter import convert
+    from markdown_it import MarkdownIt
+    from markupsafe import Markup
+
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+
+    def prose(text: str) -> Markup:
+        """A notebook's own Markdown, its equations as MathML."""
+        made = list[str]()
+
+        def keep(found: re.Match[str]) -> str:
+            if found[1]:
+                return found[0]
+            tex = (found[2] or found[3]).replace("<", r"\lt ").replace(">", r"\gt ")
+            try:
+                made.append(convert(tex, display="block" if found[2] else "inline"))
+            except Exception:  # it raises kinds of its own
+                made.append(f"<code>{html.escape(found[0])}</code>")
+            return f"\ue000{len(made) - 1}\ue001"
+
+        rendered = markdown.render(_MATHS.sub(keep, "".join(text).replace("\ue000", "")))
+        return Markup(re.sub("\ue000(\\d+)\ue001", lambda found: made[int(found[1])], rendered))
+
+    told, failed = story(cells), config["status"] != "FINISHED"
+    lead = [told.question, *([_failure(config)] if failed else told.verdict)]
+    make = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    make.filters |= {"prose": prose, "cut": cut, "frame": lambda text: Markup(_frame("".join(text)))}
+    make.filters |= {"said": lambda text: Markup(markdown.render(cut("".join(text))))}
+    make.filters |= {"lines": lambda text: "\n".join(map(cut, _ANSI.sub("", "".join(text)).split("\n")))}
+    name = f"{config.get('notebook')} {config.get('run')}"
+    return make.get_template("page.html").render(cells=cells, lead="\n\n".join(lead), name=name)
+
+
+def _failure(config: Mapping[str, Any]) -> str:
+    error = re.sub(r"([^\w\s])", r"\\\1", cut(" ".join(str(config.get("error", "")).split())))
+    return f"**{config['status']}.** {error}"
+
+
+def _frame(markup: str) -> str:
+    """The table of a data frame; any other element in it is shown as the text that it is."""
+    from bs4 import BeautifulSoup
+
+    soup = BeautifulSoup(markup, "html.parser")
+    for element in soup.find_all(True):
+        if element.name == "style":  # of pandas
+            element.decompose()
+        elif element.name in _KEPT:
+            element.attrs = {k: v for k, v in element.attrs.items() if k in ("colspan", "rowspan")}
+        else:
+            element.replace_with(str(element))
+    for text in soup.find_all(string=True):
+        text.replace_with(cut(text))
+    return str(soup)
