@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 
 from cat_lib.ledger import Cost
+from cat_lib.measuring.scoring import RubricScore
 from cat_lib.measuring.stats import change, paired_difference
 from cat_lib.measuring.tables import outcomes
 from cat_lib.method.estimators.synthesis import OfFirst
 from cat_lib.method.estimators.voting import agreement
+from cat_lib.prompts import valid
 from cat_lib.schema import Estimator, Example, Group, Model, Reference, Sampling, Task
 from cat_lib.tasks import group_of
 
@@ -43,6 +45,11 @@ class Evaluation:
     def answer_lost(self) -> float:
         """Share of the rollouts whose answer could not be read within its limits."""
         return sum(len(g.lost) for g in self.groups) / sum(len(g.rollouts) for g in self.groups)
+
+    @property
+    def per_question(self) -> np.ndarray:
+        """(questions,) share of right samples."""
+        return np.asarray(self.scores["single"].correct.mean(axis=1))
 
     @property
     def outcomes(self) -> pd.DataFrame:
@@ -119,6 +126,14 @@ def comparison_metrics(
         first, last = before.scores[method].correct, after.scores[method].correct
         metrics |= change(key, first.mean(), last.mean(), paired_difference(first, last))
     return metrics
+
+
+def side_by_side(examples: Sequence[Example], phases: Mapping[str, Evaluation | RubricScore]) -> pd.DataFrame:
+    """One row a question: the first sample of each phase, the right answer, and each phase's mean score of it."""
+    texts = {name: [valid(group.rollouts[0].text) for group in phase.groups] for name, phase in phases.items()}
+    scores = {f"{name} score": phase.per_question for name, phase in phases.items()}
+    about = {"question": [e.question for e in examples]}
+    return pd.DataFrame(about | texts | {"gold": [e.gold for e in examples]} | scores)
 
 
 def cost_ratios(of: Score, over: Score) -> dict[str, float]:

@@ -97,7 +97,7 @@ def _about(client: Any, there: Any, folder: Path, config: Mapping[str, Any]) -> 
     """Parameters, tags and datasets, and that it runs."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
-    run_id, tags = there.info.run_id, tags_of(config, folder)
+    run_id, tags = there.info.run_id, tags_of(config, folder, there.info.run_id)
     fresh = [
         Param(name, masked(value)[:_PARAM_LIMIT])
         for name, value in config.get("parameters", {}).items()

@@ -33,7 +33,8 @@ class Story(NamedTuple):
 
     question: str
     verdict: Sequence[str]
-    caption: str  # the prose above the cell tagged `result`, whose figure is the run's
+    figure: str  # its name, made in the cell tagged `result`
+    caption: str  # the prose above that cell
 
 
 def cut(text: object) -> str:
@@ -83,19 +84,27 @@ def story(cells: Sequence[Mapping[str, Any]]) -> Story:
     last = next((i for i in prose if texts[i].startswith("## Verdict")), len(cells))
     said = [output.get("data", {}).get("text/markdown") for cell in cells[last:] for output in cell.get("outputs", ())]
     tagged = next((i for i, cell in enumerate(cells) if "result" in cell["metadata"].get("tags", ())), 0)
+    figure = re.search(r"run\.figure\(\s*\"(\w+)\"", texts[tagged]) if tagged else None
     above = next((texts[i] for i in reversed(prose) if i < tagged), "")
     caption = "\n\n".join(part for part in above.split("\n\n") if not part.startswith("#"))
-    return Story(question, ["".join(text) for text in said if text], caption)
+    return Story(question, ["".join(text) for text in said if text], figure[1] if figure else "", caption)
 
 
-def description(folder: Path, config: Mapping[str, Any]) -> str:
-    """A run in Markdown: its question, and once it has ended its verdict and its figure's caption, or its error."""
+def description(folder: Path, config: Mapping[str, Any], run_id: str = "") -> str:
+    """A run in Markdown: its question, and once it has ended its verdict and figure with its caption, or its error.
+
+    The figure is the artifact of the run of that id in the store whose pages show this; without one it is left out.
+    """
     for path in (folder / NOTEBOOK, places.NOTEBOOKS / f"{config['notebook']}.ipynb"):
         with suppress(OSError, ValueError, KeyError, TypeError):  # by hand there is no executed notebook
             told = story(json.loads(path.read_text("utf-8"))["cells"])
             rest = {"FINISHED": [*told.verdict, told.caption], "RUNNING": []}.get(config["status"], [_failure(config)])
             text = "\n\n".join(filter(None, [told.question, *rest]))
-            return re.sub(r"\$([^$\n]+)\$", r"\1", text).replace("<", "&lt;")  # it knows no equations; nothing is HTML
+            text = re.sub(r"\$([^$\n]+)\$", r"\1", text).replace("<", "&lt;")  # it knows no equations; nothing is HTML
+            if run_id and (folder / "figures" / f"{told.figure}.png").exists():
+                address = f"get-artifact?path=figures%2F{told.figure}.png&run_uuid={run_id}"
+                text += f'\n\n<img src="{address}" alt="{told.figure}" width="640">'
+            return text
     return ""
 
 

@@ -36,7 +36,7 @@ _OF_TRAINER = re.compile(  # of a step, with or without the part of the run befo
     r"|step_time|reward_std|frac_reward_zero_std)"
 )
 _OF_COST = re.compile(r".*_(tokens|g?flops|seconds|usd|calls|failures|cache_hits)")
-_OF_SIGNAL = re.compile(r".*_(first|last)|collapsed")
+_OF_SIGNAL = re.compile(r".*_(first|last)|(.*_)?collapsed")
 _REACH = 5  # seconds that a database has for its answer
 _PATIENCE = {"pg8000": "timeout"} | dict.fromkeys(("psycopg2", "psycopg", "pymysql", "mysqldb"), "connect_timeout")
 
@@ -131,11 +131,6 @@ def bare(key: str) -> str:
     return re.sub(f"^({_RESULTS}|{_SIGNAL}|{_COST}|{_TRAINER})", "", key)
 
 
-def page(port: int) -> str:
-    """Where MLflow's pages open on training runs: a link that does not say so opens on GenAI's evaluations."""
-    return f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
-
-
 def title(config: Mapping[str, Any], folder: Path) -> str:
     """A run's name: what varies, as in "synthesis · smoke · seed 0"; where somebody chose a name, that."""
     if (entry := config.get("tags", {}).get("entry")) or not _MADE_UP.fullmatch(folder.name):
@@ -148,13 +143,13 @@ def title(config: Mapping[str, Any], folder: Path) -> str:
     chosen = [k for k, v in given.items() if k in usual and k not in named and v != usual[k]]
     parts = [(about.get(k), "") for k in named[:3]] + [(given[k], f"{k}=") for k in chosen]
     parts += [(about.get(k), f"{k} ") for k in named[3:]]
-    said = [f"{how}{', '.join(map(str, v)) if isinstance(v, list) else v}"[:60] for v, how in parts if v is not None]
-    return visible(" · ".join(said))[:250] or folder.name
+    texts = [(", ".join(map(str, v)) if isinstance(v, list) else str(v), how) for v, how in parts if v is not None]
+    return visible(" · ".join(f"{how}{text[:60]}{'…' * (len(text) > 60)}" for text, how in texts))[:250] or folder.name
 
 
-def _shown(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+def _shown(config: Mapping[str, Any], folder: Path, run_id: str) -> dict[str, str]:
     """MLflow's own tags, which its pages show: name, description, source and user."""
-    shown = {"mlflow.runName": title(config, folder), "mlflow.note.content": pages.description(folder, config)}
+    shown = {"mlflow.runName": title(config, folder), "mlflow.note.content": pages.description(folder, config, run_id)}
     if config["notebook"] != SUITE:
         shown |= {"mlflow.source.type": "NOTEBOOK", "mlflow.source.name": f"notebooks/{config['notebook']}.ipynb"}
         shown["mlflow.source.git.commit"] = config.get("commit", "")
@@ -163,12 +158,12 @@ def _shown(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return shown
 
 
-def tags_of(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+def tags_of(config: Mapping[str, Any], folder: Path, run_id: str = "") -> dict[str, str]:
     """Words to filter by: what ran, on what, in which state of the code, and how it failed; and what pages show."""
     about = config.get("parameters", {})
     chosen = {tag: about[name] for name, tag in _TAGGED.items() if about.get(name) is not None}
     chosen |= {k: config.get(k) for k in ("notebook", "commit", "dirty", "code", "error")}
-    chosen |= config.get("tags", {}) | {"run_dir": folder} | _shown(config, folder)
+    chosen |= config.get("tags", {}) | {"run_dir": folder} | _shown(config, folder, run_id)
     listed = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in chosen.items()}
     return {k: masked(v) for k, v in listed.items() if v not in (None, "")}
 
