@@ -126,7 +126,7 @@ def page(cells: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> str:
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
 
     def prose(text: str) -> Markup:
         """A notebook's own Markdown, its equations as MathML."""
