@@ -23,19 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from cat_lib.files import Lock, read_lines
-from cat_lib.runs import pages, places, traces
+from cat_lib.runs import pages, places, store, traces
 from cat_lib.runs.folder import ENDED, BusyError, RunError, read_config, settle
-from cat_lib.runs.store import (
-    SUITE,
-    TrackingError,
-    advice,
-    connect,
-    experiment_of,
-    find_or_create,
-    run_key,
-    sectioned,
-    tags_of,
-)
+from cat_lib.runs.store import SUITE, TrackingError, advice, connect, experiment_of, find_or_create, tags_of
 from cat_lib.shown import masked
 
 PATIENCE = float(os.environ.get("CAT_LIB_STORE_PATIENCE", "120"))  # seconds that the end waits for a store that is away
@@ -82,13 +72,12 @@ def copy(folder: Path, client: Any = None, sent: Sent | None = None) -> str:
         _steps(client, folder / name, sent)
     if final and (folder / "metrics.json").exists():
         results, when = json.loads((folder / "metrics.json").read_text()), config.get("ended") or config["started"]
-        _log(client, sent.run_id, {(sectioned(key, False), 0): (value, when) for key, value in results.items()})
+        _log(client, sent.run_id, {(store.sectioned(key, False), 0): (value, when) for key, value in results.items()})
     if final or time.monotonic() - sent.looked > _FILES_EVERY:
         _artifacts(client, folder, sent)
         sent.looked = time.monotonic()
     if final:
-        key = run_key(config["notebook"], config.get("run", folder.name))
-        traces.send(client, folder, there.info.experiment_id, sent.run_id, key)
+        traces.send(client, folder, there)
         client.set_terminated(sent.run_id, config["status"], config.get("ended"))
     return sent.run_id
 
@@ -122,7 +111,7 @@ def _steps(client: Any, path: Path, sent: Sent) -> None:
     lines = list(read_lines(path, sent.read.get(path.name, 0)))
     for _, line in lines:
         for key, value in line["metrics"].items():
-            metric = sectioned(key, step=True)
+            metric = store.sectioned(key, step=True)
             if (metric, line["step"]) not in sent.steps:
                 fresh.setdefault((metric, line["step"]), (value, line["time"]))
     if lines:
@@ -139,7 +128,6 @@ def _log(client: Any, run_id: str, entries: Mapping[tuple[str, int], tuple[float
 
 
 def _artifacts(client: Any, folder: Path, sent: Sent) -> None:
-    fresh = False
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         name, about = inside.as_posix(), path.lstat()  # before it is sent: what comes meanwhile is sent the next time
@@ -148,9 +136,8 @@ def _artifacts(client: Any, folder: Path, sent: Sent) -> None:
         if (stamp := (about.st_mtime_ns, about.st_size)) != sent.files.get(name):
             client.log_artifact(sent.run_id, str(path), inside.parent.as_posix() if inside.parent.name else None)
             sent.files[name] = stamp
-            fresh = True
     tables = [{"path": name, "type": "table"} for name in sorted(sent.files) if _TABLE.search(name)]
-    if fresh and tables:  # or pages would show their JSON; `log_table` itself appends: a second copy would double them
+    if tables:  # or pages would show their JSON; `log_table` itself appends: a second copy would double them
         client.set_tag(sent.run_id, "mlflow.loggedArtifacts", json.dumps(tables[: _TAG_LIMIT // 100]))
 
 

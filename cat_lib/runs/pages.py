@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from cat_lib.runs import places
 from cat_lib.shown import masked, visible
@@ -25,16 +25,8 @@ PAGE, NOTEBOOK = "executed.html", "executed.ipynb"
 ROWS, LONGEST = 400, 4000  # of a table between its first and last step; characters of a text
 _MATHS = re.compile(r"(`+).+?\1|\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)  # not in code
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_KEPT = {"table", "thead", "tbody", "tr", "th", "td", "div", "p"}  # elements of a shown data frame
-
-
-class Story(NamedTuple):
-    """What a notebook says of itself, in Markdown; "" and nothing where it does not."""
-
-    question: str
-    verdict: Sequence[str]
-    figure: str  # its name, made in the cell tagged `result`
-    caption: str  # the prose above that cell
+_KEPT = {"table", "thead", "tbody", "tr", "th", "td", "div", "p"}  # elements of a shown data frame; others are text
+_STYLE, _WIDE = re.compile(r"<style.*?</style>", re.DOTALL), re.compile(rf"[^<>]{{{LONGEST + 1},}}")
 
 
 def cut(text: object) -> str:
@@ -49,24 +41,13 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def sample(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a table's first and last `step` whole, and between them, or where it has no steps, about ROWS.
-
-    These are spread evenly over the table, and the rows of one `example` in a step stay together.
-    """
-    import numpy as np
-
-    keys = [k for k in ("step", "example") if k in table]
-    ends = (
-        table["step"].isin([table["step"].min(), table["step"].max()])
-        if "step" in table
-        else table.index != table.index
-    )
-    between = table[~ends]
-    if len(between) <= ROWS:
-        return table
-    group = between.groupby(keys, sort=False).ngroup().to_numpy() if keys else np.arange(len(between))
-    taken = np.linspace(0, group.max(), max(1, ROWS * (group.max() + 1) // len(between))).astype(int)
-    return table[ends | table.index.isin(between.index[np.isin(group, taken)])]
+    """A table's first and last `step` whole, and between them, or without steps, ROWS rows spread evenly."""
+    step = table["step"] if "step" in table else table.index.map(lambda _: float("nan"))
+    shown = ((step == step.min()) | (step == step.max())).copy()
+    between = table.index[~shown]
+    count = min(ROWS, len(between))
+    taken = between[[i * (len(between) - 1) // max(1, count - 1) for i in range(count)]]
+    return table[shown | table.index.isin(taken)]
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -75,8 +56,11 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     shown(sample(table.reset_index(drop=True))).to_json(path, orient="split", index=False, default_handler=cut)
 
 
-def story(cells: Sequence[Mapping[str, Any]]) -> Story:
-    """The question that a notebook asks, the Markdown that its verdict shows, the caption of its figure."""
+def story(cells: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
+    """What a notebook says of itself, in Markdown: its question, its verdict, its figure's name and caption, or "".
+
+    The figure is made by the cell tagged `result`; its caption is the prose above.
+    """
     texts = ["".join(cell["source"]) for cell in cells]
     prose = [i for i, cell in enumerate(cells) if cell["cell_type"] == "markdown"]
     parts = (part for i in prose for part in texts[i].split("\n\n"))
@@ -87,25 +71,22 @@ def story(cells: Sequence[Mapping[str, Any]]) -> Story:
     figure = re.search(r"run\.figure\(\s*\"(\w+)\"", texts[tagged]) if tagged else None
     above = next((texts[i] for i in reversed(prose) if i < tagged), "")
     caption = "\n\n".join(part for part in above.split("\n\n") if not part.startswith("#"))
-    return Story(question, ["".join(text) for text in said if text], figure[1] if figure else "", caption)
+    return question, "\n\n".join("".join(text) for text in said if text), figure[1] if figure else "", caption
 
 
 def description(folder: Path, config: Mapping[str, Any], run_id: str = "") -> str:
-    """A run in Markdown: its question, and once it has ended its verdict and figure with its caption, or its error.
-
-    The figure is the artifact of the run of that id in the store whose pages show this; without one it is left out.
-    """
-    for path in (folder / NOTEBOOK, places.NOTEBOOKS / f"{config['notebook']}.ipynb"):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # by hand there is no executed notebook
-            told = story(json.loads(path.read_text("utf-8"))["cells"])
-            rest = {"FINISHED": [*told.verdict, told.caption], "RUNNING": []}.get(config["status"], [_failure(config)])
-            text = "\n\n".join(filter(None, [told.question, *rest]))
-            text = re.sub(r"\$([^$\n]+)\$", r"\1", text).replace("<", "&lt;")  # it knows no equations; nothing is HTML
-            if run_id and (folder / "figures" / f"{told.figure}.png").exists():
-                address = f"get-artifact?path=figures%2F{told.figure}.png&run_uuid={run_id}"
-                text += f'\n\n<img src="{address}" alt="{told.figure}" width="640">'
-            return text
-    return ""
+    """A run in Markdown: its question, and once it has ended verdict, caption and figure, or its error."""
+    path, text = folder / NOTEBOOK, ""
+    path = path if path.exists() else places.NOTEBOOKS / f"{config['notebook']}.ipynb"  # by hand none is executed
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        question, verdict, figure, caption = story(json.loads(path.read_text("utf-8"))["cells"])
+        rest = {"FINISHED": [verdict, caption], "RUNNING": []}.get(config["status"], [_failure(config)])
+        text = "\n\n".join(filter(None, [question, *rest]))
+        text = re.sub(r"\$([^$\n]+)\$", r"\1", text).replace("<", "&lt;")  # it knows no equations; nothing is HTML
+        if run_id and (folder / "figures" / f"{figure}.png").exists():
+            address = f"get-artifact?path=figures%2F{figure}.png&run_uuid={run_id}"
+            text += f'\n\n<img src="{address}" alt="{figure}" width="640">'
+    return text
 
 
 def write_page(folder: Path, config: Mapping[str, Any]) -> None:
@@ -121,57 +102,40 @@ def write_page(folder: Path, config: Mapping[str, Any]) -> None:
 
 def page(cells: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> str:
     """An executed notebook as one HTML file that opens on its verdict, or on what ended it. Code is folded."""
+    from bleach import clean
     from jinja2 import Environment, FileSystemLoader
     from latex2mathml.converter import convert
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    markdown, made = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image"), list[str]()
 
-    def prose(text: str) -> Markup:
-        """A notebook's own Markdown, its equations as MathML."""
-        made = list[str]()
+    def keep(found: re.Match[str]) -> str:
+        """An equation as MathML, in a place that Markdown leaves alone; code stays as it is."""
+        if found[1]:
+            return found[0]
+        tex = (found[2] or found[3]).replace("<", r"\lt ").replace(">", r"\gt ")
+        made.append(f"<code>{html.escape(found[0])}</code>")
+        with suppress(Exception):  # it raises kinds of its own
+            made[-1] = convert(tex, display="block" if found[2] else "inline")
+        return f"\ue000{len(made) - 1}\ue001"
 
-        def keep(found: re.Match[str]) -> str:
-            if found[1]:
-                return found[0]
-            tex = (found[2] or found[3]).replace("<", r"\lt ").replace(">", r"\gt ")
-            try:
-                made.append(convert(tex, display="block" if found[2] else "inline"))
-            except Exception:  # it raises kinds of its own
-                made.append(f"<code>{html.escape(found[0])}</code>")
-            return f"\ue000{len(made) - 1}\ue001"
-
+    def prose(text: Sequence[str]) -> Markup:
         rendered = markdown.render(_MATHS.sub(keep, "".join(text).replace("\ue000", "")))
         return Markup(re.sub("\ue000(\\d+)\ue001", lambda found: made[int(found[1])], rendered))
 
-    told, failed = story(cells), config["status"] != "FINISHED"
-    lead = [told.question, *([_failure(config)] if failed else told.verdict)]
+    def frame(text: Sequence[str]) -> Markup:
+        short = _WIDE.sub(lambda long: cut(long[0]), visible(_STYLE.sub("", "".join(text))))
+        return Markup(clean(short, _KEPT, ["colspan", "rowspan"]))
+
     make = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    make.filters |= {"prose": prose, "cut": cut, "frame": lambda text: Markup(_frame("".join(text)))}
-    make.filters |= {"said": lambda text: Markup(markdown.render(cut("".join(text))))}
-    make.filters |= {"lines": lambda text: "\n".join(map(cut, _ANSI.sub("", "".join(text)).split("\n")))}
-    name = f"{config.get('notebook')} {config.get('run')}"
-    return make.get_template("page.html").render(cells=cells, lead="\n\n".join(lead), name=name)
+    make.filters |= {"prose": prose, "frame": frame, "said": lambda text: Markup(markdown.render(cut("".join(text))))}
+    make.filters |= {"cut": lambda text: "\n".join(map(cut, _ANSI.sub("", "".join(text)).split("\n")))}
+    lead, name = story(cells), f"{config.get('notebook')} {config.get('run')}"
+    said = lead[1] if config["status"] == "FINISHED" else _failure(config)
+    return make.get_template("page.html").render(cells=cells, lead=f"{lead[0]}\n\n{said}", name=name)
 
 
 def _failure(config: Mapping[str, Any]) -> str:
     error = re.sub(r"([^\w\s])", r"\\\1", cut(" ".join(str(config.get("error", "")).split())))
     return f"**{config['status']}.** {error}"
-
-
-def _frame(markup: str) -> str:
-    """The table of a data frame; any other element in it is shown as the text that it is."""
-    from bs4 import BeautifulSoup
-
-    soup = BeautifulSoup(markup, "html.parser")
-    for element in soup.find_all(True):
-        if element.name == "style":  # of pandas
-            element.decompose()
-        elif element.name in _KEPT:
-            element.attrs = {k: v for k, v in element.attrs.items() if k in ("colspan", "rowspan")}
-        else:
-            element.replace_with(str(element))
-    for text in soup.find_all(string=True):
-        text.replace_with(cut(text))
-    return str(soup)

@@ -86,13 +86,7 @@ def execute(
     Raises RunError if it did not run to its end, BusyError or FinishedError before a kernel starts.
     """
     run = open_run(notebook.stem, parameters, folder, labels, once)
-
-    def work() -> tuple[str, str]:
-        status, error = _papermill(notebook, parameters, run)
-        write_page(folder, read_config(folder) | {"status": status, "error": error})
-        return status, error
-
-    lead(run, work)
+    lead(run, lambda: _papermill(notebook, parameters, run))
 
 
 def lead(run: Run, work: Callable[[], tuple[str, str]]) -> None:
@@ -107,6 +101,7 @@ def lead(run: Run, work: Callable[[], tuple[str, str]]) -> None:
         storage = error.errno in STORAGE
         message = f"could not write to {run.dir}: {error.strerror}" if storage else f"{type(error).__name__}: {error}"
     finally:
+        write_page(run.dir, read_config(run.dir) | {"status": status, "error": message})
         try:
             run.end(status, message)
         except OSError as error:  # then the exit code says it

@@ -2,8 +2,7 @@
 
 A run is found by its tag `cat_lib.run` ("<notebook>/<folder>"), so a process that was killed anywhere, and an import,
 meet the same MLflow run. A suite's runs share an experiment with their parent; other runs have one by notebook.
-MLflow's pages group charts by what stands before a metric's last /, in alphabetical order: `sectioned` puts it there,
-`bare` takes it off, also from runs that were copied without.
+MLflow's pages group charts by what stands before a metric's last /, from a to z: `sectioned` puts it there.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any
 from cat_lib.files import Lock, write_json
 from cat_lib.runs import pages, places
 from cat_lib.runs.folder import read_config
-from cat_lib.runs.parameters import ParameterError, declared
+from cat_lib.runs.parameters import declared
 from cat_lib.runs.places import tracking_uri
 from cat_lib.shown import masked, visible
 
@@ -30,13 +29,10 @@ SUITE = "suite"  # the "notebook" of a parent run
 _TAGGED = {name: name for name in ("preset", "model", "task", "estimator", "seed")}  # parameters that become tags
 _TAGGED |= {"estimators": "estimator", "seeds": "seed"}  # one name to filter by, whether it was one or several
 _MADE_UP = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # the name of a folder that nobody chose
-_RESULTS, _SIGNAL, _COST, _TRAINER = "1_results/", "2_signal/", "3_cost/", "trainer/"  # as they read, in a to z
-_OF_TRAINER = re.compile(  # of a step, with or without the part of the run before it
-    r"(.*/)?((clip_ratio|completions|rewards|sampling|profiling)/.*|loss|grad_norm|learning_rate|num_tokens|epoch"
-    r"|step_time|reward_std|frac_reward_zero_std)"
-)
-_OF_COST = re.compile(r".*_(tokens|g?flops|seconds|usd|calls|failures|cache_hits)")
-_OF_SIGNAL = re.compile(r".*_(first|last)|(.*_)?collapsed")
+# of a step, with or without the part of the run before it, and of a result
+_OF_TRAINER = r"(.*/)?((clip_ratio|completions|rewards|sampling)/.*|loss|grad_norm|learning_rate|num_tokens|epoch" \
+    r"|step_time|reward_std|frac_reward_zero_std)"  # fmt: skip
+_OF_COST = r".*_(tokens|g?flops|seconds|usd|calls|failures|cache_hits)"
 _REACH = 5  # seconds that a database has for its answer
 _PATIENCE = {"pg8000": "timeout"} | dict.fromkeys(("psycopg2", "psycopg", "pymysql", "mysqldb"), "connect_timeout")
 
@@ -119,16 +115,15 @@ def experiment_of(config: Mapping[str, Any]) -> str:
 
 def sectioned(key: str, step: bool) -> str:
     """A metric's key in MLflow: of a training step, or a result. The machine's own have a place there already."""
-    if key.startswith("system/"):
-        return key
-    if step:
-        return (_TRAINER if _OF_TRAINER.fullmatch(key) else _SIGNAL) + key
-    return (_COST if _OF_COST.fullmatch(key) else _SIGNAL if _OF_SIGNAL.fullmatch(key) else _RESULTS) + key
+    kinds = [("", "system/.*"), ("trainer/", _OF_TRAINER), ("2_signal/", ".*")]
+    if not step:
+        kinds = [("3_cost/", _OF_COST), ("2_signal/", r".*_(first|last)|(.*_)?collapsed"), ("1_results/", ".*")]
+    return next(section + key for section, pattern in kinds if re.fullmatch(pattern, key))
 
 
 def bare(key: str) -> str:
     """The key in code and metrics.json of a metric in MLflow."""
-    return re.sub(f"^({_RESULTS}|{_SIGNAL}|{_COST}|{_TRAINER})", "", key)
+    return re.sub("^(1_results|2_signal|3_cost|trainer)/", "", key)
 
 
 def title(config: Mapping[str, Any], folder: Path) -> str:
@@ -136,26 +131,15 @@ def title(config: Mapping[str, Any], folder: Path) -> str:
     if (entry := config.get("tags", {}).get("entry")) or not _MADE_UP.fullmatch(folder.name):
         return str(entry or folder.name)
     about, given = config.get("parameters", {}), config.get("given", {})
-    usual = dict[str, Any]()
-    with suppress(ParameterError, OSError, ValueError):  # a notebook of another place, or one that has changed since
+    usual, labels = dict[str, Any](), {"estimator": "", "estimators": "", "preset": ""}
+    with suppress(OSError, ValueError):  # a notebook of another place, or one that has changed since
         usual = {p.name: p.default for p in declared(places.NOTEBOOKS / f"{config['notebook']}.ipynb").values()}
-    named = ["estimator", "estimators", "preset", "seed", "seeds"]
-    chosen = [k for k, v in given.items() if k in usual and k not in named and v != usual[k]]
-    parts = [(about.get(k), "") for k in named[:3]] + [(given[k], f"{k}=") for k in chosen]
-    parts += [(about.get(k), f"{k} ") for k in named[3:]]
-    texts = [(", ".join(map(str, v)) if isinstance(v, list) else str(v), how) for v, how in parts if v is not None]
-    return visible(" · ".join(f"{how}{text[:60]}{'…' * (len(text) > 60)}" for text, how in texts))[:250] or folder.name
-
-
-def _shown(config: Mapping[str, Any], folder: Path, run_id: str) -> dict[str, str]:
-    """MLflow's own tags, which its pages show: name, description, source and user."""
-    shown = {"mlflow.runName": title(config, folder), "mlflow.note.content": pages.description(folder, config, run_id)}
-    if config["notebook"] != SUITE:
-        shown |= {"mlflow.source.type": "NOTEBOOK", "mlflow.source.name": f"notebooks/{config['notebook']}.ipynb"}
-        shown["mlflow.source.git.commit"] = config.get("commit", "")
-    with suppress(KeyError, OSError):  # a user without a name, a folder that is gone
-        shown["mlflow.user"] = folder.owner()
-    return shown
+    last = {"seed": "seed ", "seeds": "seeds "}
+    labels |= {k: f"{k}=" for k, v in given.items() if v != usual.get(k, v) and k not in labels | last} | last
+    known = {k: v for k, v in (given | about).items() if v is not None}
+    texts = {k: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in known.items()}
+    said = [f"{label}{texts[k][:60]}{'…' * (len(texts[k]) > 60)}" for k, label in labels.items() if k in texts]
+    return visible(" · ".join(said))[:250] or folder.name
 
 
 def tags_of(config: Mapping[str, Any], folder: Path, run_id: str = "") -> dict[str, str]:
@@ -163,7 +147,12 @@ def tags_of(config: Mapping[str, Any], folder: Path, run_id: str = "") -> dict[s
     about = config.get("parameters", {})
     chosen = {tag: about[name] for name, tag in _TAGGED.items() if about.get(name) is not None}
     chosen |= {k: config.get(k) for k in ("notebook", "commit", "dirty", "code", "error")}
-    chosen |= config.get("tags", {}) | {"run_dir": folder} | _shown(config, folder, run_id)
+    chosen |= config.get("tags", {}) | {"run_dir": folder, "mlflow.runName": title(config, folder)}
+    chosen["mlflow.note.content"] = pages.description(folder, config, run_id)
+    if config["notebook"] != SUITE:
+        chosen |= {"mlflow.source.type": "NOTEBOOK", "mlflow.source.name": f"notebooks/{config['notebook']}.ipynb"}
+    with suppress(KeyError, OSError):  # a user without a name, a folder that is gone
+        chosen["mlflow.user"] = folder.owner()
     listed = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in chosen.items()}
     return {k: masked(v) for k, v in listed.items() if v not in (None, "")}
 

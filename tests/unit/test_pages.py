@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 
-import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
@@ -76,10 +75,8 @@ def test_a_page_says_what_ended_the_run_and_one_that_cannot_be_made_ends_none(st
 def test_every_notebook_asks_its_question_and_names_its_figure_and_its_equations_are_known():
     for path in sorted(store_.places.NOTEBOOKS.glob("*.ipynb")):
         cells = json.loads(path.read_text("utf-8"))["cells"]
-        told = pages.story(cells)
-        assert told.question, path.name
-        assert told.figure, path.name
-        assert told.caption, path.name
+        question, _, figure, caption = pages.story(cells)
+        assert all([question, figure, caption]), path.name
         page = pages.page(cells, {"notebook": path.stem, "status": "FINISHED"})
         soup = BeautifulSoup(page, "html.parser")
         for code in soup.find_all(["details", "code"]):
@@ -87,19 +84,17 @@ def test_every_notebook_asks_its_question_and_names_its_figure_and_its_equations
         assert not re.search(r"[$\\]", soup.text), path.name
 
 
-def test_a_table_shows_its_first_and_last_step_whole_and_whole_groups_between():
+def test_a_table_shows_its_first_and_last_step_whole_and_a_few_rows_between():
     at = [(step, example, i) for step in range(50) for example in range(8) for i in range(4)]
     table = pd.DataFrame(at, columns=["step", "example", "rollout"])
     shown = pages.sample(table)
-    assert (shown["step"].isin([0, 49])).sum() == 64
-    between = shown[~shown["step"].isin([0, 49])]
-    assert pages.ROWS * 0.9 <= len(between) <= pages.ROWS
-    assert set(between.groupby(["step", "example"]).size()) == {4}
-    assert between["step"].nunique() > 40
+    assert shown["step"].isin([0, 49]).sum() == 64
+    assert (len(shown), shown["step"].nunique()) == (64 + pages.ROWS, 50)
     assert shown.equals(table.loc[shown.index])
-    plain = pages.sample(pd.DataFrame({"value": np.arange(10_000)}))
+    plain = pages.sample(pd.DataFrame({"value": range(10_000)}))
     assert (len(plain), plain["value"].iloc[0], plain["value"].iloc[-1]) == (pages.ROWS, 0, 9999)
-    assert len(pages.sample(table[:0])) == 0
+    for small in (table[:100], table[:0], pd.DataFrame({"step": [None, 1.0, None]}), pd.DataFrame({"value": ["a"]})):
+        assert pages.sample(small).equals(small)
 
 
 def test_sections_read_in_the_order_of_the_story_and_come_off_again():
@@ -243,7 +238,7 @@ def test_runs_without_rollouts_of_older_versions_and_with_traces_off_are_copied(
     run.end("FINISHED")
     older = open_run("00_quickstart", {}, runs / "older")
     pd.DataFrame({"text": ["a"], "reward": [1.0]}).to_parquet(older.dir / "rollouts.parquet")  # no steps in it
-    older.end("FINISHED")
+    older.end("FINISHED")  # it is said that it has no traces
     broken = open_run("00_quickstart", {}, runs / "broken")
     (broken.dir / "rollouts.parquet").write_text("no table")
     broken.end("KILLED")
