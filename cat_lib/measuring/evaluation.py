@@ -47,11 +47,6 @@ class Evaluation:
         return sum(len(g.lost) for g in self.groups) / sum(len(g.rollouts) for g in self.groups)
 
     @property
-    def per_question(self) -> np.ndarray:
-        """(questions,) share of right samples."""
-        return np.asarray(self.scores["single"].correct.mean(axis=1))
-
-    @property
     def outcomes(self) -> pd.DataFrame:
         """One row a method and question: method, seed, example, value (its share of right answers), level."""
         correct = {method: score.correct for method, score in self.scores.items()}
@@ -131,9 +126,9 @@ def comparison_metrics(
 def side_by_side(examples: Sequence[Example], phases: Mapping[str, Evaluation | RubricScore]) -> pd.DataFrame:
     """One row a question: the first sample of each phase, the right answer, and each phase's mean score of it."""
     texts = {name: [valid(group.rollouts[0].text) for group in phase.groups] for name, phase in phases.items()}
-    scores = {f"{name} score": phase.per_question for name, phase in phases.items()}
-    about = {"question": [e.question for e in examples]}
-    return pd.DataFrame(about | texts | {"gold": [e.gold for e in examples]} | scores)
+    rows = {name: phase.outcomes.query("method in ['single', 'score']") for name, phase in phases.items()}
+    about = {"question": [e.question for e in examples]} | texts | {"gold": [e.gold for e in examples]}
+    return pd.DataFrame(about | {f"{name} score": own["value"].to_numpy() for name, own in rows.items()})
 
 
 def cost_ratios(of: Score, over: Score) -> dict[str, float]:

@@ -56,8 +56,8 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     shown(sample(table.reset_index(drop=True))).to_json(path, orient="split", index=False, default_handler=cut)
 
 
-def story(cells: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
-    """What a notebook says of itself, in Markdown: its question, its verdict, its figure's name and caption, or "".
+def story(cells: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """A run in Markdown: its notebook's question, its verdict or what ended it, its figure's name and caption, or "".
 
     The figure is made by the cell tagged `result`; its caption is the prose above.
     """
@@ -65,6 +65,9 @@ def story(cells: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
     prose = [i for i, cell in enumerate(cells) if cell["cell_type"] == "markdown"]
     parts = (part for i in prose for part in texts[i].split("\n\n"))
     question = next((part for part in parts if part.startswith("**The question.**")), "")
+    if (status := config["status"]) != "FINISHED":
+        error = re.sub(r"([^\w\s])", r"\\\1", cut(" ".join(str(config.get("error", "")).split())))
+        return question, f"**{status}.** {error}", "", ""
     last = next((i for i in prose if texts[i].startswith("## Verdict")), len(cells))
     said = [output.get("data", {}).get("text/markdown") for cell in cells[last:] for output in cell.get("outputs", ())]
     tagged = next((i for i, cell in enumerate(cells) if "result" in cell["metadata"].get("tags", ())), 0)
@@ -79,9 +82,8 @@ def description(folder: Path, config: Mapping[str, Any], run_id: str = "") -> st
     path, text = folder / NOTEBOOK, ""
     path = path if path.exists() else places.NOTEBOOKS / f"{config['notebook']}.ipynb"  # by hand none is executed
     with suppress(OSError, ValueError, KeyError, TypeError):
-        question, verdict, figure, caption = story(json.loads(path.read_text("utf-8"))["cells"])
-        rest = {"FINISHED": [verdict, caption], "RUNNING": []}.get(config["status"], [_failure(config)])
-        text = "\n\n".join(filter(None, [question, *rest]))
+        question, verdict, figure, caption = story(json.loads(path.read_text("utf-8"))["cells"], config)
+        text = "\n\n".join(filter(None, [question, verdict, caption]))
         text = re.sub(r"\$([^$\n]+)\$", r"\1", text).replace("<", "&lt;")  # it knows no equations; nothing is HTML
         if run_id and (folder / "figures" / f"{figure}.png").exists():
             address = f"get-artifact?path=figures%2F{figure}.png&run_uuid={run_id}"
@@ -131,11 +133,5 @@ def page(cells: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> str:
     make = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     make.filters |= {"prose": prose, "frame": frame, "said": lambda text: Markup(markdown.render(cut("".join(text))))}
     make.filters |= {"cut": lambda text: "\n".join(map(cut, _ANSI.sub("", "".join(text)).split("\n")))}
-    lead, name = story(cells), f"{config.get('notebook')} {config.get('run')}"
-    said = lead[1] if config["status"] == "FINISHED" else _failure(config)
-    return make.get_template("page.html").render(cells=cells, lead=f"{lead[0]}\n\n{said}", name=name)
-
-
-def _failure(config: Mapping[str, Any]) -> str:
-    error = re.sub(r"([^\w\s])", r"\\\1", cut(" ".join(str(config.get("error", "")).split())))
-    return f"**{config['status']}.** {error}"
+    lead, name = "\n\n".join(story(cells, config)[:2]), f"{config.get('notebook')} {config.get('run')}"
+    return make.get_template("page.html").render(cells=cells, lead=lead, name=name)

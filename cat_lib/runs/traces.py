@@ -120,13 +120,12 @@ def _trace(name: str, share: float, step: Any, tables: Mapping[str, pd.DataFrame
     known, source = [r for r in rewards if r is not None], AssessmentSource("CODE", "cat_lib")
     mean = Feedback("reward", sum(known) / len(known) if known else 0.0, source=source, rationale=f"mean of {known}")
     mean.assessment_id = f"a-{id_of('reward', 16)}"
+    tags = {k: v for k, v in run.data.tags.items() if k == "cat_lib.run"} | {"cat_lib.group": cut(name)}
     return TraceInfo(
         id_, TraceLocation.from_experiment_id(run.info.experiment_id), begins[0] // 10**6,
         TraceState.ERROR if any(s.status.description for s in spans) else TraceState.OK, question, f"rewards {rewards}",
         execution_duration=(begins[3] - begins[0]) // 10**6, trace_metadata={"mlflow.sourceRun": run.info.run_id},
-        assessments=[mean] if known else [], tags={
-            "cat_lib.run": run.data.tags["cat_lib.run"], "cat_lib.group": cut(name), "mlflow.traceName": cut(name)[:200]
-        },
+        assessments=[mean] if known else [], tags=tags,
     ), spans  # fmt: skip
 
 
