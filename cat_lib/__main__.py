@@ -153,7 +153,7 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> 
     uri = tracking_uri()
     if uri.startswith("http"):
         check.fail(f"runs go to the server {uri}: open it in a browser")
-    # a link that does not say so opens on evaluations of GenAI; the server's own lines would show another
+    # a link that does not say so opens on GenAI's evaluations, as that of the server's own lines
     print(f"training runs: http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--uvicorn-opts", "--log-level warning"]

@@ -36,8 +36,6 @@ _SKIPPED = re.compile(
     r"(^|/)(checkpoints|rollouts|verdicts|rubrics|slurm|\.[^/]*)/|\.(lock|partial|db)$|^mlflow\.json$"
 )
 
-_TABLE = re.compile(r"(^|/)tables/[^/]+\.json$")
-
 
 @dataclass
 class Sent:
@@ -136,7 +134,7 @@ def _artifacts(client: Any, folder: Path, sent: Sent) -> None:
         if (stamp := (about.st_mtime_ns, about.st_size)) != sent.files.get(name):
             client.log_artifact(sent.run_id, str(path), inside.parent.as_posix() if inside.parent.name else None)
             sent.files[name] = stamp
-    tables = [{"path": name, "type": "table"} for name in sorted(sent.files) if _TABLE.search(name)]
+    tables = [{"path": n, "type": "table"} for n in sorted(sent.files) if re.search(r"(^|/)tables/[^/]+\.json$", n)]
     if tables:  # or pages would show their JSON; `log_table` itself appends: a second copy would double them
         client.set_tag(sent.run_id, "mlflow.loggedArtifacts", json.dumps(tables[: _TAG_LIMIT // 100]))
 

@@ -41,13 +41,10 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def sample(table: pd.DataFrame) -> pd.DataFrame:
-    """A table's first and last `step` whole, and between them, or without steps, ROWS rows spread evenly."""
-    step = table["step"] if "step" in table else table.index.map(lambda _: float("nan"))
-    shown = ((step == step.min()) | (step == step.max())).copy()
-    between = table.index[~shown]
-    count = min(ROWS, len(between))
-    taken = between[[i * (len(between) - 1) // max(1, count - 1) for i in range(count)]]
-    return table[shown | table.index.isin(taken)]
+    """A table's first and last `step` whole, and between them, or without steps, at most ROWS rows spread evenly."""
+    ends = table["step"].isin([table["step"].min(), table["step"].max()]) if "step" in table else table.index < 0
+    between = table.index[~ends]
+    return table[ends | table.index.isin(between[:: -(-len(between) // ROWS) or 1])]
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -87,13 +87,12 @@ def _trace(name: str, share: float, step: Any, tables: Mapping[str, pd.DataFrame
     def id_of(what: str, size: int = 8) -> str:
         return hashlib.sha256(f"{run.info.run_id} {name} {what}".encode()).digest()[:size].hex()
 
-    ended, costs = step
-    begins = [ended * 10**6 - int(sum(cost.seconds for cost in costs[i:]) * 1e9) for i in range(len(costs))]  # ns
+    begins = [step[0] * 10**6 - int(sum(cost.seconds for cost in step[1][i:]) * 1e9) for i in range(4)]  # ns
     id_, spans = f"tr-{id_of('', 16)}", list[Any]()
 
     def span(what: str, kind: str, stage: int, outputs: Any, among: int = 1, error: str = "", **more: Any) -> None:
         """Add one of `among` that share a stage's costs; the first is the root, which has the others' time."""
-        cost, part = costs[stage] if spans and among else Cost(), share / max(among, 1)
+        cost, part = step[1][stage] if spans and among else Cost(), share / max(among, 1)
         own = {"traceRequestId": id_, "spanType": kind, "spanOutputs": outputs} | more
         used = {"input": cost.prompt_tokens, "output": cost.completion_tokens, "total": cost.tokens}
         own |= {"chat.tokenUsage": {f"{k}_tokens": round(n * part) for k, n in used.items()}} if cost.tokens else {}
