@@ -256,8 +256,7 @@ def import_run(folder: Path) -> str:
     if read_config(folder)["status"] == "RUNNING":
         raise ValueError(f"{folder} still runs; its own process copies it")
     client = connect()
-    if not (folder / pages.PAGE).exists():  # of a run that an older version made
-        pages.write_page(folder, read_config(folder))
+    pages.write_page(folder, read_config(folder))  # a run of an older version has none
     try:
         return copy(folder, client)
     except Exception as error:  # every client, driver and network raises its own kinds

@@ -54,10 +54,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def story(cells: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """A run in Markdown: its notebook's question, its verdict or what ended it, its figure's name and caption, or "".
-
-    The figure is made by the cell tagged `result`; its caption is the prose above.
-    """
+    """Question, verdict or what ended the run, name and caption of the figure of the cell tagged `result`; or ""."""
     texts = ["".join(cell["source"]) for cell in cells]
     prose = [i for i, cell in enumerate(cells) if cell["cell_type"] == "markdown"]
     parts = (part for i in prose for part in texts[i].split("\n\n"))
@@ -110,7 +107,6 @@ def page(cells: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> str:
     markdown, made = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image"), list[str]()
 
     def keep(found: re.Match[str]) -> str:
-        """An equation as MathML, in a place that Markdown leaves alone; code stays as it is."""
         if found[1]:
             return found[0]
         tex = (found[2] or found[3]).replace("<", r"\lt ").replace(">", r"\gt ")

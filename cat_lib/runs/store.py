@@ -2,7 +2,6 @@
 
 A run is found by its tag `cat_lib.run` ("<notebook>/<folder>"), so a process that was killed anywhere, and an import,
 meet the same MLflow run. A suite's runs share an experiment with their parent; other runs have one by notebook.
-MLflow's pages group charts by what stands before a metric's last /, from a to z: `sectioned` puts it there.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ def experiment_of(config: Mapping[str, Any]) -> str:
 
 
 def sectioned(key: str, step: bool) -> str:
-    """A metric's key in MLflow: of a training step, or a result. The machine's own have a place there already."""
+    """A metric's key in MLflow, whose pages group charts by what stands before the last /, from a to z."""
     kinds = [("", "system/.*"), ("trainer/", _OF_TRAINER), ("2_signal/", ".*")]
     if not step:
         kinds = [("3_cost/", _OF_COST), ("2_signal/", r".*_(first|last)|(.*_)?collapsed"), ("1_results/", ".*")]

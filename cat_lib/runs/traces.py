@@ -31,10 +31,7 @@ _WITHOUT = ("NOT_IMPLEMENTED", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "NotImp
 
 
 def send(client: Any, folder: Path, run: Any) -> None:
-    """Send the traces of a `run` of the store. Raises whatever the store raises.
-
-    A store that takes none is passed over, and so is a folder whose tables can't be read; either is said in a line.
-    """
+    """Send the traces of a `run` of the store, or say why there are none. Raises whatever the store raises."""
     try:
         traces = [_trace(*group, run) for group in _groups(folder)] if TRACES else []
     except Exception as error:  # tables of another version or another hand: the rest of the run is in the store
@@ -130,5 +127,5 @@ def _trace(name: str, share: float, step: Any, tables: Mapping[str, pd.DataFrame
 
 def _rows(table: pd.DataFrame, columns: str) -> list[dict[str, Any]]:
     """Rows as JSON holds them: texts cut, None for what is missing."""
-    found = shown(table.reindex(columns=columns.split())).to_json(orient="records", default_handler=str)
-    return list(json.loads(found))
+    short = shown(table.reindex(columns=columns.split()))
+    return list(json.loads(short.to_json(orient="records", default_handler=cut)))

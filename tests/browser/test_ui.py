@@ -134,8 +134,7 @@ def test_a_runs_page_tells_its_story_and_two_runs_tables_are_compared(store, ui,
                for seed in (0, 1)]  # fmt: skip
     ids = [import_run(folder) for folder in folders]
     experiment = store_.connect().get_experiment_by_name("00_quickstart").experiment_id
-    page.goto(f"{ui}/#/experiments?workflowType=machine_learning")  # as `make ui` prints it
-    page.get_by_text("00_quickstart").first.click()
+    page.goto(f"{ui}/#/experiments/{experiment}/runs?workflowType=machine_learning")  # as `make ui` prints it
     page.get_by_text("synthesis · smoke · steps=3 · seed 1").first.click()
     page.get_by_text("Not shown by seed 1.").wait_for()
     page.get_by_text("Show more").click()
