@@ -38,8 +38,8 @@ def send(client: Any, folder: Path, run: Any) -> None:
         print(f"no traces of {folder}: {masked(f'{type(error).__name__}: {error}')[:300]}", flush=True)
         return
     try:
-        for info, spans in traces:
-            client._tracing_client.log_spans(run.info.experiment_id, spans)
+        client._tracing_client.log_spans(run.info.experiment_id, [span for _, spans in traces for span in spans])
+        for info, _ in traces:
             client._tracing_client.start_trace(info)
     except Exception as error:  # the store's own kinds
         if not any(word in f"{error!r} {getattr(error, 'error_code', '')}" for word in _WITHOUT):
