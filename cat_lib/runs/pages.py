@@ -61,7 +61,7 @@ def story(cells: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> tupl
     question = next((part for part in parts if part.startswith("**The question.**")), "")
     if (status := config["status"]) != "FINISHED":
         error = re.sub(r"([^\w\s])", r"\\\1", cut(" ".join(str(config.get("error", "")).split())))
-        return question, f"**{status}.** {error}", "", ""
+        return question, "" if status == "RUNNING" else f"**{status}.** {error}", "", ""
     last = next((i for i in prose if texts[i].startswith("## Verdict")), len(cells))
     said = [output.get("data", {}).get("text/markdown") for cell in cells[last:] for output in cell.get("outputs", ())]
     tagged = next((i for i, cell in enumerate(cells) if "result" in cell["metadata"].get("tags", ())), 0)
