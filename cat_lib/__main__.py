@@ -21,7 +21,7 @@ from cat_lib.runs.mirror import import_run
 from cat_lib.runs.parameters import ParameterError
 from cat_lib.runs.places import tracking_uri
 from cat_lib.runs.runner import run_notebook
-from cat_lib.runs.store import TrackingError
+from cat_lib.runs.store import TrackingError, connect
 from cat_lib.suites import batch, executors, preflight, progress
 from cat_lib.suites.entry import spare_grammar
 from cat_lib.suites.suite import SuiteError, load_suite
@@ -153,7 +153,16 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> 
     uri = tracking_uri()
     if uri.startswith("http"):
         check.fail(f"runs go to the server {uri}: open it in a browser")
+    try:
+        experiments = connect().search_experiments(max_results=50)
+    except TrackingError as error:
+        check.fail(error)
+    for e in reversed(experiments):  # links that don't say so, as the server's own, open on GenAI's pages
+        typer.echo(
+            f"{e.name}: http://127.0.0.1:{port}/#/experiments/{e.experiment_id}/runs?workflowType=machine_learning"
+        )
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--uvicorn-opts", "--log-level warning"]
     # not among the words of the command: whoever lists processes sees those
     raise typer.Exit(serve(command, os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}))
 

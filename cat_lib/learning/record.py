@@ -81,15 +81,15 @@ def rollout_table(
     """One row a rollout, with what it was measured against. Text that is no UTF-8 is replaced, so that it is kept."""
     return pd.DataFrame(
         {
-            "example": group.id,
             "question": group.question,
-            "rollout": i,
             "text": valid(rollout.text),
-            "finish": rollout.finish,
             "answer": answer,
             "reference": valid(reference.text) if reference else None,
-            "reference_answer": reference.answer if reference else None,
             "reward": reward,
+            "example": group.id,
+            "rollout": i,
+            "finish": rollout.finish,
+            "reference_answer": reference.answer if reference else None,
         }
         for group, reference, rs in zip(groups, references, rewards, strict=True)
         for i, (rollout, answer, reward) in enumerate(zip(group.rollouts, group.answers, rs, strict=True))

@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 
 from cat_lib.ledger import Cost
+from cat_lib.measuring.scoring import RubricScore
 from cat_lib.measuring.stats import change, paired_difference
 from cat_lib.measuring.tables import outcomes
 from cat_lib.method.estimators.synthesis import OfFirst
 from cat_lib.method.estimators.voting import agreement
+from cat_lib.prompts import valid
 from cat_lib.schema import Estimator, Example, Group, Model, Reference, Sampling, Task
 from cat_lib.tasks import group_of
 
@@ -119,6 +121,14 @@ def comparison_metrics(
         first, last = before.scores[method].correct, after.scores[method].correct
         metrics |= change(key, first.mean(), last.mean(), paired_difference(first, last))
     return metrics
+
+
+def side_by_side(examples: Sequence[Example], phases: Mapping[str, Evaluation | RubricScore]) -> pd.DataFrame:
+    """One row a question: the first sample of each phase, the right answer, and each phase's mean score of it."""
+    texts = {name: [valid(group.rollouts[0].text) for group in phase.groups] for name, phase in phases.items()}
+    rows = {name: phase.outcomes.query("method in ['single', 'score']") for name, phase in phases.items()}
+    about = {"question": [e.question for e in examples]} | texts | {"gold": [e.gold for e in examples]}
+    return pd.DataFrame(about | {f"{name} score": own["value"].to_numpy() for name, own in rows.items()})
 
 
 def cost_ratios(of: Score, over: Score) -> dict[str, float]:

@@ -28,7 +28,7 @@ from cat_lib.measuring.stats import Estimate, over_seeds, paired_difference
 from cat_lib.measuring.tables import one_family, table
 from cat_lib.runs.parameters import nearest
 from cat_lib.runs.places import tracking_uri
-from cat_lib.runs.store import SUITE, connect
+from cat_lib.runs.store import SUITE, bare, connect
 from cat_lib.shown import escaped, masked, visible
 
 _NOTEBOOK, _PAGE, _TEXT = "10_compare", 500, 1500  # runs at once; characters of a text
@@ -37,7 +37,7 @@ _OWN = re.compile(  # of one execution or its outcome, not of what was executed
     r"(metric|dataset)\..*|run_id|name|status|experiment|started|(param\.)?seeds?|entry|suite|run_dir|host|commit|dirty"
     r"|code|error|collapse|stage|cat_lib\.run"
 )
-_ALLOWED = "params.x = '1', metrics.x > 0, tags.x = 'y', attributes.status = 'FINISHED', joined by `and`"
+_ALLOWED = "params.x = '1', metrics.`1_results/x` > 0, tags.x = 'y', attributes.status = 'FINISHED', joined by `and`"
 
 
 def read_runs(filter: str, experiments: list[str]) -> pd.DataFrame:
@@ -237,7 +237,7 @@ def _html(part: str | pd.DataFrame | Figure) -> str:
 def _row(run: Any, experiment: str) -> dict[str, Any]:
     row: dict[str, Any] = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
     row |= {f"param.{k}": v for k, v in run.data.params.items()} | {
-        f"metric.{k}": v for k, v in run.data.metrics.items()
+        f"metric.{bare(k)}": v for k, v in run.data.metrics.items()
     }
     for used in run.inputs.dataset_inputs:
         context = {tag.key: tag.value for tag in used.tags}.get("mlflow.data.context")

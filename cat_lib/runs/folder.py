@@ -25,6 +25,7 @@ import psutil
 
 from cat_lib.files import Lock, append_line, write_json
 from cat_lib.runs import places
+from cat_lib.runs.pages import write_table
 from cat_lib.runs.provenance import code_version, environment
 from cat_lib.shown import masked
 
@@ -95,9 +96,10 @@ class Run:
         return figure
 
     def table(self, name: str, table: pd.DataFrame) -> None:
-        """Save <name>.parquet."""
+        """Save <name>.parquet, and what pages show of it."""
         if self.writes:
             table.to_parquet(self.dir / f"{name}.parquet", index=False)
+            write_table(self.dir / "tables" / f"{name}.json", table)
 
     def dataset(self, context: str, examples: Sequence[Example], source: str) -> None:
         """Note which questions were used, as a digest over ids, questions and keys: two runs used the same or not."""

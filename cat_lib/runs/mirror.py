@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cat_lib.files import Lock, read_lines
-from cat_lib.runs import places
+from cat_lib.runs import pages, places, store, traces
 from cat_lib.runs.folder import ENDED, BusyError, RunError, read_config, settle
 from cat_lib.runs.store import SUITE, TrackingError, advice, connect, experiment_of, find_or_create, tags_of
 from cat_lib.shown import masked
@@ -70,11 +70,12 @@ def copy(folder: Path, client: Any = None, sent: Sent | None = None) -> str:
         _steps(client, folder / name, sent)
     if final and (folder / "metrics.json").exists():
         results, when = json.loads((folder / "metrics.json").read_text()), config.get("ended") or config["started"]
-        _log(client, sent.run_id, {(key, 0): (value, when) for key, value in results.items()})
+        _log(client, sent.run_id, {(store.sectioned(key, False), 0): (value, when) for key, value in results.items()})
     if final or time.monotonic() - sent.looked > _FILES_EVERY:
         _artifacts(client, folder, sent)
         sent.looked = time.monotonic()
     if final:
+        traces.send(client, folder, there)
         client.set_terminated(sent.run_id, config["status"], config.get("ended"))
     return sent.run_id
 
@@ -83,7 +84,7 @@ def _about(client: Any, there: Any, folder: Path, config: Mapping[str, Any]) -> 
     """Parameters, tags and datasets, and that it runs."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
-    run_id, tags = there.info.run_id, tags_of(config, folder)
+    run_id, tags = there.info.run_id, tags_of(config, folder, there.info.run_id)
     fresh = [
         Param(name, masked(value)[:_PARAM_LIMIT])
         for name, value in config.get("parameters", {}).items()
@@ -107,7 +108,8 @@ def _steps(client: Any, path: Path, sent: Sent) -> None:
     fresh = dict[tuple[str, int], tuple[float, int]]()
     lines = list(read_lines(path, sent.read.get(path.name, 0)))
     for _, line in lines:
-        for metric, value in line["metrics"].items():
+        for key, value in line["metrics"].items():
+            metric = store.sectioned(key, step=True)
             if (metric, line["step"]) not in sent.steps:
                 fresh.setdefault((metric, line["step"]), (value, line["time"]))
     if lines:
@@ -132,6 +134,9 @@ def _artifacts(client: Any, folder: Path, sent: Sent) -> None:
         if (stamp := (about.st_mtime_ns, about.st_size)) != sent.files.get(name):
             client.log_artifact(sent.run_id, str(path), inside.parent.as_posix() if inside.parent.name else None)
             sent.files[name] = stamp
+    tables = [{"path": n, "type": "table"} for n in sorted(sent.files) if re.search(r"(^|/)tables/[^/]+\.json$", n)]
+    if tables:  # or pages would show their JSON; `log_table` itself appends: a second copy would double them
+        client.set_tag(sent.run_id, "mlflow.loggedArtifacts", json.dumps(tables[: _TAG_LIMIT // 100]))
 
 
 class Mirror:
@@ -251,6 +256,7 @@ def import_run(folder: Path) -> str:
     if read_config(folder)["status"] == "RUNNING":
         raise ValueError(f"{folder} still runs; its own process copies it")
     client = connect()
+    pages.write_page(folder, read_config(folder))  # a run of an older version has none
     try:
         return copy(folder, client)
     except Exception as error:  # every client, driver and network raises its own kinds

@@ -30,6 +30,7 @@ from cat_lib.runs import places
 from cat_lib.runs.children import on_stop
 from cat_lib.runs.folder import Run, RunError, now, open_run, read_config
 from cat_lib.runs.mirror import mirrored
+from cat_lib.runs.pages import write_page
 from cat_lib.runs.parameters import ParameterError, resolve
 from cat_lib.runs.tracking import new_run_id
 
@@ -100,6 +101,7 @@ def lead(run: Run, work: Callable[[], tuple[str, str]]) -> None:
         storage = error.errno in STORAGE
         message = f"could not write to {run.dir}: {error.strerror}" if storage else f"{type(error).__name__}: {error}"
     finally:
+        write_page(run.dir, read_config(run.dir) | {"status": status, "error": message})
         try:
             run.end(status, message)
         except OSError as error:  # then the exit code says it

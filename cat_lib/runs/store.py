@@ -18,14 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from cat_lib.files import Lock, write_json
-from cat_lib.runs import places
+from cat_lib.runs import pages, places
 from cat_lib.runs.folder import read_config
+from cat_lib.runs.parameters import declared
 from cat_lib.runs.places import tracking_uri
-from cat_lib.shown import masked
+from cat_lib.shown import masked, visible
 
 SUITE = "suite"  # the "notebook" of a parent run
 _TAGGED = {name: name for name in ("preset", "model", "task", "estimator", "seed")}  # parameters that become tags
 _TAGGED |= {"estimators": "estimator", "seeds": "seed"}  # one name to filter by, whether it was one or several
+_MADE_UP = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # the name of a folder that nobody chose
+# of a step, with or without the part of the run before it, and of a result
+_OF_TRAINER = r"(.*/)?((clip_ratio|completions|rewards|sampling)/.*|loss|grad_norm|learning_rate|num_tokens|epoch" \
+    r"|step_time|reward_std|frac_reward_zero_std)"  # fmt: skip
+_OF_COST = r".*_(tokens|g?flops|seconds|usd|calls|failures|cache_hits)"
 _REACH = 5  # seconds that a database has for its answer
 _PATIENCE = {"pg8000": "timeout"} | dict.fromkeys(("psycopg2", "psycopg", "pymysql", "mysqldb"), "connect_timeout")
 
@@ -40,6 +46,7 @@ def connect() -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the mirror has a patience of its own
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # its links open on GenAI's pages
     from mlflow import MlflowClient
 
     uri = tracking_uri()
@@ -106,12 +113,46 @@ def experiment_of(config: Mapping[str, Any]) -> str:
     return f"suite/{suite}" if suite else str(config["notebook"])
 
 
-def tags_of(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Words to filter by: what ran, on what, in which state of the code, and how it failed."""
+def sectioned(key: str, step: bool) -> str:
+    """A metric's key in MLflow, whose pages group charts by what stands before the last /, from a to z."""
+    kinds = [("", "system/.*"), ("trainer/", _OF_TRAINER), ("2_signal/", ".*")]
+    if not step:
+        kinds = [("3_cost/", _OF_COST), ("2_signal/", r".*_(first|last)|(.*_)?collapsed"), ("1_results/", ".*")]
+    return next(section + key for section, pattern in kinds if re.fullmatch(pattern, key))
+
+
+def bare(key: str) -> str:
+    """The key in code and metrics.json of a metric in MLflow."""
+    return re.sub("^(1_results|2_signal|3_cost|trainer)/", "", key)
+
+
+def title(config: Mapping[str, Any], folder: Path) -> str:
+    """A run's name: what varies, as in "synthesis · smoke · seed 0"; where somebody chose a name, that."""
+    if (entry := config.get("tags", {}).get("entry")) or not _MADE_UP.fullmatch(folder.name):
+        return str(entry or folder.name)
+    about, given = config.get("parameters", {}), config.get("given", {})
+    usual, labels = dict[str, Any](), {"estimator": "", "estimators": "", "preset": ""}
+    with suppress(OSError, ValueError):  # a notebook of another place, or one that has changed since
+        usual = {p.name: p.default for p in declared(places.NOTEBOOKS / f"{config['notebook']}.ipynb").values()}
+    last = {"seed": "seed ", "seeds": "seeds "}
+    labels |= {k: f"{k}=" for k, v in given.items() if v != usual.get(k, v) and k not in labels | last} | last
+    known = {k: v for k, v in (given | about).items() if v is not None}
+    texts = {k: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in known.items()}
+    said = [f"{label}{texts[k][:60]}{'…' * (len(texts[k]) > 60)}" for k, label in labels.items() if k in texts]
+    return visible(" · ".join(said))[:250] or folder.name
+
+
+def tags_of(config: Mapping[str, Any], folder: Path, run_id: str = "") -> dict[str, str]:
+    """Words to filter by: what ran, on what, in which state of the code, and how it failed; and what pages show."""
     about = config.get("parameters", {})
     chosen = {tag: about[name] for name, tag in _TAGGED.items() if about.get(name) is not None}
     chosen |= {k: config.get(k) for k in ("notebook", "commit", "dirty", "code", "error")}
-    chosen |= config.get("tags", {}) | {"run_dir": folder}
+    chosen |= config.get("tags", {}) | {"run_dir": folder, "mlflow.runName": title(config, folder)}
+    chosen["mlflow.note.content"] = pages.description(folder, config, run_id)
+    if config["notebook"] != SUITE:
+        chosen |= {"mlflow.source.type": "NOTEBOOK", "mlflow.source.name": f"notebooks/{config['notebook']}.ipynb"}
+    with suppress(KeyError, OSError):  # a user without a name, a folder that is gone
+        chosen["mlflow.user"] = folder.owner()
     listed = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in chosen.items()}
     return {k: masked(v) for k, v in listed.items() if v not in (None, "")}
 
@@ -129,9 +170,7 @@ def find_or_create(client: Any, folder: Path, config: Mapping[str, Any]) -> str:
         if found := client.search_runs([experiment], f"tags.`cat_lib.run` = '{key}'", max_results=1):
             run_id = str(found[0].info.run_id)
         else:
-            made = client.create_run(
-                experiment, started, {"cat_lib.run": key} | tags, run_name=tags.get("entry", folder.name)
-            )
+            made = client.create_run(experiment, started, {"cat_lib.run": key} | tags)
             run_id = str(made.info.run_id)
             if notebook == SUITE:
                 client.set_terminated(run_id, "KILLED")  # until the suite's own folder says otherwise

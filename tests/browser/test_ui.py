@@ -18,7 +18,8 @@ import pytest
 
 from cat_lib.runs import places
 from cat_lib.runs import store as store_
-from small import STEPS, cat_lib, free_port, write_notebook
+from cat_lib.runs.mirror import import_run
+from small import STEPS, cat_lib, free_port, write_notebook, write_training
 
 pytestmark = pytest.mark.browser
 SCREENSHOTS = Path(os.environ.get("CAT_LIB_SCREENSHOTS", Path(__file__).parents[2] / "results" / "screenshots"))
@@ -126,3 +127,56 @@ def test_a_suites_runs_their_comparison_a_notebook_and_the_report_are_seen(store
     assert page.title() != "hacked"
     assert [u for u in asked if u.startswith(("http:", "https:", "ws:"))] == []
     page.screenshot(path=SCREENSHOTS / "report.png", full_page=True)
+
+
+def test_a_runs_page_tells_its_story_and_two_runs_tables_are_compared(store, ui, page):
+    folders = [write_training(store / "runs" / "00_quickstart" / f"20261128-12000{seed}-abcdef", HOSTILE, seed=seed)
+               for seed in (0, 1)]  # fmt: skip
+    ids = [import_run(folder) for folder in folders]
+    experiment = store_.connect().get_experiment_by_name("00_quickstart").experiment_id
+    page.goto(f"{ui}/#/experiments/{experiment}/runs?workflowType=machine_learning")  # as `make ui` prints it
+    page.get_by_text("synthesis · smoke · steps=3 · seed 1").first.click()
+    page.get_by_text("Not shown by seed 1.").wait_for()
+    page.get_by_text("Show more").click()
+    picture = page.locator("img[src*=get-artifact]").first
+    picture.scroll_into_view_if_needed()
+    assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
+    assert page.get_by_text("00_quickstart.ipynb").count()
+    keep(page, "run")
+
+    here = f"{ui}/#/experiments/{experiment}/runs/{ids[1]}"
+    page.goto(f"{here}/model-metrics?workflowType=machine_learning")
+    headings = [page.get_by_text(name) for name in ("1_results", "2_signal", "3_cost", "trainer")]
+    for heading in headings:
+        heading.first.wait_for()
+    tops = [heading.first.bounding_box()["y"] for heading in headings]
+    assert tops == sorted(tops)
+    keep(page, "sections")
+
+    page.goto(f"{here}/artifacts/tables/rollouts.json?workflowType=machine_learning")
+    page.get_by_role("cell").or_(page.get_by_role("gridcell")).filter(has_text="onerror").first.wait_for()
+    keep(page, "rollouts")
+    page.get_by_text("executed.html").first.click()
+    inside = page.locator("iframe").first.content_frame
+    inside.locator("#verdict").get_by_text("Not shown by seed 1.").wait_for()
+    inside.locator("math").first.wait_for()
+    keep(page, "executed")
+    page.goto(f"{here}/traces?workflowType=machine_learning")
+    page.get_by_text("q0?").first.click()
+    page.get_by_text("verdicts on rollout 1").first.wait_for()
+    keep(page, "trace")
+    assert page.title() != "hacked"
+
+    page.goto(f"{ui}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=ARTIFACT")
+    for seed in (0, 1):
+        page.get_by_text(f"synthesis · smoke · steps=3 · seed {seed}").nth(1).wait_for()  # in the list, over a column
+    keep(page, "tables_compared")
+
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((folders[0] / "executed.html").as_uri())
+    page.get_by_text("Not shown by seed 0.").first.wait_for()
+    assert page.locator("math mo").first.bounding_box()["height"] > 0
+    assert page.title() != "hacked"
+    assert [u for u in asked if not u.startswith(("file:", "data:"))] == []
+    page.screenshot(path=SCREENSHOTS / "executed_alone.png", full_page=True)

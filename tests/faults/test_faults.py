@@ -45,7 +45,7 @@ def status(folder: Path) -> tuple[str, str, dict]:
 def test_a_run_that_dies_is_failed_and_keeps_what_it_logged(store, cell, message):
     with pytest.raises(RunError, match=message) as caught:
         run_notebook(notebook(store, cell, "run.metrics({'never': 1.0})"), {}, runs=store / "runs")
-    assert status(caught.value.folder) == ("FAILED", "FAILED", {"seen": 1.0})
+    assert status(caught.value.folder) == ("FAILED", "FAILED", {"2_signal/seen": 1.0})
     assert (caught.value.folder / "executed.ipynb").exists()
     assert not (caught.value.folder / "metrics.json").exists()
 
@@ -147,7 +147,7 @@ def changed(path: Path, **metadata: object) -> Path:
 def test_a_notebook_of_another_machine_runs_by_this_python(store, metadata):
     path = changed(notebook(store, "run.metrics({'python': float(__import__('sys').prefix is not None)})"), **metadata)
     folder = run_notebook(path, {"x": 3}, runs=store / "runs")
-    assert status(folder) == ("FINISHED", "FINISHED", {"seen": 1.0, "python": 1.0})
+    assert status(folder) == ("FINISHED", "FINISHED", {"2_signal/seen": 1.0, "1_results/python": 1.0})
 
 
 def test_a_notebook_in_another_language_is_refused_before_a_kernel(store):
@@ -163,4 +163,4 @@ def test_a_notebook_in_another_language_is_refused_before_a_kernel(store):
 def test_a_notebook_with_a_quote_in_its_name_is_a_run_in_the_store(store):
     path = notebook(store).rename(store / "it's mine.ipynb")
     folder = run_notebook(path, {}, runs=store / "runs")
-    assert status(folder) == ("FINISHED", "FINISHED", {"seen": 1.0})
+    assert status(folder) == ("FINISHED", "FINISHED", {"2_signal/seen": 1.0})

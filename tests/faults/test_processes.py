@@ -252,7 +252,7 @@ def test_accelerate_launches_one_run_on_two_processes_that_a_sigterm_ends_and_th
     client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert run.info.status == "FINISHED"
-    assert [m.step for m in client.get_metric_history(run.info.run_id, "majority_0/reward")] == [1, 2, 3]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "2_signal/majority_0/reward")] == [1, 2, 3]
 
 
 def _update_calls(arm, step):

@@ -112,8 +112,8 @@ def test_a_server_on_postgresql_that_goes_away_for_20_seconds_loses_nothing(stor
         client = store_.connect()
         run = client.get_run(run_id_of(folder))
         assert run.info.status == "FINISHED"
-        assert run.data.metrics["sum"] == 36
-        assert [m.step for m in client.get_metric_history(run.info.run_id, "value")] == list(range(1, 9))
+        assert run.data.metrics["1_results/sum"] == 36
+        assert [m.step for m in client.get_metric_history(run.info.run_id, "2_signal/value")] == list(range(1, 9))
         assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {
             "executed.ipynb",
             "rollouts.parquet",
@@ -152,7 +152,7 @@ def test_a_run_that_the_store_never_took_is_whole_and_can_be_imported(store, mon
         client = store_.connect()
         (experiment,) = [e for e in client.search_experiments() if e.name == "small"]
         (run,) = client.search_runs([experiment.experiment_id])
-        assert (run.info.status, run.data.metrics["sum"]) == ("FINISHED", 36)
+        assert (run.info.status, run.data.metrics["1_results/sum"]) == ("FINISHED", 36)
     finally:
         stop(running)
 
@@ -207,7 +207,7 @@ def test_what_is_no_run_is_not_imported(store):
     (run.dir / "metrics.jsonl").write_text('{"time": 1, "step": 1, "of": 0, "metrics": {"a": 1}}\n{"time": 2, "st')
     run.step({"a": 2.0}, 2)  # after a line that was cut off by a kill
     client, id_ = store_.connect(), import_run(run.dir)
-    assert [(m.step, m.value) for m in client.get_metric_history(id_, "a")] == [(1, 1.0), (2, 2.0)]
+    assert [(m.step, m.value) for m in client.get_metric_history(id_, "2_signal/a")] == [(1, 1.0), (2, 2.0)]
     assert client.get_run(id_).info.status == "KILLED"
     assert json.loads((run.dir / "config.json").read_text())["status"] == "KILLED"
 
@@ -260,7 +260,7 @@ def test_a_deleted_experiment_is_restored_before_a_run_and_during_one(store):
     assert (process.returncode, "restored" in out) == (0, True), out
     found = {r.info.run_name: r for r in client.search_runs([experiment])}
     assert sorted(found) == ["one", "three", "two"]
-    assert (found["three"].info.status, found["three"].data.metrics["score"]) == ("FINISHED", 6.0)
+    assert (found["three"].info.status, found["three"].data.metrics["1_results/score"]) == ("FINISHED", 6.0)
     assert found["three"].data.params == {"x": "6.0", "seed": "0"}
 
 

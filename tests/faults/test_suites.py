@@ -96,8 +96,9 @@ def test_a_suite_killed_again_and_again_ends_with_each_run_finished_once(store, 
     client = store_.connect()
     for run in runs:  # as undisturbed: the metrics are what the notebook computes, each step is there once
         seed = int(run.data.params["seed"])
-        assert (run.data.metrics["sum"], run.data.metrics["score"]) == (36.0, pytest.approx(1 + seed / 10))
-        assert [m.step for m in client.get_metric_history(run.info.run_id, "value")] == list(range(1, 9))
+        metrics = {"1_results/score": pytest.approx(1 + seed / 10), "1_results/sum": 36.0}
+        assert {k: run.data.metrics[k] for k in metrics} == metrics
+        assert [m.step for m in client.get_metric_history(run.info.run_id, "2_signal/value")] == list(range(1, 9))
         assert run.data.tags["mlflow.parentRunId"] == parents(store)[0].info.run_id
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(store) in " ".join(p.info["cmdline"] or [])]
 
@@ -173,7 +174,7 @@ def test_a_store_that_was_away_at_the_end_gets_everything_when_the_next_run_star
     code, out = cat_lib(store, "suite", file, "--only", "seed=1")
     assert code == 0, out
     runs = {r.data.params["seed"]: r for r in children_of(store)}
-    assert (runs["0"].info.status, runs["0"].data.metrics) == ("FINISHED", {"sum": 36.0})
+    assert (runs["0"].info.status, runs["0"].data.metrics) == ("FINISHED", {"1_results/sum": 36.0})
 
 
 def test_a_run_asked_for_once_is_not_made_again_and_changed_code_is_not_run_as_the_old(store):

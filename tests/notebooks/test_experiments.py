@@ -16,6 +16,7 @@ import pytest
 
 from cat_lib.runs import store as store_
 from cat_lib.runs.runner import run_notebook
+from cat_lib.runs.store import sectioned
 from small import run_id_of
 
 pytestmark = pytest.mark.notebook
@@ -109,4 +110,4 @@ def test_smoke_run_gives_what_is_published(notebook, store):
         assert list(now.columns) == list(then.columns)
     run = store_.connect().get_run(run_id_of(folder))
     assert run.info.status == "FINISHED"
-    assert {k: run.data.metrics[k] for k in metrics} == pytest.approx(metrics)
+    assert {k: run.data.metrics[sectioned(k, step=False)] for k in metrics} == pytest.approx(metrics)

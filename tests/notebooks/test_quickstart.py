@@ -11,6 +11,7 @@ import pytest
 
 from cat_lib.runs import store as store_
 from cat_lib.runs.runner import run_notebook
+from cat_lib.runs.store import sectioned
 from small import run_id_of
 
 pytestmark = pytest.mark.notebook
@@ -35,8 +36,8 @@ def test_smoke_run_learns_without_labels_and_keeps_everything(store):
 
     run = store_.connect().get_run(run_id_of(folder))
     assert run.info.status == "FINISHED"
-    assert {k: run.data.metrics[k] for k in metrics} == pytest.approx(metrics)
-    assert len(store_.connect().get_metric_history(run.info.run_id, "agreement")) == 12
+    assert {k: run.data.metrics[sectioned(k, step=False)] for k in metrics} == pytest.approx(metrics)
+    assert len(store_.connect().get_metric_history(run.info.run_id, "2_signal/agreement")) == 12
     config = json.loads((folder / "config.json").read_text())
     assert config["trainer"]["loss_type"] == "grpo"
     assert config["parameters"]["steps"] == 12

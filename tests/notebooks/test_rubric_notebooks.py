@@ -60,7 +60,7 @@ def test_training_on_rubrics_compares_the_arms_and_keeps_every_verdict(store):
     assert pd.read_parquet(folder / "question-only" / "rollouts.parquet")["reference"].isna().all()
     run = store_.connect().get_run(run_id_of(folder))
     assert run.info.status == "FINISHED"
-    assert len(store_.connect().get_metric_history(run.info.run_id, "self-proposed/reward")) == 2
+    assert len(store_.connect().get_metric_history(run.info.run_id, "2_signal/self-proposed/reward")) == 2
     assert {p.stem for p in (folder / "figures").iterdir()} == {"compute", "scores", "training"}
 
 

@@ -9,7 +9,7 @@ import pytest
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.ledger import Cost, Ledger
 from cat_lib.measuring import analysis, plots, tables, words
-from cat_lib.measuring.evaluation import Evaluation, Score, comparison_metrics, evaluate
+from cat_lib.measuring.evaluation import Evaluation, Score, comparison_metrics, evaluate, side_by_side
 from cat_lib.method.estimators import voting
 from cat_lib.method.estimators.synthesis import OfFirst
 from cat_lib.models import ModelError, memory
@@ -145,6 +145,15 @@ def test_an_estimator_is_charged_the_rollouts_it_reads_whatever_its_name():
     tokens = {method: score.cost.completion_tokens for method, score in found.scores.items()}
     assert tokens == {"single": 4, "greedy": 4, "synthesis_1": 32, "first": 4}
     assert (policy.seeds, set(found.outcomes.seed)) == ({5}, {4})  # drawn with the next seed, under its own
+
+
+def test_answers_before_and_after_stand_side_by_side():
+    before, after = evaluation([["0", "1"], ["0", "0"]]), evaluation([["1", "1"], ["0", "1"]])
+    examples = [Example(g.id, g.question, g.question, "gold", "easy") for g in before.groups]
+    table = side_by_side(examples, {"before": before, "after": after})
+    assert list(table) == ["question", "before", "after", "gold", "before score", "after score"]
+    assert table["before"].tolist() == [g.rollouts[0].text for g in before.groups]
+    assert table[["before score", "after score"]].to_numpy().tolist() == [[0.5, 1.0], [0.0, 0.5]]
 
 
 def test_levels_are_scored_apart():

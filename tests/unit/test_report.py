@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from cat_lib import shown
 from cat_lib.measuring import plots, report
 from cat_lib.runs import mirror, tracking
+from cat_lib.runs.store import connect
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(1)><style>@import 'http://evil.example'</style>"
@@ -149,7 +150,15 @@ def test_filter_experiments_pages_and_what_did_not_finish(store, monkeypatch):
     make_run(store, "r", {}, {"score": 1.0}, notebook="10_compare")
     runs = report.read_runs("", [])
     assert (len(runs), runs.attrs["others"]) == (5, {"FAILED": 1, "KILLED": 1})
-    assert len(report.read_runs("params.estimator = 'b' and metrics.score > 0.6", ["06_training_signals"])) == 1
+    better = "params.estimator = 'b' and metrics.`1_results/score` > 0.6"
+    assert len(report.read_runs(better, ["06_training_signals"])) == 1
+
+
+def test_a_run_that_was_copied_before_metrics_had_sections_is_read_the_same(store):
+    make_run(store, "new", {"seed": 0}, {"score": 0.2})
+    older = make_run(store, "old", {"seed": 1}, {})
+    connect().log_metric(older, "score", 0.4)
+    assert report.read_runs("", []).set_index("name")["metric.score"].to_dict() == {"new": 0.2, "old": 0.4}
 
 
 def test_what_cannot_be_read_is_said_with_the_nearest_and_the_allowed(store):

@@ -316,7 +316,7 @@ def test_a_run_is_a_folder_and_the_same_in_mlflow(store):
     assert config["versions"]["torch"].startswith("2.13.0")
     assert json.loads((folder / "metrics.json").read_text()) == {"score": 0.75}
     run = store_.connect().get_run(run_id_of(folder))
-    assert (run.info.status, run.data.params, run.data.metrics["score"]) == ("FINISHED", {"x": "3"}, 0.75)
+    assert (run.info.status, run.data.params, run.data.metrics["1_results/score"]) == ("FINISHED", {"x": "3"}, 0.75)
     assert {a.path for a in store_.connect().list_artifacts(run.info.run_id)} >= {"executed.ipynb", "config.json"}
     with pytest.raises(ParameterError, match="x: 3 there, 4 now"):
         run_notebook(path, {"x": 4}, run_id=folder.name, runs=store / "runs")
@@ -351,7 +351,7 @@ def test_a_part_of_a_run_has_its_own_folder_and_keys(store):
     (part.dir / "adapter" / "weights").write_text("w")
     run.end("FINISHED")
     run_id, client = import_run(run.dir), store_.connect()
-    assert client.get_metric_history(run_id, "an-arm/reward")[0].value == 0.5
+    assert client.get_metric_history(run_id, "2_signal/an-arm/reward")[0].value == 0.5
     assert {a.path for a in client.list_artifacts(run_id, "an-arm")} == {"an-arm/adapter", "an-arm/config.json"}
     assert "trainer" not in json.loads((run.dir / "config.json").read_text())
 
@@ -364,7 +364,7 @@ def test_a_copy_sends_what_is_new_once_and_nothing_of_what_has_ended(store, monk
         run.step({"loss": 1 / step, "again": len(logged)}, step)
         copy(run.dir, client, sent)
     assert [(m.key, m.step, m.value) for m in logged] == [
-        ("loss", 1, 1.0), ("again", 1, 0.0), ("loss", 2, 0.5), ("again", 2, 2.0),
+        ("trainer/loss", 1, 1.0), ("2_signal/again", 1, 0.0), ("trainer/loss", 2, 0.5), ("2_signal/again", 2, 2.0),
     ]  # fmt: skip
     run.end("FINISHED")
     run_id = copy(run.dir, client, sent)
