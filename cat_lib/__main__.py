@@ -17,6 +17,7 @@ from cat_lib.learning.settings import GRPOSettings
 from cat_lib.models import ModelError
 from cat_lib.runs.children import serve
 from cat_lib.runs.folder import BusyError, RunError, read_config
+from cat_lib.runs.found import found
 from cat_lib.runs.mirror import import_run
 from cat_lib.runs.parameters import ParameterError
 from cat_lib.runs.places import tracking_uri
@@ -50,7 +51,8 @@ def run(
     except RunError as error:
         code = 130 if error.status == "KILLED" else 1
         check.fail(f"{error.status}: {error}\nsee {error.folder / 'executed.ipynb'}", code=code)
-    print(f"FINISHED: {folder}")
+    further = f"chat '{folder}'" if (folder / "adapter").exists() else "ui"
+    print(f"FINISHED: {folder}", *found(folder), f"next: python -m cat_lib {further}", sep="\n")
 
 
 @app.command()
@@ -95,6 +97,9 @@ def suite(
         check.fail(error)
     print("\n".join(progress.summary(states)))
     failed = any(s.word in (batch.Word.FAILED, batch.Word.KILLED) for s in states)
+    if not failed and not stopped:
+        runs = f"-p 'experiments=[\"suite/{loaded.name}\"]'"
+        print(f"next: python -m cat_lib run notebooks/10_compare.ipynb {runs}")
     raise typer.Exit(130 if stopped else 1 if failed else 0)
 
 

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState
 
 from cat_lib.files import append_line, read_lines
 from cat_lib.learning.checkpoints import SIGNAL, load_adapter, newest_checkpoint
+from cat_lib.learning.live import Live
 from cat_lib.learning.record import collapse
 from cat_lib.learning.trl import Signal
 from cat_lib.ledger import Cost, Ledger, clock
@@ -81,6 +82,7 @@ class Session(TrainerCallback):  # type: ignore[misc]
             self.signal.load(json.loads((checkpoint / SIGNAL).read_text()))
         self._note_signal()
         self.warnings = collapse(trainer.state.log_history)
+        self.live = Live()
         self.spending = Spending(policy.ledger, run.dir, trainer.state.global_step if checkpoint else -1)
         trainer.remove_callback(PrinterCallback)  # it prints thirty numbers a step; we print six
         trainer.add_callback(self)
@@ -184,8 +186,11 @@ class GRPOSession(Session):
         numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
         self.run.step(numbers, state.global_step, state.max_steps)
         if self.run.writes:
-            line = "  ".join(f"{k} {numbers[k]:.2f}" for k in SHOWN if k in numbers)
-            print(f"step {state.global_step}/{state.max_steps}  {line}", flush=True)
+            shown, steps = (
+                {k: numbers[k] for k in SHOWN if k in numbers},
+                [h for h in state.log_history if "reward" in h],
+            )
+            self.live.tell("step", state.global_step, state.max_steps, shown, steps)
         if not self.warnings and (found := collapse(state.log_history)):
             self.warnings = found
             if self.run.writes:
@@ -205,5 +210,5 @@ class SFTSession(Session):
         self.book(tokens, tokens, checked, clock() - self.start)
         epoch, epochs = round(state.epoch), round(args.num_train_epochs)
         self.run.step({"validation_loss": metrics["eval_loss"]}, epoch, epochs)
-        print(f"epoch {epoch}/{epochs}  validation_loss {metrics['eval_loss']:.3f}", flush=True)
+        self.live.tell("epoch", epoch, epochs, {"validation_loss": metrics["eval_loss"]}, [])
         self.note(state.global_step)

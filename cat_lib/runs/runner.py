@@ -15,12 +15,14 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TextIO
 from unittest.mock import patch
 
 import psutil
@@ -32,6 +34,7 @@ from cat_lib.runs.folder import Run, RunError, now, open_run, read_config
 from cat_lib.runs.mirror import mirrored
 from cat_lib.runs.parameters import ParameterError, resolve
 from cat_lib.runs.tracking import new_run_id
+from cat_lib.shown import printed
 
 GRACE = 25  # seconds from SIGTERM to the end of the kernel: Slurm kills after 30
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -115,6 +118,7 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
     from jupyter_client.kernelspec import find_kernel_specs
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     print(f"run folder: {run.dir}", flush=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it calls annotated parameters unknown; ours are checked
@@ -129,10 +133,17 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
         write_json(run.dir / "progress.json", progress)
 
     # bars would flood the log; steps are printed
-    environment = {"CAT_LIB_RUN_DIR": str(run.dir), "PYTHONWARNINGS": "ignore:IProgress not found"}
+    environment = {"CAT_LIB_RUN_DIR": str(run.dir), "PYTHONWARNINGS": "ignore:IProgress not found", "TQDM_DISABLE": "1"}
     stops: list[int] = []
     try:
-        with patch.dict(os.environ, environment), _interruptible(stops), _system_metrics(run.dir):
+        with (
+            patch.dict(os.environ, environment),
+            _interruptible(stops),
+            _system_metrics(run.dir),
+            tempfile.TemporaryDirectory(prefix="cat_lib-") as sockets,  # only this user's, unlike TCP's ports
+        ):
+            short = len(sockets) < 90  # a socket's path has 107 bytes at most
+            kernel_by = {"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"} if short else {}}
             papermill.execute_notebook(
                 content,
                 str(run.dir / "executed.ipynb"),
@@ -140,9 +151,10 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
                 kernel_name=kernel,
                 language="python",
                 progress_bar=False,
-                stdout_file=sys.stdout,
-                stderr_file=sys.stderr,
+                stdout_file=_terminal(sys.stdout),
+                stderr_file=_terminal(sys.stderr),
                 on_cell_start=begun,
+                config=Config(kernel_by),
             )
         return "FINISHED", ""
     except PapermillExecutionError as error:
@@ -154,6 +166,11 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
         if isinstance(error, DeadKernelError):
             return "FAILED", "the kernel died (out of memory, or killed from outside); what it had logged is kept"
         return "FAILED", f"the kernel did not start: {error}"
+
+
+def _terminal(stream: TextIO) -> SimpleNamespace:
+    """What a kernel prints may be a model's words."""
+    return SimpleNamespace(write=lambda text: stream.write(printed(text)), flush=stream.flush)
 
 
 @contextmanager

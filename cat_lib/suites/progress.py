@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import timedelta
 from statistics import median
 from typing import Any
 
@@ -17,7 +16,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from cat_lib.shown import visible
+from cat_lib.runs.found import found
+from cat_lib.shown import duration, visible
 from cat_lib.suites.batch import Batch, State, Word
 
 _LIVE_EVERY, _PLAIN_EVERY = 0.25, 60.0  # seconds between two looks at what runs, on a terminal and elsewhere
@@ -47,7 +47,7 @@ def progress(console: Console) -> Iterator[Callable[[Batch], None]]:
         if live:
             counts = ", ".join(f"{n} {word}" for word, n in Counter(s.word for s in batch.states).items())
             stopping = "  (stopping; Ctrl-C again ends at once)" if batch.stops else ""
-            title = f"{batch.suite.name}: {counts}; {_clock(time.time() - began)}{stopping}"
+            title = f"{batch.suite.name}: {counts}; {duration(time.time() - began)}{stopping}"
             table = Table("entry", "cell", "step", "elapsed", "remaining", "last metric", title=title)
             for row in rows:
                 table.add_row(*map(escape, row))
@@ -61,7 +61,7 @@ def progress(console: Console) -> Iterator[Callable[[Batch], None]]:
 
 
 def _line(state: State) -> str:
-    took = f" in {_clock(state.seconds)}" if state.seconds else ""
+    took = f" in {duration(state.seconds)}" if state.seconds else ""
     return f"{state.word}: {state.entry.name}{took} {_one_line(state.why)}".rstrip()
 
 
@@ -82,11 +82,11 @@ def _row(batch: Batch, state: State) -> tuple[str, ...]:
     key = next((ends[k] for k in _SHOWN if k in ends), next(iter(values), ""))
     elapsed, remaining = time.time() - state.started, "?"
     if same := [s.seconds for s in batch.found(Word.FINISHED) if s.entry.notebook == state.entry.notebook]:
-        remaining = _clock(max(0.0, median(same) - elapsed))
+        remaining = duration(max(0.0, median(same) - elapsed))
     elif of and step:
-        remaining = f"> {_clock(elapsed / step * (of - step))}"
+        remaining = f"> {duration(elapsed / step * (of - step))}"
     steps, metric = f"{step}/{of}" if of else str(step or ""), f"{key} {values[key]:.3g}" if key else ""
-    return state.entry.name, cell, steps, _clock(elapsed), remaining, metric
+    return state.entry.name, cell, steps, duration(elapsed), remaining, metric
 
 
 def planned(states: list[State], gigabytes: Mapping[str, float | None]) -> Table:
@@ -102,9 +102,15 @@ def planned(states: list[State], gigabytes: Mapping[str, float | None]) -> Table
 
 
 def summary(states: list[State]) -> list[str]:
-    """How it ended, and for each failure the command that shows it."""
-    counts = Counter(s.word for s in states)
-    lines = [", ".join(f"{n} {word}" for word, n in counts.items())]
+    """What each run found, how it all ended, and for each failure the command that shows it."""
+    counts, lines = Counter(s.word for s in states), list[str]()
+    for state in states:
+        if state.word in (Word.FINISHED, Word.SKIPPED):
+            lines += [
+                f"{state.entry.name}: {state.entry.folder}",
+                *(f"    {line}" for line in found(state.entry.folder)),
+            ]
+    lines.append(", ".join(f"{n} {word}" for word, n in counts.items()))
     for state in states:
         if state.word in _FAILED:
             lines.append(f"{state.word}: {state.entry.name}: {_one_line(state.why)}")
@@ -117,7 +123,3 @@ def summary(states: list[State]) -> list[str]:
 def _one_line(text: str) -> str:
     """Text that may hold a model's words."""
     return " ".join(visible(text).split())
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
