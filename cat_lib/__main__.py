@@ -1,4 +1,4 @@
-"""The command line: `python -m cat_lib run | suite | import | export | check | doctor | ui`."""
+"""The command line: `python -m cat_lib run | suite | import | export | chat | check | doctor | ui`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cat_lib import check
+from cat_lib.chat import answers
 from cat_lib.doctor import checks
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.models import ModelError
@@ -137,6 +138,23 @@ def export(
     except (ValueError, ModelError, OSError) as error:
         check.fail(error)
     print(f"made {out}")
+
+
+@app.command()
+def chat(
+    run: Annotated[str, typer.Argument(help="The run whose adapter answers: its folder, or its id.")],
+    question: Annotated[
+        str, typer.Argument(help="What is asked; without it, one after another until an empty line.")
+    ] = "",
+) -> None:
+    """Ask a run's base model, and the same with the run's adapter, side by side."""
+    try:
+        for table in answers(run, [question] if question else iter(lambda: input("question: ").strip(), "")):
+            Console().print(table)
+    except (ValueError, ModelError, OSError) as error:
+        check.fail(error)
+    except (EOFError, KeyboardInterrupt):
+        print()
 
 
 @app.command()

@@ -186,11 +186,8 @@ class GRPOSession(Session):
         numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
         self.run.step(numbers, state.global_step, state.max_steps)
         if self.run.writes:
-            shown, steps = (
-                {k: numbers[k] for k in SHOWN if k in numbers},
-                [h for h in state.log_history if "reward" in h],
-            )
-            self.live.tell("step", state.global_step, state.max_steps, shown, steps)
+            shown = {k: numbers[k] for k in SHOWN if k in numbers}
+            self.live.tell("step", state.global_step, state.max_steps, shown, state.log_history)
         if not self.warnings and (found := collapse(state.log_history)):
             self.warnings = found
             if self.run.writes:

@@ -24,6 +24,7 @@ from typing import Any
 
 from cat_lib.files import Lock, read_lines
 from cat_lib.runs import places
+from cat_lib.runs.adapters import log_adapters
 from cat_lib.runs.folder import ENDED, BusyError, RunError, read_config, settle
 from cat_lib.runs.store import SUITE, TrackingError, advice, connect, experiment_of, find_or_create, tags_of
 from cat_lib.shown import masked
@@ -68,6 +69,7 @@ def copy(folder: Path, client: Any = None, sent: Sent | None = None) -> str:
         sent.config = config
     for name in ("metrics.jsonl", "system.jsonl"):
         _steps(client, folder / name, sent)
+    results = dict[str, float]()
     if final and (folder / "metrics.json").exists():
         results, when = json.loads((folder / "metrics.json").read_text()), config.get("ended") or config["started"]
         _log(client, sent.run_id, {(key, 0): (value, when) for key, value in results.items()})
@@ -75,6 +77,7 @@ def copy(folder: Path, client: Any = None, sent: Sent | None = None) -> str:
         _artifacts(client, folder, sent)
         sent.looked = time.monotonic()
     if final:
+        log_adapters(client, folder, sent.run_id, config, results)
         client.set_terminated(sent.run_id, config["status"], config.get("ended"))
     return sent.run_id
 
@@ -127,7 +130,8 @@ def _artifacts(client: Any, folder: Path, sent: Sent) -> None:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         name, about = inside.as_posix(), path.lstat()  # before it is sent: what comes meanwhile is sent the next time
-        if _SKIPPED.search(name) or not stat.S_ISREG(about.st_mode):
+        adapter = any((up / "adapter_config.json").exists() for up in list(path.parents)[:2])  # logged as a model
+        if _SKIPPED.search(name) or adapter or not stat.S_ISREG(about.st_mode):
             continue
         if (stamp := (about.st_mtime_ns, about.st_size)) != sent.files.get(name):
             client.log_artifact(sent.run_id, str(path), inside.parent.as_posix() if inside.parent.name else None)

@@ -22,7 +22,7 @@ FLOORS = (  # a room is a folder of cat_lib or a file in it; none calls one abov
     {"method"},
     {"learning", "measuring"},
     {"suites"},
-    {"doctor", "check", "train_entry", "__main__", "experiment"},
+    {"doctor", "check", "chat", "train_entry", "__main__", "experiment"},
 )
 STRANGERS = {"models": {"runs"}, "runs": {"models"}, "learning": {"measuring"}, "measuring": {"learning"}} | {
     "suites": {"method", "learning", "measuring"}
