@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -23,9 +23,7 @@ class Live:
         self.began, self.drawn, self.before = time.monotonic(), 0.0, -1  # before: steps of an earlier try
         self.places: Any = ()  # on the page, of the figure and of the line
 
-    def tell(
-        self, unit: str, step: int, of: int, values: Mapping[str, float], history: Sequence[dict[str, Any]]
-    ) -> None:
+    def tell(self, unit: str, step: int, of: int, values: dict[str, float], history: Sequence[dict[str, Any]]) -> None:
         """Say that `step` of `of` is done. history: what was logged of each step, for the figure."""
         from IPython import display, get_ipython
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cat_lib.shown import printed
 
-_SCORE = {"before": "before", "after": "after", "difference": "difference", "difference_low": "low"}
-_SCORE |= {"difference_high": "high"}
+_SCORE = {"_before": "before", "_after": "after", "_difference": "difference"}
+_SCORE |= {"_difference_low": "low", "_difference_high": "high"}
 
 
 def found(folder: Path) -> list[str]:
@@ -21,21 +20,22 @@ def found(folder: Path) -> list[str]:
     """
     import pandas as pd
 
-    cells, known = list[dict[str, Any]](), dict[str, float]()
-    with suppress(OSError, ValueError):
-        cells = json.loads((folder / "executed.ipynb").read_text("utf-8"))["cells"]
-    with suppress(OSError, ValueError):
-        known = json.loads((folder / "metrics.json").read_text())
+    cells, known = _read(folder / "executed.ipynb").get("cells", []), _read(folder / "metrics.json")
     start = max((i for i, c in enumerate(cells) if "".join(c["source"]).startswith("## Verdict")), default=len(cells))
     shown = [o.get("data", {}).get("text/markdown", "") for c in cells[start:] for o in c.get("outputs", [])]
     text = html.unescape("\n".join("".join(part) for part in shown).replace("**", ""))
     lines = [line for line in text.splitlines() if line.strip()]
-    keys = [k.removesuffix("_before") for k in known if k.endswith("_before")]
-    if keys:
-        rows = {k: [known.get(f"{k}_{end}") for end in _SCORE] for k in keys}
-        table = pd.DataFrame.from_dict(rows, "index", dtype=float, columns=list(_SCORE.values()))
+    scores = [k.removesuffix("_before") for k in known if k.endswith("_before")]
+    if scores:
+        table = pd.DataFrame([[known.get(k + end) for end in _SCORE] for k in scores], scores, _SCORE.values(), float)
         lines += table.to_string(float_format="{:.3f}".format, na_rep="").splitlines()
     if figures := sorted(path.stem for path in (folder / "figures").glob("*.png")):
         lines.append(f"figures: {folder / 'figures'} ({', '.join(figures)})")
-    lines += [f"report: {path}" for path in folder.glob("report.html")]
-    return [printed(line, 500) for line in lines]
+    return [printed(line, 500) for line in [*lines, *(f"report: {path}" for path in folder.glob("report.html"))]]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError):
+        return {}

@@ -69,10 +69,11 @@ def copy(folder: Path, client: Any = None, sent: Sent | None = None) -> str:
         sent.config = config
     for name in ("metrics.jsonl", "system.jsonl"):
         _steps(client, folder / name, sent)
-    results = dict[str, float]()
+    results = dict[tuple[str, int], tuple[float, int]]()
     if final and (folder / "metrics.json").exists():
-        results, when = json.loads((folder / "metrics.json").read_text()), config.get("ended") or config["started"]
-        _log(client, sent.run_id, {(key, 0): (value, when) for key, value in results.items()})
+        known, when = json.loads((folder / "metrics.json").read_text()), config.get("ended") or config["started"]
+        results = {(key, 0): (value, when) for key, value in known.items()}
+        _log(client, sent.run_id, results)
     if final or time.monotonic() - sent.looked > _FILES_EVERY:
         _artifacts(client, folder, sent)
         sent.looked = time.monotonic()

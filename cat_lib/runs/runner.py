@@ -15,12 +15,12 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any, TextIO
 from unittest.mock import patch
@@ -133,17 +133,17 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
         write_json(run.dir / "progress.json", progress)
 
     # bars would flood the log; steps are printed
-    environment = {"CAT_LIB_RUN_DIR": str(run.dir), "PYTHONWARNINGS": "ignore:IProgress not found", "TQDM_DISABLE": "1"}
+    env = {"CAT_LIB_RUN_DIR": str(run.dir), "PYTHONWARNINGS": "ignore:IProgress not found", "TQDM_DISABLE": "1"}
     stops: list[int] = []
     try:
         with (
-            patch.dict(os.environ, environment),
+            patch.dict(os.environ, env),
             _interruptible(stops),
             _system_metrics(run.dir),
-            tempfile.TemporaryDirectory(prefix="cat_lib-") as sockets,  # only this user's, unlike TCP's ports
+            TemporaryDirectory() as place,
         ):
-            short = len(sockets) < 90  # a socket's path has 107 bytes at most
-            kernel_by = {"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"} if short else {}}
+            # sockets that only this user can open; a path to one has 107 bytes at most
+            ipc = {"transport": "ipc", "ip": f"{place}/kernel"} if len(place) < 90 else {}
             papermill.execute_notebook(
                 content,
                 str(run.dir / "executed.ipynb"),
@@ -154,7 +154,7 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
                 stdout_file=_terminal(sys.stdout),
                 stderr_file=_terminal(sys.stderr),
                 on_cell_start=begun,
-                config=Config(kernel_by),
+                config=Config(KernelManager=ipc),
             )
         return "FINISHED", ""
     except PapermillExecutionError as error:
