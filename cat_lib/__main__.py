@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cat_lib import check
-from cat_lib.chat import answers
+from cat_lib.chat import chat
 from cat_lib.doctor import checks
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.models import ModelError
@@ -31,6 +31,7 @@ from cat_lib.suites.suite import SuiteError, load_suite
 spare_grammar()
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Compute as Teacher: run notebooks, look at runs.")
 app.add_typer(check.app, name="check")
+app.command()(chat)
 
 
 @app.command()
@@ -138,23 +139,6 @@ def export(
     except (ValueError, ModelError, OSError) as error:
         check.fail(error)
     print(f"made {out}")
-
-
-@app.command()
-def chat(
-    run: Annotated[str, typer.Argument(help="The run whose adapter answers: its folder, or its id.")],
-    question: Annotated[
-        str, typer.Argument(help="What is asked; without it, one after another until an empty line.")
-    ] = "",
-) -> None:
-    """Ask a run's base model, and the same with the run's adapter, side by side."""
-    try:
-        for table in answers(run, [question] if question else iter(lambda: input("question: ").strip(), "")):
-            Console().print(table)
-    except (ValueError, ModelError, OSError) as error:
-        check.fail(error)
-    except (EOFError, KeyboardInterrupt):
-        print()
 
 
 @app.command()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from cat_lib.shown import duration
@@ -23,8 +24,8 @@ class Live:
         self.began, self.drawn, self.before = time.monotonic(), 0.0, -1  # before: steps of an earlier try
         self.places: Any = ()  # on the page, of the figure and of the line
 
-    def tell(self, unit: str, step: int, of: int, values: dict[str, float], history: Sequence[dict[str, Any]]) -> None:
-        """Say that `step` of `of` is done. history: what was logged of each step, for the figure."""
+    def tell(self, unit: str, step: int, of: int, values: Mapping[str, float], logged: Sequence[Any] = ()) -> None:
+        """Say that `step` of `of` is done. logged: the metrics of each step so far, for the figure."""
         from IPython import display, get_ipython
 
         elapsed, self.before = time.monotonic() - self.began, step - 1 if self.before < 0 else self.before
@@ -35,20 +36,19 @@ class Live:
             print(line, flush=True)
             return
         self.places = self.places or [display.display({"text/plain": ""}, raw=True, display_id=True) for _ in "12"]
-        if history and (step == of or time.monotonic() - self.drawn > _DRAW_EVERY):
+        if logged and (step == of or time.monotonic() - self.drawn > _DRAW_EVERY):
             self.drawn = time.monotonic()
-            self.places[0].update(display.Image(_picture(history, of), width=640, height=240))  # no page jumps
+            self.places[0].update(display.Image(_picture(logged, of), width=640, height=240))  # no page jumps
         self.places[1].update({"text/plain": line}, raw=True)
 
 
-def _picture(history: Sequence[dict[str, Any]], of: int) -> bytes:
-    figure, file = Figure((6.4, 2.4), layout="constrained"), io.BytesIO()
-    axis = figure.subplots()
-    for key, colour in _DRAWN.items():
-        if points := [(h["step"], h[key]) for h in history if key in h]:
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=key)
-    low, high = axis.get_ylim()
-    axis.set(xlim=(0, of), ylim=(min(low, 0.0), max(high, 1.02)), xlabel="training step")
-    figure.legend(ncols=3, frameon=False, loc="outside upper center")
-    figure.savefig(file, format="png", dpi=200)
+def _picture(logged: Sequence[Any], of: int) -> bytes:
+    steps, file = (
+        pd.DataFrame(logged).set_index("step").reindex(columns=list(_DRAWN)).dropna(axis=1, how="all"),
+        io.BytesIO(),
+    )
+    axis = Figure((6.4, 2.4), layout="constrained").subplots()
+    steps.plot(ax=axis, color=_DRAWN, marker=".", xlim=(0.5, of + 0.5), xlabel="training step")
+    axis.set_ylim(min(0.0, steps.min().min()), max(1.02, steps.max().max()))
+    axis.figure.savefig(file, format="png", dpi=200)
     return file.getvalue()

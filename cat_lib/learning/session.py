@@ -207,5 +207,5 @@ class SFTSession(Session):
         self.book(tokens, tokens, checked, clock() - self.start)
         epoch, epochs = round(state.epoch), round(args.num_train_epochs)
         self.run.step({"validation_loss": metrics["eval_loss"]}, epoch, epochs)
-        self.live.tell("epoch", epoch, epochs, {"validation_loss": metrics["eval_loss"]}, [])
+        self.live.tell("epoch", epoch, epochs, {"validation_loss": metrics["eval_loss"]})
         self.note(state.global_step)

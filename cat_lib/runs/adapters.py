@@ -6,22 +6,14 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from string import Template
 from typing import Any
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")  # not `ref`, a frozen copy, nor PEFT's empty card
-_CARD = """LoRA adapter of {base} (licence: {licence}), trained by the run {run}.
-
-    from cat_lib.models import saved; from peft import PeftModel; from transformers import AutoModelForCausalLM
-    base = AutoModelForCausalLM.from_pretrained(saved({base!r}))
-    model = PeftModel.from_pretrained(base, "the folder with this file")
-"""
 
 
-Results = Mapping[tuple[str, int], tuple[float, int]]  # (key, step) to (value, milliseconds), as the run's were sent
-
-
-def log_adapters(client: Any, folder: Path, run_id: str, config: Mapping[str, Any], results: Results) -> None:
-    """Log each adapter of an ended run that the store has not whole, with the results that are its own."""
+def log_adapters(client: Any, folder: Path, run_id: str, config: Mapping[str, Any], results: Mapping[Any, Any]) -> None:
+    """Log each adapter of an ended run that the store has not whole. results: as sent, (key, 0) to (value, time)."""
     from mlflow.entities import Metric
 
     experiment, base = client.get_run(run_id).info.experiment_id, str(config.get("parameters", {}).get("model"))
@@ -33,7 +25,8 @@ def log_adapters(client: Any, folder: Path, run_id: str, config: Mapping[str, An
         if model and model.status == "READY":
             continue
         about = {"base": base, "licence": "Apache-2.0" if base == "embedded" else f"as the page of {base} says"}
-        card = _CARD.format(run=f"{config['notebook']}/{folder.name}", **about)
+        about["run"] = f"{config['notebook']}/{folder.name}"
+        card = Template(Path(__file__).with_name("adapter.txt").read_text("utf-8")).substitute(about)
         tags = {"mlflow.note.content": card}
         model = model or client.create_logged_model(experiment, name, run_id, tags, about, "LoRA adapter")
         with tempfile.TemporaryDirectory() as place:
@@ -42,6 +35,5 @@ def log_adapters(client: Any, folder: Path, run_id: str, config: Mapping[str, An
             (Path(place) / "README.md").write_text(card, "utf-8")
             client.log_model_artifacts(model.model_id, place)
         own = {k: v for (k, _), v in results.items() if k.rpartition("/")[2].startswith(part.replace("-", "_"))}
-        metrics = [Metric(k, *v, 0, model.model_id, run_id=run_id) for k, v in own.items()]
-        client.log_batch(run_id, metrics=metrics)
+        client.log_batch(run_id, metrics=[Metric(k, *v, 0, model.model_id, run_id=run_id) for k, v in own.items()])
         client.finalize_logged_model(model.model_id, "READY")

@@ -9,8 +9,7 @@ from typing import Any
 
 from cat_lib.shown import printed
 
-_SCORE = {"_before": "before", "_after": "after", "_difference": "difference"}
-_SCORE |= {"_difference_low": "low", "_difference_high": "high"}
+_ENDS = ["_before", "_after", "_difference", "_difference_low", "_difference_high"]
 
 
 def found(folder: Path) -> list[str]:
@@ -25,9 +24,9 @@ def found(folder: Path) -> list[str]:
     shown = [o.get("data", {}).get("text/markdown", "") for c in cells[start:] for o in c.get("outputs", [])]
     text = html.unescape("\n".join("".join(part) for part in shown).replace("**", ""))
     lines = [line for line in text.splitlines() if line.strip()]
-    scores = [k.removesuffix("_before") for k in known if k.endswith("_before")]
-    if scores:
-        table = pd.DataFrame([[known.get(k + end) for end in _SCORE] for k in scores], scores, _SCORE.values(), float)
+    if scores := [k.removesuffix("_before") for k in known if k.endswith("_before")]:
+        table = pd.DataFrame([[known.get(k + end) for end in _ENDS] for k in scores], scores, dtype=float)
+        table.columns = [end.rpartition("_")[2] for end in _ENDS]
         lines += table.to_string(float_format="{:.3f}".format, na_rep="").splitlines()
     if figures := sorted(path.stem for path in (folder / "figures").glob("*.png")):
         lines.append(f"figures: {folder / 'figures'} ({', '.join(figures)})")
