@@ -28,6 +28,7 @@ from cat_lib.shown import plain, visible
 _USED = yaml.safe_load(Path(__file__).with_name("colours.yaml").read_text("utf-8"))
 COLOURS = {name: colour for colour, names in _USED.items() for name in names}
 GREY, BLUE = "#777777", "#0072B2"
+SPARE = (BLUE, "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#A6761D", GREY)  # kinds without an own colour
 _COSTS = {"tokens": "generated tokens a question", "gflops": "model GFLOP a question", "seconds": "seconds a question"}
 
 
@@ -204,8 +205,8 @@ def quality_against_cost(
     """A value against its cost, one panel a column of `labels`; "trained, ..." are open. Accuracy is from 0 to 1."""
     figure, axes = _panels(3.4, len(labels), sharey=True)
     for axis, (column, label) in zip(axes, labels.items(), strict=True):
-        for _, row in table.iterrows():
-            colour = COLOURS.get(row.method.removeprefix("trained, "), GREY)
+        for i, (_, row) in enumerate(table.iterrows()):
+            colour = COLOURS.get(row.method.removeprefix("trained, "), SPARE[i % len(SPARE)])
             face = "white" if row.method.startswith("trained") else colour
             _dot(axis, row[column], row, colour, markerfacecolor=face, label=_named(row.method))
         axis.set_xscale("log")
@@ -247,9 +248,8 @@ def _dot(axis: Axes, x: Any, row: Any, colour: str, **style: Any) -> None:
 
 def _lines(axis: Axes, table: pd.DataFrame, x: str, y: str, by: str) -> None:
     """Column `y` over `x`, a line for each kind in column `by`, and its 95 % band where the table has limits."""
-    spare = (BLUE, "#D55E00", "#009E73", "#E69F00", "#CC79A7", GREY)  # for kinds that have no colour of their own
     for i, (kind, part) in enumerate(table.dropna(subset=[y]).groupby(by, sort=False)):
-        colour = COLOURS.get(str(kind), spare[i % len(spare)])
+        colour = COLOURS.get(str(kind), SPARE[i % len(SPARE)])
         axis.plot(part[x], part[y], marker="o", markersize=4, color=colour, label=_named(kind))
         if "low" in part:
             axis.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.12, linewidth=0)
