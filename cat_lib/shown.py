@@ -44,8 +44,7 @@ def duration(seconds: float) -> str:
 
 def printed(text: str, most: int = 2000) -> str:
     """Text for a terminal, which obeys none of it: of a line of more than `most` characters there is the beginning."""
-    lines = visible(text).split("\n")
-    return "\n".join(x if len(x) <= most else f"{x[:most]} ... ({len(x):,} characters)" for x in lines)
+    return re.sub(f"([^\n]{{{most}}})([^\n]+)", lambda m: f"{m[1]} ... (and {len(m[2]):,} more)", visible(text))
 
 
 def masked(text: object) -> str:

@@ -199,12 +199,10 @@ def levels(table: pd.DataFrame, title: str) -> Figure:
     return _done(figure, title, legend=4)
 
 
-def quality_against_cost(
-    table: pd.DataFrame, title: str, labels: Mapping[str, str] = _COSTS, ylabel: str = "accuracy"
-) -> Figure:
-    """A value against its cost, one panel a column of `labels`; "trained, ..." are open. Accuracy is from 0 to 1."""
-    figure, axes = _panels(3.4, len(labels), sharey=True)
-    for axis, (column, label) in zip(axes, labels.items(), strict=True):
+def quality_against_cost(table: pd.DataFrame, title: str, costs: Mapping[str, str] = _COSTS, y: str = "") -> Figure:
+    """A metric `y`, or accuracy, against its cost, one panel a column of `costs`; "trained, ..." are open."""
+    figure, axes = _panels(3.4, len(costs), sharey=True)
+    for axis, (column, label) in zip(axes, costs.items(), strict=True):
         for i, (_, row) in enumerate(table.iterrows()):
             colour = COLOURS.get(row.method.removeprefix("trained, "), SPARE[i % len(SPARE)])
             face = "white" if row.method.startswith("trained") else colour
@@ -214,7 +212,7 @@ def quality_against_cost(
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(label)
-    axes[0].set(ylabel=plain(ylabel), ylim=(0, 1.02) if ylabel == "accuracy" else None)
+    axes[0].set(ylabel=plain(y or "accuracy"), ylim=None if y else (0, 1.02))
     return _done(figure, title, legend=4, fontsize=8)
 
 

@@ -13,7 +13,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from string import Template
@@ -84,10 +84,7 @@ def read_runs(filter: str, experiments: list[str]) -> pd.DataFrame:
 
 
 def default_metric(runs: pd.DataFrame) -> str:
-    """The metric with `_low` and `_high` beside it that most runs have; of several, a held-out, then a short one.
-
-    Raises ValueError if no metric has an interval.
-    """
+    """The metric with `_low` and `_high` that most runs have; a held-out, then a short one. ValueError if none has."""
     counts = {c.removeprefix("metric."): int(runs[c].notna().sum()) for c in runs if c.startswith("metric.")}
     whole = [m for m in counts if {f"{m}_low", f"{m}_high"} <= counts.keys()]
     if not whole:
@@ -100,7 +97,7 @@ def grouped(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
 
     Adds columns group (named by what differs between runs of a notebook), seed, value, low, high (the run's own
     limits), questions (`heldout_questions`, else the size of its held-out data) and superseded: a newer run has the
-    same group and seed; `.attrs["settings"]` are the columns that differ. Raises ValueError for an unknown metric.
+    same group and seed. Raises ValueError for a metric that no run has.
     """
     known = sorted(c.removeprefix("metric.") for c in runs if c.startswith("metric."))
     if metric not in known:
@@ -109,7 +106,7 @@ def grouped(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     nothing, seed = pd.Series(np.nan, kept.index), kept.get("seed", pd.Series("", kept.index)).fillna("").astype(str)
     about = kept.drop(columns=[c for c in kept if _OWN.fullmatch(c)]).astype(object).fillna("none").astype(str)
     about = about.assign(notebook=about.get("notebook", "none"), seeds=seed.where(seed.str.contains(","), ""))
-    names, settings = pd.Series("", kept.index), list[str]()
+    names = pd.Series("", kept.index)
     for column in sorted(about, key=lambda c: (c != "notebook", c.startswith("param."), c)):
         name, code = column.removeprefix("param."), pd.factorize(about[column])[0]
         tags = [tag for tag in (name, name[:-1]) if name != column and tag in about]  # that may say the same
@@ -117,12 +114,10 @@ def grouped(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
         differs = about[column].groupby(within).nunique().max() > 1
         if differs and not any((pd.factorize(about[tag])[0] == code).all() for tag in tags):
             names += [f", {name}={value}" if value else "" for value in about[column]]
-            settings.append(column)
     value, low, high = (kept.get(f"metric.{metric}{end}", nothing) for end in ("", "_low", "_high"))
     questions = kept.get("metric.heldout_questions", nothing).fillna(kept.get("dataset.heldout", nothing))
     group = names.str.removeprefix(", ").replace("", "all runs")
     kept = kept.assign(group=group, seed=seed, value=value, low=low, high=high, questions=questions)
-    kept.attrs["settings"] = settings
     return kept.assign(superseded=kept.duplicated(["group", "seed"], keep="last"))
 
 
@@ -192,12 +187,11 @@ def findings(differences: pd.DataFrame, metric: str, baseline: str) -> str:
 def examples(kept: pd.DataFrame, n: int) -> pd.DataFrame:
     """Rollouts of the newest run of each group of `grouped`, a column each, at n questions that most of them have.
 
-    Two rows a question: of its last visit the lowest reward and the highest, each before its text. The questions go
-    from the lowest to the highest mean reward. Runs without rollouts.parquet have no column.
+    Of a question's last visit the lowest reward and the highest, before their texts; questions by their mean reward.
     """
     found, newest = dict[str, pd.DataFrame](), kept[~kept["superseded"]].drop_duplicates("group", keep="last")
-    for run, path in _artifacts(newest, "rollouts.parquet") if n else ():
-        own = pd.read_parquet(path).reindex(columns=["step", "question", "text", "reward"]).fillna({"step": 0})
+    for run, own in _artifacts(newest, "rollouts.parquet", pd.read_parquet) if n else ():
+        own = own.reindex(columns=["step", "question", "text", "reward"]).fillna({"step": 0})
         own = own[own["step"] == own.groupby("question")["step"].transform("max")].sort_values("reward", kind="stable")
         own["said"] = [f"[{r:.3g}] {str(text)[:_TEXT]}" for r, text in zip(own["reward"], own["text"], strict=True)]
         asked = own.assign(question=own["question"].astype(str).str[:_TEXT]).groupby("question")
@@ -214,13 +208,10 @@ def examples(kept: pd.DataFrame, n: int) -> pd.DataFrame:
 
 
 def learning(kept: pd.DataFrame, keys: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """By group of `grouped`: step, and the mean of each key over its runs with Student's limits `_low` and `_high`.
-
-    Read from each run's metrics.jsonl; a run without it adds nothing.
-    """
+    """By group of `grouped`: step, each key's mean over the runs that logged it, Student's limits `_low`, `_high`."""
     parts = [pd.DataFrame(columns=["group", "step", *keys])]
-    for run, path in _artifacts(kept[~kept["superseded"]], "metrics.jsonl"):
-        lines = pd.DataFrame([{"step": line["step"]} | line["metrics"] for _, line in read_lines(path)])
+    for run, read in _artifacts(kept[~kept["superseded"]], "metrics.jsonl", lambda path: list(read_lines(path))):
+        lines = pd.DataFrame([{"step": line["step"]} | line["metrics"] for _, line in read])
         parts.append(lines.assign(group=run.group).reindex(columns=parts[0].columns).drop_duplicates("step"))
     steps = pd.concat(parts[1:] or parts).groupby(["group", "step"])
     mean, half = steps.mean(), steps.sem() * stdtrit(steps.count() - 1, 0.975)
@@ -228,14 +219,14 @@ def learning(kept: pd.DataFrame, keys: Sequence[str]) -> dict[str, pd.DataFrame]
     return {str(group): part.reset_index() for group, part in wide.groupby("group")}
 
 
-def _artifacts(runs: pd.DataFrame, name: str) -> Iterator[tuple[Any, Path]]:
-    """Each run with its file of this name, one at a time; a run that has none is passed over."""
+def _artifacts(runs: pd.DataFrame, name: str, read: Callable[[Path], Any]) -> Iterator[tuple[Any, Any]]:
+    """Each run with what is read from its file of this name, one at a time; none there, or unreadable: passed over."""
     from mlflow.exceptions import MlflowException
 
     client = connect()
     for run in runs.itertuples():
-        with tempfile.TemporaryDirectory() as folder, suppress(MlflowException, OSError):
-            yield run, Path(client.download_artifacts(run.run_id, name, folder))
+        with tempfile.TemporaryDirectory() as folder, suppress(MlflowException, OSError, ValueError):
+            yield run, read(Path(client.download_artifacts(run.run_id, name, folder)))
 
 
 def export(path: Path, title: str, parts: Sequence[str | pd.DataFrame | Figure]) -> None:

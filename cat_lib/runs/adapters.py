@@ -9,8 +9,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-_FILES = ("adapter_config.json", "adapter_model.safetensors")  # not `ref`, a frozen copy, nor PEFT's empty card
-
 
 def log_adapters(client: Any, folder: Path, run_id: str, config: Mapping[str, Any], results: Mapping[Any, Any]) -> None:
     """Log each adapter of an ended run that the store has not whole. results: as sent, (key, 0) to (value, time)."""
@@ -24,13 +22,13 @@ def log_adapters(client: Any, folder: Path, run_id: str, config: Mapping[str, An
         model = known.get(name)
         if model and model.status == "READY":
             continue
-        about = {"base": base, "licence": "Apache-2.0" if base == "embedded" else f"as the page of {base} says"}
-        about["run"] = f"{config['notebook']}/{folder.name}"
+        licence = "Apache-2.0" if base == "embedded" else f"as the page of {base} says"
+        about = {"base": base, "licence": licence, "run": f"{config['notebook']}/{folder.name}"}
         card = Template(Path(__file__).with_name("adapter.txt").read_text("utf-8")).substitute(about)
-        tags = {"mlflow.note.content": card}
-        model = model or client.create_logged_model(experiment, name, run_id, tags, about, "LoRA adapter")
+        note = {"mlflow.note.content": card}
+        model = model or client.create_logged_model(experiment, name, run_id, note, about, "LoRA adapter")
         with tempfile.TemporaryDirectory() as place:
-            for file in _FILES:
+            for file in ("adapter_config.json", "adapter_model.safetensors"):  # not `ref`, nor PEFT's empty card
                 (Path(place) / file).symlink_to(adapter.absolute() / file)
             (Path(place) / "README.md").write_text(card, "utf-8")
             client.log_model_artifacts(model.model_id, place)

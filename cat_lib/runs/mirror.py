@@ -69,16 +69,14 @@ def copy(folder: Path, client: Any = None, sent: Sent | None = None) -> str:
         sent.config = config
     for name in ("metrics.jsonl", "system.jsonl"):
         _steps(client, folder / name, sent)
-    results = dict[tuple[str, int], tuple[float, int]]()
-    if final and (folder / "metrics.json").exists():
-        known, when = json.loads((folder / "metrics.json").read_text()), config.get("ended") or config["started"]
-        results = {(key, 0): (value, when) for key, value in known.items()}
-        _log(client, sent.run_id, results)
     if final or time.monotonic() - sent.looked > _FILES_EVERY:
         _artifacts(client, folder, sent)
         sent.looked = time.monotonic()
     if final:
-        log_adapters(client, folder, sent.run_id, config, results)
+        known = json.loads(results.read_text()) if (results := folder / "metrics.json").exists() else {}
+        entries = {(key, 0): (value, config.get("ended") or config["started"]) for key, value in known.items()}
+        _log(client, sent.run_id, entries)
+        log_adapters(client, folder, sent.run_id, config, entries)
         client.set_terminated(sent.run_id, config["status"], config.get("ended"))
     return sent.run_id
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any, TextIO
+from typing import Any
 from unittest.mock import patch
 
 import psutil
@@ -136,14 +136,9 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
     env = {"CAT_LIB_RUN_DIR": str(run.dir), "PYTHONWARNINGS": "ignore:IProgress not found", "TQDM_DISABLE": "1"}
     stops: list[int] = []
     try:
-        with (
-            patch.dict(os.environ, env),
-            _interruptible(stops),
-            _system_metrics(run.dir),
-            TemporaryDirectory() as place,
-        ):
+        with patch.dict(os.environ, env), _interruptible(stops), _system_metrics(run.dir), TemporaryDirectory() as at:
             # sockets that only this user can open; a path to one has 107 bytes at most
-            ipc = {"transport": "ipc", "ip": f"{place}/kernel"} if len(place) < 90 else {}
+            ipc = {"transport": "ipc", "ip": f"{at}/kernel"} if len(at) < 90 else {}
             papermill.execute_notebook(
                 content,
                 str(run.dir / "executed.ipynb"),
@@ -151,8 +146,8 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
                 kernel_name=kernel,
                 language="python",
                 progress_bar=False,
-                stdout_file=_terminal(sys.stdout),
-                stderr_file=_terminal(sys.stderr),
+                stdout_file=SimpleNamespace(write=lambda text: print(printed(text), end=""), flush=sys.stdout.flush),
+                stderr_file=SimpleNamespace(write=lambda text: sys.stderr.write(printed(text)), flush=sys.stderr.flush),
                 on_cell_start=begun,
                 config=Config(KernelManager=ipc),
             )
@@ -166,11 +161,6 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
         if isinstance(error, DeadKernelError):
             return "FAILED", "the kernel died (out of memory, or killed from outside); what it had logged is kept"
         return "FAILED", f"the kernel did not start: {error}"
-
-
-def _terminal(stream: TextIO) -> SimpleNamespace:
-    """What a kernel prints may be a model's words."""
-    return SimpleNamespace(write=lambda text: stream.write(printed(text)), flush=stream.flush)
 
 
 @contextmanager

@@ -1,29 +1,32 @@
-"""What a suite is doing: a line for each change, and what runs in a live table on a terminal, in lines elsewhere."""
+"""What a suite is doing: a line for each change, what runs in a live table or in lines, and what each run found."""
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from cat_lib.runs.found import found
-from cat_lib.shown import duration, visible
+from cat_lib.shown import duration, printed, visible
 from cat_lib.suites.batch import Batch, State, Word
 
 _LIVE_EVERY, _PLAIN_EVERY = 0.25, 60.0  # seconds between two looks at what runs, on a terminal and elsewhere
 _TAIL = 65_536  # bytes that hold the last step's line
 _SHOWN = ("reward", "label_accuracy", "agreement", "validation_loss", "loss")  # the first there is, else any
 _FAILED = (Word.FAILED, Word.KILLED)
+_ENDS = ("_before", "_after", "_difference", "_difference_low", "_difference_high")  # of a score's keys
 
 
 @contextmanager
@@ -70,10 +73,8 @@ def _row(batch: Batch, state: State) -> tuple[str, ...]:
 
     That is from earlier runs of its notebook, or at least what the training under way still takes.
     """
-    cell, last = "", dict[str, Any]()
-    with suppress(OSError, ValueError):
-        now = json.loads((state.entry.folder / "progress.json").read_text())
-        cell = f"{now['cell']}/{now['cells']}"
+    now, last = _read(state.entry.folder / "progress.json"), dict[str, Any]()
+    cell = f"{now['cell']}/{now['cells']}" if now else ""
     with suppress(OSError, ValueError, IndexError), (state.entry.folder / "metrics.jsonl").open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
         last = json.loads(file.read().split(b"\n")[-2])  # a line without its end may still be written
@@ -106,10 +107,7 @@ def summary(states: list[State]) -> list[str]:
     counts, lines = Counter(s.word for s in states), list[str]()
     for state in states:
         if state.word in (Word.FINISHED, Word.SKIPPED):
-            lines += [
-                f"{state.entry.name}: {state.entry.folder}",
-                *(f"    {line}" for line in found(state.entry.folder)),
-            ]
+            lines += [f"{state.entry.name}:", *(f"    {line}" for line in found(state.entry.folder))]
     lines.append(", ".join(f"{n} {word}" for word, n in counts.items()))
     for state in states:
         if state.word in _FAILED:
@@ -118,6 +116,29 @@ def summary(states: list[State]) -> list[str]:
     if any(s.word in (*_FAILED, Word.NOT_STARTED) for s in states):
         lines.append("the same command again runs what is missing; training goes on from its checkpoints")
     return lines
+
+
+def found(folder: Path) -> list[str]:
+    """What a finished run found, in lines: what it showed under its last heading `Verdict`, its scores and figures."""
+    cells, known = _read(folder / "executed.ipynb").get("cells", []), _read(folder / "metrics.json")
+    start = max((i for i, c in enumerate(cells) if "".join(c["source"]).startswith("## Verdict")), default=len(cells))
+    shown = [o.get("data", {}).get("text/markdown", "") for c in cells[start:] for o in c.get("outputs", [])]
+    text = html.unescape("\n".join("".join(part) for part in shown).replace("**", ""))
+    lines = [line for line in text.splitlines() if line.strip()]
+    if scores := [k.removesuffix("_before") for k in known if k.endswith("_before")]:
+        names = [end.rpartition("_")[2] for end in _ENDS]
+        table = pd.DataFrame([[known.get(k + end) for end in _ENDS] for k in scores], scores, names, float)
+        lines += table.to_string(float_format="{:.3f}".format, na_rep="").splitlines()
+    if figures := sorted(path.stem for path in (folder / "figures").glob("*.png")):
+        lines.append(f"figures: {folder / 'figures'} ({', '.join(figures)})")
+    return [printed(line, 500) for line in [*lines, *(f"report: {path}" for path in folder.glob("report.html"))]]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def _one_line(text: str) -> str:

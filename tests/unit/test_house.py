@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-LINES = 10_960  # of Python in cat_lib, at most; the aim is 7,500 without engines
+LINES = 11_160  # of Python in cat_lib, at most; the aim is 7,500 without engines
 LONGEST = 300  # lines of a file, at most
 FLOORS = (  # a room is a folder of cat_lib or a file in it; none calls one above
     {"__init__", "schema", "prompts", "ledger", "files", "shown"},
@@ -22,7 +22,7 @@ FLOORS = (  # a room is a folder of cat_lib or a file in it; none calls one abov
     {"method"},
     {"learning", "measuring"},
     {"suites"},
-    {"doctor", "check", "chat", "train_entry", "__main__", "experiment"},
+    {"doctor", "check", "train_entry", "__main__", "experiment"},
 )
 STRANGERS = {"models": {"runs"}, "runs": {"models"}, "learning": {"measuring"}, "measuring": {"learning"}} | {
     "suites": {"method", "learning", "measuring"}

@@ -192,7 +192,6 @@ def test_rollouts_stand_side_by_side_at_shared_questions_and_runs_without_have_n
     make_run(store, "b", {"x": "b", "seed": 0}, {"score": 1.0}, rollouts=b)
     make_run(store, "c", {"x": "c", "seed": 0}, {"score": 1.0})
     kept = report.grouped(report.read_runs("", []), "score")
-    assert kept.attrs["settings"] == ["param.x"]
     table = report.examples(kept, 9)
     assert list(table.columns) == ["question", "reward", "x=a", "x=b"]
     assert table[["question", "reward"]].to_numpy().tolist() == [

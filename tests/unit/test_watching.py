@@ -9,48 +9,67 @@ import nbformat
 import pytest
 import typer
 
-from cat_lib.chat import chat
-from cat_lib.learning.live import Live
+from cat_lib.__main__ import chat
 from cat_lib.learning.lora import add_lora
 from cat_lib.runs import mirror, places, tracking
 from cat_lib.runs import store as store_
-from cat_lib.runs.found import found
 from cat_lib.shown import printed
+from cat_lib.suites.progress import found
 
 HOSTILE = "<script>alert(1)</script> \x1b[2J **b** \u202eltr"
 
 
 def test_text_for_a_terminal_is_obeyed_by_none_and_cut_by_lines():
     assert printed("a\tb\n\x1b[2J\u202e\r\n") == "a\tb\n\\u001b[2J\\u202e\\u000d\n"
-    assert printed(f"x\n{'y' * 100_000}\nz") == f"x\n{'y' * 2000} ... (100,000 characters)\nz"
+    assert printed(f"x\n{'y' * 100_000}\nz") == f"x\n{'y' * 2000} ... (and 98,000 more)\nz"
 
 
-def test_each_step_is_a_line_with_the_time_that_is_left(capsys, monkeypatch):
-    live = Live()
-    live.began -= 30  # three steps in half a minute, after two of an earlier try
-    for step in (3, 4, 5):
-        live.tell("step", step, 11, {"reward": step / 10}, [{"step": step, "reward": 0.1}])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    assert lines[-1] == "step 5/11  reward 0.50  elapsed 0:00:30  remaining 0:01:00"
+SESSION = """
+from pathlib import Path
+from types import SimpleNamespace as S
+from cat_lib.learning.session import GRPOSession
+from cat_lib.ledger import Ledger
+from cat_lib.runs.folder import Run
+
+def train(folder, steps, of):
+    state, ignore = S(global_step=0, log_history=[], max_steps=of), lambda callback: None
+    trainer = S(args=None, state=state, remove_callback=ignore, add_callback=ignore)
+    session = GRPOSession(trainer, S(ledger=Ledger()), Run(Path(folder)), False)
+    session.began -= 30  # seconds
+    for state.global_step in steps:
+        logs = {"reward": state.global_step / 4 - 1, "label_accuracy": 0.5, "loss": 1.0}
+        state.log_history.append(logs | {"step": state.global_step})
+        session.on_log(None, state, None, logs)
+"""
 
 
+def check_lines(text: str) -> None:
+    lines = text.splitlines()
+    assert [line[:9] for line in lines] == ["step 3/11", "step 4/11", "step 5/11"]
+    assert lines[-1].startswith("step 5/11  reward 0.25  label_accuracy 0.50  elapsed 0:00:3")
+    assert "remaining 0:01:0" in lines[-1]  # six more, at ten seconds each
+
+
+def test_each_step_is_a_line_with_the_time_that_is_left(tmp_path, capsys):
+    names = {}
+    exec(SESSION, names)
+    names["train"](tmp_path, (3, 4, 5), 11)  # after two steps of an earlier try
+    check_lines(capsys.readouterr().out)
+
+
+@pytest.mark.slow
 def test_a_notebook_by_hand_has_one_figure_and_one_line_and_by_papermill_lines(tmp_path):
     from nbclient import NotebookClient
 
-    steps = (
-        "from cat_lib.learning.live import Live\nlive, logged = Live(), []\nfor step in (1, 2, 3):\n"
-        "    logged.append({'step': step, 'reward': step - 2.0, 'label_accuracy': None})\n"
-        "    live.tell('step', step, 3, {'reward': 0.5}, logged)"
-    )
-    again = f"import os\nos.environ['CAT_LIB_RUN_DIR'] = {str(tmp_path)!r}\n{steps}"
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in (steps, again)])
+    train = f"train({str(tmp_path)!r}, (3, 4, 5), 11)"
+    by_papermill = f"import os\nos.environ['CAT_LIB_RUN_DIR'] = {str(tmp_path)!r}\n{train}"
+    cells = [nbformat.v4.new_code_cell(text) for text in (SESSION, train, by_papermill)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
-    figure, line = notebook.cells[0].outputs
+    figure, line = cells[1].outputs
     assert len(figure["data"]["image/png"]) > 1000
-    assert line["data"]["text/plain"].startswith("step 3/3  reward 0.50  elapsed 0:00:0")
-    log = "".join(output["text"] for output in notebook.cells[1].outputs)
-    assert [text[:8] for text in log.splitlines()] == ["step 1/3", "step 2/3", "step 3/3"]
+    assert line["data"]["text/plain"].startswith("step 5/11  reward 0.25  label_accuracy 0.50  elapsed 0:00:3")
+    check_lines("".join(output["text"] for output in cells[2].outputs))
 
 
 def test_what_a_run_found_is_its_verdict_its_scores_and_where_its_figures_are(tmp_path):
