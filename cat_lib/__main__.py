@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -161,7 +161,7 @@ def chat(
     if len(found) != 1:
         there = ", ".join(str(path.parent) for path in found) or "its notebook trains none, or did not get so far"
         check.fail(f"{folder} has {len(found)} adapters, and one is asked: name a folder with one ({there})")
-    of = next((p for up in found[0].parents[:2] if (p := read_config(up).get("parameters"))), {})
+    of: dict[str, Any] = next((p for up in found[0].parents[:2] if (p := read_config(up).get("parameters"))), {})
     if not of.get("model"):
         check.fail(f"no config.json above {found[0]} names a model: copy the run's folder whole")
     try:

@@ -221,11 +221,11 @@ class GRPOSession(Session):
 
 
 def _picture(logged: Sequence[Any], of: int) -> bytes:
-    file, steps = io.BytesIO(), pd.DataFrame(logged).set_index("step").reindex(columns=list(_DRAWN))
-    axis = Figure((6.4, 2.4), layout="constrained").subplots()
+    figure, file = Figure((6.4, 2.4), layout="constrained"), io.BytesIO()
+    axis, steps = figure.subplots(), pd.DataFrame(logged).set_index("step").reindex(columns=list(_DRAWN))
     steps.dropna(axis=1, how="all").plot(ax=axis, color=_DRAWN, marker=".", xlim=(0.5, of + 0.5))
     axis.set(xlabel="training step", ylim=(min(0.0, steps.min().min()), max(1.02, steps.max().max())))
-    axis.figure.savefig(file, format="png", dpi=200)
+    figure.savefig(file, format="png", dpi=200)
     return file.getvalue()
 
 
