@@ -1,30 +1,35 @@
-"""The command line: `python -m cat_lib run | suite | import | export | check | doctor | ui`."""
+"""The command line: `python -m cat_lib run | suite | import | export | chat | check | doctor | ui`."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cat_lib import check
 from cat_lib.doctor import checks
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.models import ModelError
+from cat_lib.runs import places
 from cat_lib.runs.children import serve
 from cat_lib.runs.folder import BusyError, RunError, read_config
 from cat_lib.runs.mirror import import_run
-from cat_lib.runs.parameters import ParameterError
-from cat_lib.runs.places import tracking_uri
+from cat_lib.runs.parameters import ParameterError, nearest
 from cat_lib.runs.runner import run_notebook
 from cat_lib.runs.store import TrackingError, connect
+from cat_lib.shown import printed
 from cat_lib.suites import batch, executors, preflight, progress
 from cat_lib.suites.entry import spare_grammar
 from cat_lib.suites.suite import SuiteError, load_suite
+from cat_lib.tasks import load_task, sampling_of
 
 spare_grammar()
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Compute as Teacher: run notebooks, look at runs.")
@@ -50,7 +55,8 @@ def run(
     except RunError as error:
         code = 130 if error.status == "KILLED" else 1
         check.fail(f"{error.status}: {error}\nsee {error.folder / 'executed.ipynb'}", code=code)
-    print(f"FINISHED: {folder}")
+    further = f"chat '{folder}'" if (folder / "adapter").exists() else "ui"
+    print(f"FINISHED: {folder}", *progress.found(folder), f"next: python -m cat_lib {further}", sep="\n")
 
 
 @app.command()
@@ -95,6 +101,8 @@ def suite(
         check.fail(error)
     print("\n".join(progress.summary(states)))
     failed = any(s.word in (batch.Word.FAILED, batch.Word.KILLED) for s in states)
+    if not failed and not stopped:
+        print(f"next: python -m cat_lib run notebooks/10_compare.ipynb -p 'experiments=[\"suite/{loaded.name}\"]'")
     raise typer.Exit(130 if stopped else 1 if failed else 0)
 
 
@@ -135,6 +143,48 @@ def export(
 
 
 @app.command()
+def chat(
+    run: Annotated[str, typer.Argument(help="Whose adapter answers: a run's folder, or its id.")],
+    question: Annotated[str, typer.Argument(help="Without it, one after another until an empty line.")] = "",
+) -> None:
+    """Ask a run's base model, and the same with the run's adapter, side by side."""
+    from cat_lib.learning.checkpoints import load_adapter
+    from cat_lib.learning.lora import add_lora
+    from cat_lib.models import load_model, saved
+    from cat_lib.models.merging import read_adapter, require_fit
+
+    known = {folder.name: folder for folder in places.RUNS.glob("*/*/")}
+    folder = Path(run).absolute() if Path(run).is_dir() else known.get(run)
+    if not folder:
+        check.fail(f"no run {run!r}{nearest(run, known)}; name its folder, results/runs/<notebook>/<run>, or its id")
+    found = sorted(path.parent for path in folder.rglob("adapter/adapter_config.json"))
+    if len(found) != 1:
+        there = ", ".join(str(path.parent) for path in found) or "its notebook trains none, or did not get so far"
+        check.fail(f"{folder} has {len(found)} adapters, and one is asked: name a folder with one ({there})")
+    of: dict[str, Any] = next((p for up in found[0].parents[:2] if (p := read_config(up).get("parameters"))), {})
+    if not of.get("model"):
+        check.fail(f"no config.json above {found[0]} names a model: copy the run's folder whole")
+    try:
+        require_fit(saved(of["model"]), read_adapter(found[0]))
+        rank = json.loads((found[0] / "adapter_config.json").read_text())["r"]
+        asked = load_task(task := of.get("task", "arithmetic"), of.get("data")).examples("train", None, 0)
+        policy = add_lora(load_model(of["model"], thinking=of.get("thinking", False)), rank, 0)
+    except (ModelError, OSError, ValueError) as error:
+        check.fail(error)
+    load_adapter(policy.model, found[0])
+    written = [(json.dumps(e.prompt), json.dumps(e.question)[1:-1]) for e in asked]
+    written.append((json.dumps([{"role": "user", "content": "?"}]), "?"))
+    prompt, blank = next((prompt, text) for prompt, text in written if text in prompt)
+    sampling = replace(sampling_of(task), temperature=0.0)
+    for line in [question] if question else iter(lambda: input("question: ").strip(), ""):
+        put = json.loads(prompt.replace(blank, json.dumps(line)[1:-1]))
+        texts = [model.generate([put], 1, sampling)[0][0].text for model in (policy.anchor(), policy)]
+        table = Table("without the adapter", "with it", title=Text(printed(line)))
+        table.add_row(*(Text(printed(text.strip())) for text in texts))
+        Console().print(table)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine can run, with the fix for what is missing; exit code 1 if smoke runs need one."""
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fix": "[red]fix[/]"}
@@ -150,7 +200,7 @@ def doctor() -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """The MLflow UI on 127.0.0.1, over the store that runs are written to."""
-    uri = tracking_uri()
+    uri = places.tracking_uri()
     if uri.startswith("http"):
         check.fail(f"runs go to the server {uri}: open it in a browser")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 from urllib.parse import unquote
 
@@ -34,6 +35,16 @@ def escaped(text: Any) -> str:
 def plain(text: Any) -> str:
     """Text for a figure, in which matplotlib reads no formula."""
     return visible(text).replace("$", r"\$")
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 0:03:20."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def printed(text: str, most: int = 2000) -> str:
+    """Text for a terminal, which obeys none of it: of a line of more than `most` characters there is the beginning."""
+    return re.sub(f"([^\n]{{{most}}})([^\n]+)", lambda m: f"{m[1]} ... (and {len(m[2]):,} more)", visible(text))
 
 
 def masked(text: object) -> str:

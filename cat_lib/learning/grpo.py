@@ -77,6 +77,7 @@ def train(
     Raises ValueError if the policy has no adapter or the examples are fewer than `prompts_per_step`, and PolicyError if
     the engine that draws for it (`policy.sampler`) draws from other weights, now or at a step.
     """
+    logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)  # what imports Ray is told of widgets otherwise
     from cat_lib.learning.session import GRPOSession, require_adapter
 
     require_adapter(policy)

@@ -1,17 +1,25 @@
-"""A trainer's work in a run's folder: gone on with, booked and logged, ended by Ctrl-C with a checkpoint, saved."""
+"""A trainer's work in a run's folder: gone on with, booked and told, ended by Ctrl-C with a checkpoint, saved."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
+import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 from signal import signal as handle
 from typing import Any
 
+import pandas as pd
 from accelerate.utils import gather_object
+from IPython import get_ipython
+from IPython.display import Image, display
+from matplotlib.figure import Figure
 from transformers import PrinterCallback, TrainerCallback, TrainerState
 
 from cat_lib.files import append_line, read_lines
@@ -21,7 +29,9 @@ from cat_lib.learning.trl import Signal
 from cat_lib.ledger import Cost, Ledger, clock
 from cat_lib.models.local import LocalModel
 from cat_lib.runs.tracking import Run
+from cat_lib.shown import duration
 
+_DRAWN = {"reward": "#0072B2", "agreement": "#E69F00", "label_accuracy": "#009E73"}  # those that a task has
 SHOWN = ("reward", "agreement", "verdict_agreement", "label_accuracy", "unscorable", "entropy", "step_time")
 
 
@@ -81,6 +91,8 @@ class Session(TrainerCallback):  # type: ignore[misc]
             self.signal.load(json.loads((checkpoint / SIGNAL).read_text()))
         self._note_signal()
         self.warnings = collapse(trainer.state.log_history)
+        self.began, self.drawn, self.earlier = time.monotonic(), 0.0, -1  # earlier: steps before these
+        self.places = list[Any]()  # of the figure and of the line, on the page of a person's notebook
         self.spending = Spending(policy.ledger, run.dir, trainer.state.global_step if checkpoint else -1)
         trainer.remove_callback(PrinterCallback)  # it prints thirty numbers a step; we print six
         trainer.add_callback(self)
@@ -128,6 +140,21 @@ class Session(TrainerCallback):  # type: ignore[misc]
 
     def _tell(self, *_: object) -> None:
         self.told = True
+
+    def tell(self, unit: str, step: int, of: int, values: Mapping[str, float], logged: Sequence[Any] = ()) -> None:
+        """A line on what is done, in place under a figure of what was `logged` if a person executes the notebook."""
+        elapsed, self.earlier = time.monotonic() - self.began, step - 1 if self.earlier < 0 else self.earlier
+        numbers = "  ".join(f"{key} {value:.2f}" for key, value in values.items())
+        left = duration(elapsed / (step - self.earlier) * (of - step))
+        line = f"{unit} {step}/{of}  {numbers}  elapsed {duration(elapsed)}  remaining {left}"
+        if "CAT_LIB_RUN_DIR" in os.environ or not hasattr(get_ipython(), "kernel"):  # papermill, a script: a log
+            print(line, flush=True)
+            return
+        self.places = self.places or [display({"text/plain": ""}, raw=True, display_id=True) for _ in "12"]
+        if logged and (step == of or time.monotonic() - self.drawn > 2):
+            self.drawn = time.monotonic()  # not oftener than every 2 s, or a page is busy with drawing
+            self.places[0].update(Image(_picture(logged, of), width=640, height=240))  # its size is known: no jumps
+        self.places[1].update({"text/plain": line}, raw=True)
 
     def book(self, tokens: int, grad: float, plain: float, seconds: float) -> None:
         """Book an update of `tokens` tokens. FLOPs a parameter: 4 a token with gradient (forward, and backward through
@@ -184,13 +211,22 @@ class GRPOSession(Session):
         numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
         self.run.step(numbers, state.global_step, state.max_steps)
         if self.run.writes:
-            line = "  ".join(f"{k} {numbers[k]:.2f}" for k in SHOWN if k in numbers)
-            print(f"step {state.global_step}/{state.max_steps}  {line}", flush=True)
+            shown = {k: numbers[k] for k in SHOWN if k in numbers}
+            self.tell("step", state.global_step, state.max_steps, shown, state.log_history)
         if not self.warnings and (found := collapse(state.log_history)):
             self.warnings = found
             if self.run.writes:
                 warnings.warn(found[0], stacklevel=2)
                 self.run.tag("collapse", found[0])
+
+
+def _picture(logged: Sequence[Any], of: int) -> bytes:
+    figure, file = Figure((6.4, 2.4), layout="constrained"), io.BytesIO()
+    axis, steps = figure.subplots(), pd.DataFrame(logged).set_index("step").reindex(columns=list(_DRAWN))
+    steps.dropna(axis=1, how="all").plot(ax=axis, color=_DRAWN, marker=".", xlim=(0.5, of + 0.5))
+    axis.set(xlabel="training step", ylim=(min(0.0, steps.min().min()), max(1.02, steps.max().max())))
+    figure.savefig(file, format="png", dpi=200)
+    return file.getvalue()
 
 
 class SFTSession(Session):
@@ -205,5 +241,5 @@ class SFTSession(Session):
         self.book(tokens, tokens, checked, clock() - self.start)
         epoch, epochs = round(state.epoch), round(args.num_train_epochs)
         self.run.step({"validation_loss": metrics["eval_loss"]}, epoch, epochs)
-        print(f"epoch {epoch}/{epochs}  validation_loss {metrics['eval_loss']:.3f}", flush=True)
+        self.tell("epoch", epoch, epochs, {"validation_loss": metrics["eval_loss"]})
         self.note(state.global_step)

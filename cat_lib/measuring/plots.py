@@ -28,6 +28,8 @@ from cat_lib.shown import plain, visible
 _USED = yaml.safe_load(Path(__file__).with_name("colours.yaml").read_text("utf-8"))
 COLOURS = {name: colour for colour, names in _USED.items() for name in names}
 GREY, BLUE = "#777777", "#0072B2"
+SPARE = (BLUE, "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#A6761D", GREY)  # kinds without an own colour
+_COSTS = {"tokens": "generated tokens a question", "gflops": "model GFLOP a question", "seconds": "seconds a question"}
 
 
 def accuracy(scores: pd.DataFrame, group_size: int) -> Figure:
@@ -56,11 +58,12 @@ def lines(history: pd.DataFrame, keys: Iterable[str], ylabel: str, title: str) -
 
 
 def by_arm(histories: Mapping[str, pd.DataFrame], keys: Mapping[str, str], title: str) -> Figure:
-    """One panel a metric, one line an arm, over training steps. keys: column to axis label."""
+    """One panel a metric, a line an arm, over training steps, its band where there is `<key>_low`. keys: to labels."""
     figure, axes = _panels(3.2, len(keys))
     steps = pd.concat(histories, names=["arm"]).reset_index("arm")
     for axis, (key, label) in zip(axes, keys.items(), strict=True):
-        _lines(axis, steps.reindex(columns=["arm", "step", key]), "step", key, "arm")
+        named = steps.rename(columns={f"{key}_{end}": end for end in ("low", "high")})
+        _lines(axis, named, "step", key, "arm")
         axis.set_ylabel(label)
     return _done(figure, title, legend=2)
 
@@ -196,21 +199,20 @@ def levels(table: pd.DataFrame, title: str) -> Figure:
     return _done(figure, title, legend=4)
 
 
-def quality_against_cost(table: pd.DataFrame, title: str) -> Figure:
-    """Accuracy against a question's cost, three panels (columns tokens, gflops, seconds); "trained, ..." are open."""
-    labels = {"tokens": "generated tokens", "gflops": "model GFLOP", "seconds": "seconds"}
-    figure, axes = _panels(3.4, 3, sharey=True)
-    for axis, (column, label) in zip(axes, labels.items(), strict=True):
-        for _, row in table.iterrows():
-            colour = COLOURS.get(row.method.removeprefix("trained, "), GREY)
+def quality_against_cost(table: pd.DataFrame, title: str, costs: Mapping[str, str] = _COSTS, y: str = "") -> Figure:
+    """A metric `y`, or accuracy, against its cost, one panel a column of `costs`; "trained, ..." are open."""
+    figure, axes = _panels(3.4, len(costs), sharey=True)
+    for axis, (column, label) in zip(axes, costs.items(), strict=True):
+        for i, (_, row) in enumerate(table.iterrows()):
+            colour = COLOURS.get(row.method.removeprefix("trained, "), SPARE[i % len(SPARE)])
             face = "white" if row.method.startswith("trained") else colour
-            _dot(axis, row[column], row, colour, markerfacecolor=face, label=row.method)
+            _dot(axis, row[column], row, colour, markerfacecolor=face, label=_named(row.method))
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel(f"{label} a question")
-    axes[0].set(ylabel="accuracy", ylim=(0, 1.02))
+        axis.set_xlabel(label)
+    axes[0].set(ylabel=plain(y or "accuracy"), ylim=None if y else (0, 1.02))
     return _done(figure, title, legend=4, fontsize=8)
 
 
@@ -244,10 +246,9 @@ def _dot(axis: Axes, x: Any, row: Any, colour: str, **style: Any) -> None:
 
 def _lines(axis: Axes, table: pd.DataFrame, x: str, y: str, by: str) -> None:
     """Column `y` over `x`, a line for each kind in column `by`, and its 95 % band where the table has limits."""
-    spare = (BLUE, "#D55E00", "#009E73", "#E69F00", "#CC79A7", GREY)  # for kinds that have no colour of their own
     for i, (kind, part) in enumerate(table.dropna(subset=[y]).groupby(by, sort=False)):
-        colour = COLOURS.get(str(kind), spare[i % len(spare)])
-        axis.plot(part[x], part[y], marker="o", markersize=4, color=colour, label=plain(kind))
+        colour = COLOURS.get(str(kind), SPARE[i % len(SPARE)])
+        axis.plot(part[x], part[y], marker="o", markersize=4, color=colour, label=_named(kind))
         if "low" in part:
             axis.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.12, linewidth=0)
     if x == "step":

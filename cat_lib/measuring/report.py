@@ -13,7 +13,8 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -23,7 +24,9 @@ import pandas as pd
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
+from scipy.special import stdtrit
 
+from cat_lib.files import read_lines
 from cat_lib.measuring.stats import Estimate, over_seeds, paired_difference
 from cat_lib.measuring.tables import one_family, table
 from cat_lib.runs.parameters import nearest
@@ -32,7 +35,7 @@ from cat_lib.runs.store import SUITE, bare, connect
 from cat_lib.shown import escaped, masked, visible
 
 _NOTEBOOK, _PAGE, _TEXT = "10_compare", 500, 1500  # runs at once; characters of a text
-_ROLES, _UNITS = ("policy", "anchor", "update", "judge"), ("tokens", "flops", "seconds")
+_ROLES, _UNITS = ("policy", "anchor", "update", "judge"), ("tokens", "flops", "seconds", "usd")
 _OWN = re.compile(  # of one execution or its outcome, not of what was executed
     r"(metric|dataset)\..*|run_id|name|status|experiment|started|(param\.)?seeds?|entry|suite|run_dir|host|commit|dirty"
     r"|code|error|collapse|stage|cat_lib\.run"
@@ -81,10 +84,7 @@ def read_runs(filter: str, experiments: list[str]) -> pd.DataFrame:
 
 
 def default_metric(runs: pd.DataFrame) -> str:
-    """The metric with `_low` and `_high` beside it that most runs have; of several, a held-out, then a short one.
-
-    Raises ValueError if no metric has an interval.
-    """
+    """The metric with `_low` and `_high` that most runs have; a held-out, then a short one. ValueError if none has."""
     counts = {c.removeprefix("metric."): int(runs[c].notna().sum()) for c in runs if c.startswith("metric.")}
     whole = [m for m in counts if {f"{m}_low", f"{m}_high"} <= counts.keys()]
     if not whole:
@@ -126,7 +126,7 @@ def compare(kept: pd.DataFrame) -> pd.DataFrame:
 
     seed lists the seeds, n counts the questions (the fewest of a run). More columns: interval (what low and high are
     over; over seeds: Student's over two or more; over questions: the run's own), runs, replaced (older runs of a seed),
-    codes (versions of the code), tokens, flops, seconds (all roles, mean of a run; missing where not logged).
+    codes (versions of the code), tokens, flops, seconds, usd (all roles, mean of a run; missing where not logged).
     """
     roles = {unit: kept.reindex(columns=[f"metric.{role}_{unit}" for role in _ROLES]) for unit in _UNITS}
     tables = []
@@ -184,25 +184,49 @@ def findings(differences: pd.DataFrame, metric: str, baseline: str) -> str:
     return "\n".join(words) if len(differences) else f"{words[0]}\n- there is no other group to compare with"
 
 
-def examples(runs: pd.DataFrame, n: int) -> pd.DataFrame:
-    """n rollouts of each run, from the lowest to the highest reward; a run without rollouts.parquet is skipped.
+def examples(kept: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Rollouts of the newest run of each group of `grouped`, a column each, at n questions that most of them have.
 
-    Columns run (its name), question, text, reference (the first 1,500 characters of each), reward.
+    Of a question's last visit the lowest reward and the highest, before their texts; questions by their mean reward.
     """
+    found, newest = dict[str, pd.DataFrame](), kept[~kept["superseded"]].drop_duplicates("group", keep="last")
+    for run, own in _artifacts(newest, "rollouts.parquet", pd.read_parquet) if n else ():
+        own = own.reindex(columns=["step", "question", "text", "reward"]).fillna({"step": 0})
+        own = own[own["step"] == own.groupby("question")["step"].transform("max")].sort_values("reward", kind="stable")
+        own["said"] = [f"[{r:.3g}] {str(text)[:_TEXT]}" for r, text in zip(own["reward"], own["text"], strict=True)]
+        asked = own.assign(question=own["question"].astype(str).str[:_TEXT]).groupby("question")
+        found[run.group] = pd.DataFrame({"lowest": asked["said"].first(), "highest": asked["said"].last()})
+        found[run.group]["mean"] = asked["reward"].mean()
+    if not found:
+        return pd.DataFrame(columns=["question", "reward"])
+    every = pd.concat(dict(sorted(found.items())), axis=1)
+    means = every.xs("mean", axis=1, level=1)
+    order = means.mean(axis=1)[means.notna().sum(axis=1) == means.notna().sum(axis=1).max()].sort_values().index
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(n, len(order))).astype(int))]
+    texts = every.loc[chosen].drop(columns="mean", level=1).stack(level=1, future_stack=True)
+    return texts.rename_axis(["question", "reward"]).reset_index()
+
+
+def learning(kept: pd.DataFrame, keys: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """By group of `grouped`: step, each key's mean over the runs that logged it, Student's limits `_low`, `_high`."""
+    parts = [pd.DataFrame(columns=["group", "step", *keys])]
+    for run, read in _artifacts(kept[~kept["superseded"]], "metrics.jsonl", lambda path: list(read_lines(path))):
+        lines = pd.DataFrame([{"step": line["step"]} | line["metrics"] for _, line in read])
+        parts.append(lines.assign(group=run.group).reindex(columns=parts[0].columns).drop_duplicates("step"))
+    steps = pd.concat(parts[1:] or parts).groupby(["group", "step"])
+    mean, half = steps.mean(), steps.sem() * stdtrit(steps.count() - 1, 0.975)
+    wide = mean.join([(mean - half).add_suffix("_low"), (mean + half).add_suffix("_high")])
+    return {str(group): part.reset_index() for group, part in wide.groupby("group")}
+
+
+def _artifacts(runs: pd.DataFrame, name: str, read: Callable[[Path], Any]) -> Iterator[tuple[Any, Any]]:
+    """Each run with what is read from its file of this name, one at a time; none there, or unreadable: passed over."""
     from mlflow.exceptions import MlflowException
 
-    client, columns, found = connect(), ["question", "text", "reference", "reward"], list[pd.DataFrame]()
-    for run in runs.itertuples() if n else ():
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                table = pd.read_parquet(client.download_artifacts(run.run_id, "rollouts.parquet", folder))
-        except (MlflowException, OSError, ValueError):  # none there, or no table
-            continue
-        table = table.reindex(columns=columns).sort_values("reward", kind="stable", ignore_index=True)
-        table = table.iloc[np.unique(np.linspace(0, len(table) - 1, min(n, len(table))).astype(int))]
-        texts = {c: table[c].astype(object).fillna("").astype(str).str[:_TEXT] for c in columns[:3]}
-        found.append(table.assign(run=run.name, **texts)[["run", *columns]])
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["run", *columns])
+    client = connect()
+    for run in runs.itertuples():
+        with tempfile.TemporaryDirectory() as folder, suppress(MlflowException, OSError, ValueError):
+            yield run, read(Path(client.download_artifacts(run.run_id, name, folder)))
 
 
 def export(path: Path, title: str, parts: Sequence[str | pd.DataFrame | Figure]) -> None:
@@ -224,14 +248,19 @@ def _html(part: str | pd.DataFrame | Figure) -> str:
     if isinstance(part, str):
         return str(MarkdownIt("commonmark", {"html": False}).render(part))
     if isinstance(part, pd.DataFrame):
-        shown = part.rename(columns=visible).map(lambda v: visible(v) if isinstance(v, str) else v)
         with pd.option_context("display.max_colwidth", None):
-            rows = shown.to_html(index=False, na_rep="–", float_format="{:.4g}".format)
+            rows = inert(part).to_html(index=False, na_rep="–", float_format="{:.4g}".format)
         return f'<div class="table">{rows}</div>'
     picture = io.BytesIO()
     part.savefig(picture, format="png", dpi=110, bbox_inches="tight")
     data = base64.b64encode(picture.getvalue()).decode()
     return f'<p><img alt="{html.escape(part.get_suptitle() or "figure")}" src="data:image/png;base64,{data}"></p>'
+
+
+def inert(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose text no terminal, page or spreadsheet obeys; for a page or LaTeX it is to be escaped besides."""
+    shown = table.rename(columns=visible).map(lambda v: visible(v) if isinstance(v, str) else v)
+    return shown.replace(r"^(?=[=+@-])(?![+-][\d.]+$)", "'", regex=True)
 
 
 def _row(run: Any, experiment: str) -> dict[str, Any]:

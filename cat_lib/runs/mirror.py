@@ -24,6 +24,7 @@ from typing import Any
 
 from cat_lib.files import Lock, read_lines
 from cat_lib.runs import pages, places, store, traces
+from cat_lib.runs.adapters import log_adapters
 from cat_lib.runs.folder import ENDED, BusyError, RunError, read_config, settle
 from cat_lib.runs.store import SUITE, TrackingError, advice, connect, experiment_of, find_or_create, tags_of
 from cat_lib.shown import masked
@@ -68,13 +69,15 @@ def copy(folder: Path, client: Any = None, sent: Sent | None = None) -> str:
         sent.config = config
     for name in ("metrics.jsonl", "system.jsonl"):
         _steps(client, folder / name, sent)
-    if final and (folder / "metrics.json").exists():
-        results, when = json.loads((folder / "metrics.json").read_text()), config.get("ended") or config["started"]
-        _log(client, sent.run_id, {(store.sectioned(key, False), 0): (value, when) for key, value in results.items()})
     if final or time.monotonic() - sent.looked > _FILES_EVERY:
         _artifacts(client, folder, sent)
         sent.looked = time.monotonic()
     if final:
+        known = json.loads(results.read_text()) if (results := folder / "metrics.json").exists() else {}
+        when = config.get("ended") or config["started"]
+        entries = {(store.sectioned(key, step=False), 0): (value, when) for key, value in known.items()}
+        _log(client, sent.run_id, entries)
+        log_adapters(client, folder, sent.run_id, config, entries)
         traces.send(client, folder, there)
         client.set_terminated(sent.run_id, config["status"], config.get("ended"))
     return sent.run_id
@@ -129,7 +132,8 @@ def _artifacts(client: Any, folder: Path, sent: Sent) -> None:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         name, about = inside.as_posix(), path.lstat()  # before it is sent: what comes meanwhile is sent the next time
-        if _SKIPPED.search(name) or not stat.S_ISREG(about.st_mode):
+        adapter = any((up / "adapter_config.json").exists() for up in list(path.parents)[:2])  # logged as a model
+        if _SKIPPED.search(name) or adapter or not stat.S_ISREG(about.st_mode):
             continue
         if (stamp := (about.st_mtime_ns, about.st_size)) != sent.files.get(name):
             client.log_artifact(sent.run_id, str(path), inside.parent.as_posix() if inside.parent.name else None)

@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -33,6 +35,7 @@ from cat_lib.runs.mirror import mirrored
 from cat_lib.runs.pages import write_page
 from cat_lib.runs.parameters import ParameterError, resolve
 from cat_lib.runs.tracking import new_run_id
+from cat_lib.shown import printed
 
 GRACE = 25  # seconds from SIGTERM to the end of the kernel: Slurm kills after 30
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -117,6 +120,7 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
     from jupyter_client.kernelspec import find_kernel_specs
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     print(f"run folder: {run.dir}", flush=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it calls annotated parameters unknown; ours are checked
@@ -131,10 +135,12 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
         write_json(run.dir / "progress.json", progress)
 
     # bars would flood the log; steps are printed
-    environment = {"CAT_LIB_RUN_DIR": str(run.dir), "PYTHONWARNINGS": "ignore:IProgress not found"}
+    env = {"CAT_LIB_RUN_DIR": str(run.dir), "PYTHONWARNINGS": "ignore:IProgress not found", "TQDM_DISABLE": "1"}
     stops: list[int] = []
     try:
-        with patch.dict(os.environ, environment), _interruptible(stops), _system_metrics(run.dir):
+        with patch.dict(os.environ, env), _interruptible(stops), _system_metrics(run.dir), TemporaryDirectory() as at:
+            # sockets that only this user can open; a path to one has 107 bytes at most
+            ipc = {"transport": "ipc", "ip": f"{at}/kernel"} if len(at) < 90 else {}
             papermill.execute_notebook(
                 content,
                 str(run.dir / "executed.ipynb"),
@@ -142,9 +148,10 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
                 kernel_name=kernel,
                 language="python",
                 progress_bar=False,
-                stdout_file=sys.stdout,
-                stderr_file=sys.stderr,
+                stdout_file=SimpleNamespace(write=lambda text: print(printed(text), end=""), flush=sys.stdout.flush),
+                stderr_file=SimpleNamespace(write=lambda text: sys.stderr.write(printed(text)), flush=sys.stderr.flush),
                 on_cell_start=begun,
+                config=Config(KernelManager=ipc),
             )
         return "FINISHED", ""
     except PapermillExecutionError as error:

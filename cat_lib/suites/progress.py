@@ -1,29 +1,34 @@
-"""What a suite is doing: a line for each change, and what runs in a live table on a terminal, in lines elsewhere."""
+"""What a suite is doing: a line for each change, what runs in a live table or in lines, and what each run found."""
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import timedelta
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from cat_lib.shown import visible
+from cat_lib.runs.folder import read_config
+from cat_lib.runs.pages import NOTEBOOK, story
+from cat_lib.shown import duration, printed, visible
 from cat_lib.suites.batch import Batch, State, Word
 
 _LIVE_EVERY, _PLAIN_EVERY = 0.25, 60.0  # seconds between two looks at what runs, on a terminal and elsewhere
 _TAIL = 65_536  # bytes that hold the last step's line
 _SHOWN = ("reward", "label_accuracy", "agreement", "validation_loss", "loss")  # the first there is, else any
 _FAILED = (Word.FAILED, Word.KILLED)
+_ENDS = ("_before", "_after", "_difference", "_difference_low", "_difference_high")  # of a score's keys
 
 
 @contextmanager
@@ -47,7 +52,7 @@ def progress(console: Console) -> Iterator[Callable[[Batch], None]]:
         if live:
             counts = ", ".join(f"{n} {word}" for word, n in Counter(s.word for s in batch.states).items())
             stopping = "  (stopping; Ctrl-C again ends at once)" if batch.stops else ""
-            title = f"{batch.suite.name}: {counts}; {_clock(time.time() - began)}{stopping}"
+            title = f"{batch.suite.name}: {counts}; {duration(time.time() - began)}{stopping}"
             table = Table("entry", "cell", "step", "elapsed", "remaining", "last metric", title=title)
             for row in rows:
                 table.add_row(*map(escape, row))
@@ -61,7 +66,7 @@ def progress(console: Console) -> Iterator[Callable[[Batch], None]]:
 
 
 def _line(state: State) -> str:
-    took = f" in {_clock(state.seconds)}" if state.seconds else ""
+    took = f" in {duration(state.seconds)}" if state.seconds else ""
     return f"{state.word}: {state.entry.name}{took} {_one_line(state.why)}".rstrip()
 
 
@@ -70,10 +75,8 @@ def _row(batch: Batch, state: State) -> tuple[str, ...]:
 
     That is from earlier runs of its notebook, or at least what the training under way still takes.
     """
-    cell, last = "", dict[str, Any]()
-    with suppress(OSError, ValueError):
-        now = json.loads((state.entry.folder / "progress.json").read_text())
-        cell = f"{now['cell']}/{now['cells']}"
+    now, last = _read(state.entry.folder / "progress.json"), dict[str, Any]()
+    cell = f"{now['cell']}/{now['cells']}" if now else ""
     with suppress(OSError, ValueError, IndexError), (state.entry.folder / "metrics.jsonl").open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
         last = json.loads(file.read().split(b"\n")[-2])  # a line without its end may still be written
@@ -82,11 +85,11 @@ def _row(batch: Batch, state: State) -> tuple[str, ...]:
     key = next((ends[k] for k in _SHOWN if k in ends), next(iter(values), ""))
     elapsed, remaining = time.time() - state.started, "?"
     if same := [s.seconds for s in batch.found(Word.FINISHED) if s.entry.notebook == state.entry.notebook]:
-        remaining = _clock(max(0.0, median(same) - elapsed))
+        remaining = duration(max(0.0, median(same) - elapsed))
     elif of and step:
-        remaining = f"> {_clock(elapsed / step * (of - step))}"
+        remaining = f"> {duration(elapsed / step * (of - step))}"
     steps, metric = f"{step}/{of}" if of else str(step or ""), f"{key} {values[key]:.3g}" if key else ""
-    return state.entry.name, cell, steps, _clock(elapsed), remaining, metric
+    return state.entry.name, cell, steps, duration(elapsed), remaining, metric
 
 
 def planned(states: list[State], gigabytes: Mapping[str, float | None]) -> Table:
@@ -102,9 +105,12 @@ def planned(states: list[State], gigabytes: Mapping[str, float | None]) -> Table
 
 
 def summary(states: list[State]) -> list[str]:
-    """How it ended, and for each failure the command that shows it."""
-    counts = Counter(s.word for s in states)
-    lines = [", ".join(f"{n} {word}" for word, n in counts.items())]
+    """What each run found, how it all ended, and for each failure the command that shows it."""
+    counts, lines = Counter(s.word for s in states), list[str]()
+    for state in states:
+        if state.word in (Word.FINISHED, Word.SKIPPED):
+            lines += [f"{state.entry.name}:", *(f"    {line}" for line in found(state.entry.folder))]
+    lines.append(", ".join(f"{n} {word}" for word, n in counts.items()))
     for state in states:
         if state.word in _FAILED:
             lines.append(f"{state.word}: {state.entry.name}: {_one_line(state.why)}")
@@ -114,10 +120,29 @@ def summary(states: list[State]) -> list[str]:
     return lines
 
 
+def found(folder: Path) -> list[str]:
+    """What a finished run found, in lines: what it showed under its last heading `Verdict`, its scores and figures."""
+    known, text = _read(folder / "metrics.json"), ""
+    with suppress(KeyError, TypeError):  # a notebook of another hand
+        text = story(_read(folder / NOTEBOOK)["cells"], read_config(folder))[1]
+        text = html.unescape(text.replace("**", ""))
+    lines = [line for line in text.splitlines() if line.strip()]
+    if scores := [k.removesuffix("_before") for k in known if k.endswith("_before")]:
+        names = [end.rpartition("_")[2] for end in _ENDS]
+        table = pd.DataFrame([[known.get(k + end) for end in _ENDS] for k in scores], scores, names, float)
+        lines += table.to_string(float_format="{:.3f}".format, na_rep="").splitlines()
+    if figures := sorted(path.stem for path in (folder / "figures").glob("*.png")):
+        lines.append(f"figures: {folder / 'figures'} ({', '.join(figures)})")
+    return [printed(line, 500) for line in [*lines, *(f"report: {path}" for path in folder.glob("report.html"))]]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
 def _one_line(text: str) -> str:
     """Text that may hold a model's words."""
     return " ".join(visible(text).split())
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

@@ -26,6 +26,7 @@ def make_runs(store: Path) -> None:
         run = tracking.open_run("06_training_signals", {"estimator": estimator, "seed": seed, "data": HOSTILE}, folder)
         run.metrics({"heldout_score": score, "heldout_score_low": score - 0.1, "heldout_score_high": score + 0.1})
         run.metrics({"policy_tokens": 1000.0, "update_flops": 2e12, "heldout_questions": 48.0})
+        run.step({"reward": score, "agreement": 0.5}, 1, 1)
         run.table("rollouts", pd.DataFrame({"question": ["q"], "text": [HOSTILE], "reference": "r", "reward": 1.0}))
         run.end("FINISHED")
         mirror.import_run(folder)
@@ -47,11 +48,20 @@ def test_runs_are_compared_and_the_report_is_an_artifact(store):
     difference = pd.read_parquet(folder / "differences.parquet").iloc[0]
     assert difference.value == pytest.approx(-0.15)
     assert (difference.n, difference.outcome) == (2, "undecided")
-    assert {p.name for p in (folder / "figures").iterdir()} == {"comparison.png", "differences.png"}
+    assert {p.name for p in (folder / "figures").iterdir()} == {
+        "comparison.png",
+        "cost.png",
+        "differences.png",
+        "learning.png",
+    }
+    names = ("comparison", "differences", "rollouts", "runs", "settings")
+    assert {p.name for p in (folder / "tables").iterdir()} == {f"{n}.{e}" for n in names for e in ("csv", "tex")}
+    assert pd.read_csv(folder / "tables" / "comparison.csv")["value"].tolist() == pytest.approx([0.65, 0.5])
     assert len(pd.read_parquet(folder / "runs.parquet")) == 4
     soup = BeautifulSoup((folder / "report.html").read_text("utf-8"), "html.parser")
-    assert not soup.find_all(["script", "link", "iframe", "a"])
-    assert [e["src"][:10] for e in soup.find_all("img")] == ["data:image"] * 2
+    assert not soup.find_all(["link", "iframe", "a"])
+    assert len(soup.find_all("script")) == 1
+    assert [e["src"][:10] for e in soup.find_all("img")] == ["data:image"] * 4
     assert soup.title.text == f"Mine {HOSTILE[:-1]}\\u202e"
     assert "estimator=majority: undecided (-0.150 [" in soup.li.text
     client, run_id = store_.connect(), run_id_of(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from pathlib import Path
 
@@ -28,13 +30,16 @@ def make_run(store: Path, name: str, parameters: dict, metrics: dict, status="FI
     folder = store / "runs" / notebook / name
     run = tracking.open_run(notebook, parameters, folder, more.get("labels"))
     run.update_config(started=more.get("started", 1), code="c0de")
-    run.step({"reward": 0.5}, 1)
+    for step, reward in enumerate(more.get("rewards", [0.5]), 1):
+        run.step({"reward": reward}, step)
     run.metrics(metrics)
     if "questions" in more:
         run.update_config(datasets={"heldout": {"source": "s", "digest": "d", "n": more["questions"]}})
     if "texts" in more:
         rewards = [float(i) for i in range(len(more["texts"]))]
         run.table("rollouts", pd.DataFrame({"question": "q", "text": more["texts"], "reward": rewards}))
+    if "rollouts" in more:
+        run.table("rollouts", pd.DataFrame(more["rollouts"], columns=["step", "question", "text", "reward"]))
     run.end(status, "")
     return mirror.import_run(folder)
 
@@ -182,16 +187,49 @@ def test_what_cannot_be_read_is_said_with_the_nearest_and_the_allowed(store):
         report.default_metric(runs.drop(columns="metric.score_low"))
 
 
-def test_examples_go_from_the_lowest_to_the_highest_reward_and_skip_runs_without(store):
-    make_run(store, "with", {"seed": 0}, {"score": 1.0}, texts=["low", "x", "middle", "y", "z" * 5000])
-    make_run(store, "without", {"seed": 1}, {"score": 1.0})
-    runs = report.read_runs("", [])
-    table = report.examples(runs, 3)
-    assert [t[:6] for t in table.text] == ["low", "middle", "zzzzzz"]
-    assert (list(table.run), list(table.reward)) == (["with"] * 3, [0, 2, 4])
-    assert len(table.text.iloc[2]) == 1500
-    assert len(report.examples(runs, 99)) == 5
-    assert report.examples(runs, 0).empty
+def test_rollouts_stand_side_by_side_at_shared_questions_and_runs_without_have_no_column(store):
+    old = [(1, "easy", "early", 0.9), (1, "hard", "early", 0.9)]
+    a = [
+        *old,
+        (2, "easy", "=right", 1.0),
+        (2, "easy", "wrong", 0.0),
+        (2, "hard", "z" * 5000, 0.0),
+        (2, "own", "o", 1.0),
+    ]
+    b = [(5, "hard", "lost", None), (5, "easy", "fine", 1.0), (5, "hard", "half", 0.5), (4, "hard", "before", 0.0)]
+    make_run(store, "a", {"x": "a", "seed": 0}, {"score": 1.0}, rollouts=a)
+    make_run(store, "b", {"x": "b", "seed": 0}, {"score": 1.0}, rollouts=b)
+    make_run(store, "c", {"x": "c", "seed": 0}, {"score": 1.0})
+    kept = report.grouped(report.read_runs("", []), "score")
+    table = report.examples(kept, 9)
+    assert list(table.columns) == ["question", "reward", "x=a", "x=b"]
+    assert table[["question", "reward"]].to_numpy().tolist() == [
+        ["hard", "lowest"], ["hard", "highest"], ["easy", "lowest"], ["easy", "highest"]
+    ]  # fmt: skip
+    assert table["x=b"].tolist() == ["[0.5] half", "[nan] lost", "[1] fine", "[1] fine"]
+    assert table["x=a"].tolist()[2:] == ["[0] wrong", "[1] =right"]
+    assert len(table["x=a"].iloc[0]) == 4 + 1500
+    assert len(report.examples(kept, 1)) == 2
+    assert report.examples(kept, 0).empty
+
+
+def test_learning_curves_have_students_band_over_seeds_and_none_for_one(store):
+    make_run(store, "a0", {"x": "a", "seed": 0}, {"score": 1.0}, rewards=[0.1, 0.4])
+    make_run(store, "a1", {"x": "a", "seed": 1}, {"score": 1.0}, rewards=[0.3, 0.6])
+    make_run(store, "b0", {"x": "b", "seed": 0}, {"score": 1.0}, rewards=[0.2])
+    found = report.learning(report.grouped(report.read_runs("", []), "score"), ["reward", "agreement"])
+    a, b = found["x=a"], found["x=b"]
+    assert a.step.tolist() == [1, 2]
+    assert a.reward.tolist() == pytest.approx([0.2, 0.5])
+    assert a.reward_low.tolist() == pytest.approx([0.2 - 12.7062 * 0.1, 0.5 - 12.7062 * 0.1], rel=1e-4)
+    assert (b.reward.tolist(), b.reward_low.isna().all(), b.agreement.isna().all()) == ([0.2], True, True)
+    figure = plots.by_arm(found, {"reward": "reward"}, "t")
+    assert len(figure.axes[0].collections) == 2  # a band each, of one seed an empty one
+
+
+def test_no_cell_is_a_formula_and_numbers_stay_as_they_are():
+    table = report.inert(pd.DataFrame({"=x": ["=1+1", "@a", "-0.5", "+", "a\x1b", -2.5]}))
+    assert table.iloc[:, 0].tolist() == ["'=1+1", "'@a", "-0.5", "'+", "a\\u001b", -2.5]
 
 
 def check_inert(path: Path) -> BeautifulSoup:
@@ -201,10 +239,15 @@ def check_inert(path: Path) -> BeautifulSoup:
     soup = BeautifulSoup(text, "html.parser")
     assert soup.meta.find_next("meta")["content"].startswith("default-src 'none'; img-src data:")
     for e in soup.find_all(True):
-        assert e.name not in ("script", "link", "iframe", "object", "embed", "base", "form", "svg")
+        assert e.name not in ("link", "iframe", "object", "embed", "base", "form", "svg")
         assert not [a for a in e.attrs if a.startswith("on")]
         for a in ("src", "href", "srcset", "action", "data"):
             assert str(e.get(a, "data:image/")).startswith(("data:image/", "#"))
+    (script,) = soup.find_all("script")  # ours, the only one that the policy lets run
+    digest = base64.b64encode(hashlib.sha256(script.text.encode()).digest()).decode()
+    assert soup.meta.find_next("meta")["content"].endswith(f"script-src 'sha256-{digest}'")
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document.write|eval|fetch|import", script.text)
+    script.decompose()
     assert len(soup.find_all("style")) == 1
     assert "http" not in soup.style.text
     assert "@import" not in soup.style.text
@@ -216,7 +259,7 @@ def test_hostile_text_from_runs_is_shown_and_does_nothing(store, tmp_path):
     make_run(store, "evil", {"p": HOSTILE, "seed": 0}, {"score": 0.5}, labels=labels, texts=[HOSTILE])
     make_run(store, "good", {"p": "plain", "seed": 0}, {"score": 0.6})
     kept = report.grouped(report.read_runs("", []), "score")
-    table, read = report.compare(kept), report.examples(kept, 3)
+    table, read = report.compare(kept), report.examples(kept, 3).rename(columns={"question": HOSTILE})
     figure = plots.intervals(table, "score", "t")
     path = tmp_path / "report.html"
     text = "\n".join(["## Said", "", f"- {shown.escaped(HOSTILE)} **ours**"])
