@@ -114,7 +114,8 @@ def _require_drawn(
 ) -> None:
     """Raises ValueError where the engine that draws can't give the rollouts, or the facts of them, that are asked for.
 
-    An estimator or rule names the facts (`FACTS`) that it can't do without in an attribute `needs`.
+    An estimator or rule names the facts (`FACTS`) that it can't do without in an attribute `needs`, and may have a
+    method `require(votes)`, which refuses too few.
     """
     engine, whole = policy.engine, sampling.top_k == 0 and sampling.top_p == 1
     given: Sequence[str] = FACTS if policy.plainly else ()
@@ -126,6 +127,8 @@ def _require_drawn(
             "trains on and no more; take rollouts=vllm, engine=transformers or votes=None"
         )
     for part in (estimator, rule):
+        if hasattr(part, "require"):
+            part.require(settings.drawn)
         if missing := [fact for fact in getattr(part, "needs", ()) if fact not in given]:
             raise ValueError(
                 f"{getattr(part, '__name__', type(part).__name__)} needs {', '.join(missing)} of each rollout, which "

@@ -103,7 +103,7 @@ def by_hand(answers, entropies, selective=True, negatives=True, gate=True, dynam
     ("off", "ours"),
     [
         ({}, {}),
-        ({"selective": False}, {"selective": False}),
+        ({"selective": False}, {}),  # the majority is the estimator
         ({"negatives": False}, {"tau_neg": 0}),
         ({"gate": False}, {"gate": False}),
         ({"dynamic": False}, {"dynamic": False}),
@@ -115,8 +115,8 @@ def test_scrl_and_its_ablations_are_the_authors_formulas(off, ours):
     for own in groups:
         entropies = [r.mean_entropy for r in own.rollouts]
         positive, negative, expected = by_hand(own.answers, entropies, **off)
-        scrl = SCRL(votes=len(own.answers), **ours)
-        references = scrl.estimate([own])
+        scrl = SCRL(**ours)
+        references = scrl.estimate([own]) if "selective" not in off else majority([own])
         assert (references[0].answer if references[0] else None) == positive, own.answers
         (rewards,) = scrl([own], references)
         assert rewards == pytest.approx(expected, abs=1e-6), own.answers
@@ -135,7 +135,7 @@ def test_other_notations_are_one_answer_and_no_box_is_none():
 
 
 def test_scrl_on_all_missing_all_different_and_all_the_same():
-    scrl = SCRL(votes=16)
+    scrl = SCRL()
     missing, same = group(*[None] * 16), group(*["5"] * 16)
     different = group(*map(str, range(16)), entropies=[0.5, 1.5] * 8)
     references = scrl.estimate([missing, different, same])
@@ -152,11 +152,10 @@ def test_scrl_on_all_missing_all_different_and_all_the_same():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"votes": 8}, r"votes=8: .* tau_neg=0.125, so no answer can be negative; take 9 votes or more, or tau_neg=0"),
-        ({"votes": 16, "tau_pos": 0.1}, "0 <= tau_neg <= tau_pos <= 1"),
-        ({"votes": 16, "tau_pos": 1.5}, r"tau_pos=1.5.*allowed is"),
-        ({"votes": 16, "tau_marg": -0.1}, "tau_marg"),
-        ({"votes": 16, "lambda_h": -1.0}, "lambda_h"),
+        ({"tau_pos": 0.1}, "0 <= tau_neg <= tau_pos <= 1"),
+        ({"tau_pos": 1.5}, r"tau_pos=1.5.*allowed is"),
+        ({"tau_marg": -0.1}, "tau_marg"),
+        ({"lambda_h": -1.0}, "lambda_h"),
     ],
 )
 def test_scrl_that_can_t_work_is_refused(given, message):
@@ -164,12 +163,12 @@ def test_scrl_that_can_t_work_is_refused(given, message):
         SCRL(**given)
 
 
-def test_scrl_names_a_group_of_another_size_and_unknown_entropies():
-    with pytest.raises(ValueError, match=r"'q' has 8 rollouts, 8 of known entropy; SCRL\(votes=16\)"):
-        SCRL(16)([group(*"11112222")], [None])
+def test_scrl_names_too_few_votes_and_unknown_entropies():
+    with pytest.raises(ValueError, match=r"votes=8: .* no answer can be negative; take 9 votes or more, or tau_neg=0"):
+        SCRL()([group(*"11112222")], [None])
     with pytest.raises(ValueError, match="16 rollouts, 15 of known entropy"):
-        SCRL(16)([group(*"1" * 16, entropies=[None, *[1.0] * 15])], [None])
-    assert SCRL(8, tau_neg=0)([group(*"11112222")], [None]) == [[0.0] * 8]
+        SCRL()([group(*"1" * 16, entropies=[None, *[1.0] * 15])], [None])
+    assert SCRL(tau_neg=0)([group(*"11112222")], [None]) == [[0.0] * 8]
 
 
 def test_ttrl_s_metrics_before_and_after_the_subsample_are_theirs():
@@ -266,7 +265,7 @@ def test_only_what_is_named_after_gold_answers_reads_them():
     groups = [g for g in groups if len(g.answers) == 16]
     for g in groups:
         assert not any("gold" in field for field in g.__dataclass_fields__)
-    scrl = SCRL(16)
+    scrl = SCRL()
     right = {g.id: next(filter(None, g.answers), "1") for g in groups}
     lies = dict.fromkeys(right, "123456")
 

@@ -359,6 +359,10 @@ class Unable:
 
     needs = ("mean_logprob", "mean_entropy")
 
+    def require(self, votes):
+        if votes == 12:
+            raise ValueError("12 votes are odd")
+
     def __call__(self, groups, references):
         raise AssertionError
 
@@ -369,6 +373,7 @@ class Unable:
         ("vllm", {}, "Unable needs mean_entropy of each rollout, which vllm does not give; take engine=transformers"),
         ("unsloth", {}, "Unable needs mean_logprob, mean_entropy of each rollout, which unsloth does not give"),
         ("unsloth", {"votes": 8}, "votes=8: on a GPU unsloth draws the group_size=4 rollouts"),
+        ("transformers", {"votes": 12}, "12 votes are odd"),
     ],
 )
 def test_what_the_engine_that_draws_can_t_give_is_refused_before_training(tmp_path, engine, change, message):
@@ -376,7 +381,7 @@ def test_what_the_engine_that_draws_can_t_give_is_refused_before_training(tmp_pa
     settings = GRPOSettings(group_size=4, prompts_per_step=2, prompts_per_micro_batch=2, **change)
     if engine == "vllm":
         policy = replace(policy, sampler=object())
-    else:
+    elif engine == "unsloth":
         elsewhere = types.SimpleNamespace(device=torch.device("cuda"), disable_adapter=None)  # what is asked of it here
         policy = replace(policy, engine="unsloth", model=elsewhere)
     with pytest.raises(ValueError, match=message):
