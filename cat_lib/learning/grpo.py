@@ -86,7 +86,7 @@ def train(
             f"{len(examples)} examples are fewer than prompts_per_step={settings.prompts_per_step}; "
             "add questions or lower prompts_per_step"
         )
-    _require_drawn(policy, estimator, rule, settings, task.sampling)
+    require_drawn(policy, estimator, rule, settings, task.sampling)
     if policy.sampler:
         from cat_lib.learning.sampler import samples_the_policy
 
@@ -109,7 +109,7 @@ def train(
     return Trained(history, record.tables(settings.steps), adapter, session.warnings, session.spending.total())
 
 
-def _require_drawn(
+def require_drawn(
     policy: LocalModel, estimator: Estimator, rule: RewardRule, settings: GRPOSettings, sampling: Sampling
 ) -> None:
     """Raises ValueError where the engine that draws can't give the rollouts, or the facts of them, that are asked for.

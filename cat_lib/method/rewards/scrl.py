@@ -21,8 +21,8 @@ from cat_lib.schema import Group, Reference
 class SCRL:
     """Both halves of the method: `estimate` is the estimator, the object itself the reward rule.
 
-    Ablations: with `voting.majority` as the estimator it takes any positive, tau_neg=0 has no negatives, gate=False asks
-    no entropy of them, dynamic=False rewards 1, -1 and 0. Raises ValueError for thresholds that are out of order.
+    Ablations: with `voting.majority` as the estimator any majority is positive, tau_neg=0 has no negatives, gate=False
+    asks no entropy of them, dynamic=False rewards 1, -1 and 0. Raises ValueError for thresholds that are out of order.
     """
 
     tau_pos: float = 0.375  # least share of a positive
