@@ -46,6 +46,7 @@ class Completion:
     # nats a token of the policy's own, at the sampling temperature (greedy: 1), before top-k and top-p cut it
     mean_logprob: float | None = None
     mean_entropy: float | None = None
+    self_certainty: float | None = None  # mean of logsumexp minus the mean logit: KL(uniform || p) + log V
     foreign: tuple[tuple[int, int], ...] = ()  # spans (start, stop) of `token_ids` that the policy did not write
     logprobs: tuple[float, ...] | None = None  # vLLM's: of each token, nats of the distribution it was drawn from
 

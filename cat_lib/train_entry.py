@@ -111,7 +111,6 @@ def train_arms(p: Parameters, folder: Path) -> None:
     import nbformat
 
     from cat_lib.learning.grpo import add_lora, train
-    from cat_lib.method.rewards.verifiable import verifiable
 
     os.environ["CAT_LIB_RUN_DIR"] = str(folder)  # the run is this program's, as under the runner
     notebook, made = places.NOTEBOOKS / f"{NOTEBOOK}.ipynb", dict(p.given)
@@ -125,7 +124,7 @@ def train_arms(p: Parameters, folder: Path) -> None:
             if run.writes:
                 print(f"--- {name}, seed {seed}", flush=True)
             policy, part = add_lora(made["model"], p.lora_rank, seed), run.part(f"{name}_{seed}")
-            train(policy, task, train_set, made["estimators"][name], verifiable, settings, part)
+            train(policy, task, train_set, *made["signals"][name], settings, part)
 
 
 def _trained(p: Parameters, folder: Path) -> tuple[str, str]:

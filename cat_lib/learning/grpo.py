@@ -23,11 +23,11 @@ import pandas as pd
 from cat_lib.learning.lora import add_lora as add_lora
 from cat_lib.learning.record import Record
 from cat_lib.learning.settings import GRPOSettings, grpo_arguments
-from cat_lib.learning.trl import GroupReward, Signal
+from cat_lib.learning.trl import FACTS, GroupReward, Signal
 from cat_lib.ledger import Cost
 from cat_lib.method.signals import GOLD_SIGNALS, RUBRIC_SIGNALS, SIGNALS
 from cat_lib.runs.tracking import Run
-from cat_lib.schema import Estimator, Example, RewardRule, Task
+from cat_lib.schema import Estimator, Example, RewardRule, Sampling, Task
 
 if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
@@ -74,8 +74,9 @@ def train(
     that is the last step, its adapter and history are loaded and nothing is trained again.
     Ctrl-C saves a checkpoint marked by `interrupted.json` and raises KeyboardInterrupt.
     Under `accelerate launch` every process calls this, on one file system; the first one writes (`train_entry.py`).
-    Raises ValueError if the policy has no adapter or the examples are fewer than `prompts_per_step`, and PolicyError if
-    the engine that draws for it (`policy.sampler`) draws from other weights, now or at a step.
+    Raises ValueError if the policy has no adapter, the examples are fewer than `prompts_per_step`, or the engine can't
+    draw as many as vote or tell of a rollout what estimator or rule `needs`; and PolicyError if the engine that draws
+    for it (`policy.sampler`) draws from other weights, now or at a step.
     """
     logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)  # what imports Ray is told of widgets otherwise
     from cat_lib.learning.session import GRPOSession, require_adapter
@@ -86,6 +87,7 @@ def train(
             f"{len(examples)} examples are fewer than prompts_per_step={settings.prompts_per_step}; "
             "add questions or lower prompts_per_step"
         )
+    require_drawn(policy, estimator, rule, settings, task.sampling)
     if policy.sampler:
         from cat_lib.learning.sampler import samples_the_policy
 
@@ -94,7 +96,7 @@ def train(
     run.dataset("training", examples, task.name)
     run.tag("reward_rule", getattr(rule, "__name__", type(rule).__name__))
     signal = Signal(estimator, rule)
-    record = Record(task, examples, run, signal)
+    record = Record(task, examples, run, signal, settings.group_size)
     reward = GroupReward(
         task, examples, signal, settings.group_size, partial(policy.read, stop=task.sampling.stop), record.on_step
     )
@@ -106,6 +108,34 @@ def train(
     for name in (*SIGNALS, *GOLD_SIGNALS) if task.verifiable else ():
         history[name] = history.get(name, math.nan)
     return Trained(history, record.tables(settings.steps), adapter, session.warnings, session.spending.total())
+
+
+def require_drawn(
+    policy: LocalModel, estimator: Estimator, rule: RewardRule, settings: GRPOSettings, sampling: Sampling
+) -> None:
+    """Raises ValueError where the engine that draws can't give the rollouts, or the facts of them, that are asked for.
+
+    An estimator or rule names the facts (`FACTS`) that it can't do without in an attribute `needs`, and may have a
+    method `require(votes)`, which refuses too few.
+    """
+    engine, whole = policy.engine, sampling.top_k == 0 and sampling.top_p == 1
+    given: Sequence[str] = FACTS if policy.plainly else ()
+    if policy.sampler:
+        engine, given = "vllm", FACTS[:1] if whole else ()
+    elif not policy.plainly and settings.drawn > settings.group_size:
+        raise ValueError(
+            f"votes={settings.drawn}: on a GPU {engine} draws the group_size={settings.group_size} rollouts that it "
+            "trains on and no more; take rollouts=vllm, engine=transformers or votes=None"
+        )
+    for part in (estimator, rule):
+        if hasattr(part, "require"):
+            part.require(settings.drawn)
+        if missing := [fact for fact in getattr(part, "needs", ()) if fact not in given]:
+            raise ValueError(
+                f"{getattr(part, '__name__', type(part).__name__)} needs {', '.join(missing)} of each rollout, which "
+                f"{engine} does not give{'' if whole or engine != 'vllm' else ' where top_k or top_p cut'}; take "
+                "engine=transformers and rollouts=engine"
+            )
 
 
 def _trainer(
@@ -125,13 +155,14 @@ def _trainer(
     on_cpu, processes = policy.model.device.type == "cpu", int(os.environ.get("WORLD_SIZE", "1"))
     arguments = grpo_arguments(settings, task.sampling, run.dir / "checkpoints", on_cpu, processes, policy.thinking)
     stop_ids, own = policy.stop_ids(task.sampling.stop), policy.plainly
+    voters = settings.drawn // settings.group_size - 1
     trainer = (SharedPromptTrainer if own else exact(trl.GRPOTrainer))(
         model=policy.model,
         args=trl.GRPOConfig(**arguments),
         reward_funcs=[reward],
         train_dataset=Dataset.from_list([{"prompt": e.prompt, "example_id": e.id} for e in examples]),
         processing_class=policy.tokenizer,
-        rollout_func=rollouts(policy, task.sampling, settings.seed) if own or policy.sampler else None,
+        rollout_func=rollouts(policy, task.sampling, settings.seed, voters) if own or policy.sampler else None,
     )
     if policy.sampler:
         drawn_elsewhere(trainer, policy.sampler)

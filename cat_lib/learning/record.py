@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from cat_lib.learning.trl import Signal
+from cat_lib.method.estimators.voting import first
 from cat_lib.method.signals import CollapseWatch, Rewards, gold_signals, signals
 from cat_lib.prompts import valid
 from cat_lib.runs.tracking import Run
@@ -23,8 +24,8 @@ from cat_lib.schema import Example, Group, Reference, Task
 class Record:
     """Keeps what the reward saw: every completion in a file, signals for the log."""
 
-    def __init__(self, task: Task, examples: Sequence[Example], run: Run, signal: Signal) -> None:
-        self.run, self.signal, self.task = run, signal, task
+    def __init__(self, task: Task, examples: Sequence[Example], run: Run, signal: Signal, trained: int) -> None:
+        self.run, self.signal, self.task, self.trained = run, signal, task, trained
         self.golds = {e.id: e.gold for e in examples}  # for plots alone
 
     def on_step(
@@ -33,13 +34,22 @@ class Record:
         """Called by the reward once its numbers are fixed; returns the step's signals."""
         rule: Any = self.signal.rule
         if self.run.writes:  # each of several processes sees all groups
-            write_step(self.run.dir, "rollouts", step, rollout_table(groups, references, rewards))
-        known = signals(groups, references, rewards, self.task.verifiable)
+            write_step(self.run.dir, "rollouts", step, rollout_table(groups, references, rewards, self.trained))
+        known = self._signals(groups, references, rewards)
         if self.signal.scored and hasattr(rule, "tables"):
             for name, table in rule.tables().items():
                 write_step(self.run.dir, name, step, table)
         if self.signal.scored and hasattr(rule, "observe"):
             known |= rule.observe(step, self.run.dir)
+        if self.task.verifiable:
+            known |= self.signal.flips(groups)
+        if any(len(group.rollouts) > self.trained for group in groups):
+            kept = self._signals(first(groups, self.trained), references, [own[: self.trained] for own in rewards])
+            known |= {f"trained_{name}": value for name, value in kept.items()}
+        return known
+
+    def _signals(self, groups: list[Group], references: list[Reference | None], rewards: Rewards) -> dict[str, float]:
+        known = signals(groups, references, rewards, self.task.verifiable)
         if self.task.verifiable:
             golds = [self.golds[g.id] for g in groups]
             known |= gold_signals(groups, references, rewards, golds, self.task.correct)
@@ -76,9 +86,15 @@ def write_step(run_dir: Path, name: str, step: int, table: pd.DataFrame) -> None
 
 
 def rollout_table(
-    groups: Sequence[Group], references: Sequence[Reference | None], rewards: Sequence[Sequence[float | None]]
+    groups: Sequence[Group],
+    references: Sequence[Reference | None],
+    rewards: Sequence[Sequence[float | None]],
+    trained: int | None = None,
 ) -> pd.DataFrame:
-    """One row a rollout, with what it was measured against. Text that is no UTF-8 is replaced, so that it is kept."""
+    """One row a rollout, with what it was measured against. Text that is no UTF-8 is replaced, so that it is kept.
+
+    `trained`: how many of each group, the first, are trained on; None: all.
+    """
     return pd.DataFrame(
         {
             "question": group.question,
@@ -90,6 +106,7 @@ def rollout_table(
             "rollout": i,
             "finish": rollout.finish,
             "reference_answer": reference.answer if reference else None,
+            "trained": trained is None or i < trained,
         }
         for group, reference, rs in zip(groups, references, rewards, strict=True)
         for i, (rollout, answer, reward) in enumerate(zip(group.rollouts, group.answers, rs, strict=True))

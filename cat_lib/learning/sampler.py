@@ -39,16 +39,26 @@ class PolicyError(ModelError):
     """What draws is not the policy that learns."""
 
 
-def rollouts(policy: LocalModel, sampling: Sampling, seed: int) -> Callable[[list[Prompt], Any], dict[str, Any]]:
-    """TRL's `rollout_func` on our engine. Prompts arrive repeated, one row a rollout (measured; its docs differ)."""
+def rollouts(
+    policy: LocalModel, sampling: Sampling, seed: int, voters: int = 0
+) -> Callable[[list[Prompt], Any], dict[str, Any]]:
+    """TRL's `rollout_func` on our engine. Prompts arrive repeated, one row a rollout (measured; its docs differ).
+
+    `voters`: further rollouts for each row, drawn after all that are trained on; they pass TRL by, to the signal alone.
+    """
 
     def rollout(prompts: list[Prompt], trainer: Any) -> dict[str, Any]:
         runs = [(prompt, len(list(rows))) for prompt, rows in groupby(prompts)]
         # each process draws its own, or two halves of a group would hold the same rollouts
         step_seed = (seed * 1_000_003 + trainer.state.global_step) * 64 + trainer.accelerator.process_index
-        n = max(count for _, count in runs)
+        n = max(count for _, count in runs) * (1 + voters)
         groups = policy.generate([p for p, _ in runs], n, replace(sampling, seed=step_seed))
         rows = [(p, c) for (p, count), group in zip(runs, groups, strict=True) for c in group[:count]]
+        untrained = [
+            group[count + i * voters : count + (i + 1) * voters]
+            for (_, count), group in zip(runs, groups, strict=True)
+            for i in range(count)
+        ]
         if policy.sampler:
             compare(policy, rows, sampling, trainer)
         return {
@@ -56,6 +66,7 @@ def rollouts(policy: LocalModel, sampling: Sampling, seed: int) -> Callable[[lis
             "completion_ids": [list(c.token_ids) for _, c in rows],
             "logprobs": [list(c.logprobs or ()) for _, c in rows] if policy.sampler else None,
             "env_mask": [list(c.mask) for _, c in rows],  # TRL's name: a foreign token has no gradient
+            "untrained": untrained,
             **{fact: [getattr(c, fact) for _, c in rows] for fact in FACTS},
         }
 

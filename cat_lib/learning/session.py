@@ -75,7 +75,7 @@ class Session(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, trainer: Any, policy: LocalModel, run: Run, resume: bool, signal: Signal | None = None) -> None:
         self.trainer, self.policy, self.run = trainer, policy, run
-        self.signal = signal if signal and signal.keepers else None
+        self.signal = signal
         self.told = self.stopped = False  # several processes: this one has had a signal; all end after this step
         # or a later resume would go on from another training; no process saves before all have made a step together
         if not resume and run.writes:
@@ -84,11 +84,14 @@ class Session(TrainerCallback):  # type: ignore[misc]
         if checkpoint:
             trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         if checkpoint and self.signal:
-            if not (checkpoint / SIGNAL).exists():
+            there = (checkpoint / SIGNAL).exists()
+            state = json.loads((checkpoint / SIGNAL).read_text()) if there else {}
+            if missing := self.signal.keepers.keys() - state:
                 raise ValueError(
-                    f"{checkpoint} has no {SIGNAL}, and this signal keeps state: train anew with resume=False"
+                    f"{checkpoint} has no {SIGNAL} with what this signal's {' and '.join(sorted(missing))} knew: train "
+                    "anew with resume=False"
                 )
-            self.signal.load(json.loads((checkpoint / SIGNAL).read_text()))
+            self.signal.load(state)
         self._note_signal()
         self.warnings = collapse(trainer.state.log_history)
         self.began, self.drawn, self.earlier = time.monotonic(), 0.0, -1  # earlier: steps before these

@@ -61,6 +61,7 @@ class GRPOSettings:
 
     steps: int = 1000  # (paper) maximum
     group_size: int = 8  # (paper) rollouts per prompt
+    votes: int | None = None  # rollouts that the signal sees, of which the first group_size are trained on; None: those
     prompts_per_step: int = 32  # (paper) global batch 256, read as sequences: 32 prompts x 8 rollouts
     prompts_per_micro_batch: int = 4  # bounds memory; the gradient is that of the whole step
     learning_rate: float = 5e-7  # (paper) constant, no warm-up, AdamW
@@ -76,10 +77,20 @@ class GRPOSettings:
         given = dict(parameters) | changed
         return cls(**{f.name: given[f.name] for f in fields(cls) if f.name in given})
 
+    @property
+    def drawn(self) -> int:
+        """Rollouts a question, those included that only vote."""
+        return self.group_size if self.votes is None else self.votes
+
     def __post_init__(self) -> None:
         if self.group_size < 2:
             raise ValueError(
                 f"group_size={self.group_size}: GRPO compares rollouts of one prompt; allowed is 2 or more"
+            )
+        if self.drawn < self.group_size or self.drawn % self.group_size:
+            raise ValueError(
+                f"votes={self.votes}: the first group_size={self.group_size} of them are trained on; allowed is a "
+                f"multiple of it, as {2 * self.group_size}, or None"
             )
         if self.prompts_per_step % self.prompts_per_micro_batch:
             raise ValueError(

@@ -6,7 +6,8 @@ groups. A signal with state would come apart if each process showed it other gro
 be lost; so the first process alone is shown all groups of a step, in their order, as if there were no other, and hands
 its state on. What is logged is that of the whole step on every process. Synthesis happens here and not in
 `rollout_func`, so that it also works where Unsloth or vLLM make the rollouts; what the rollout's own pass knew of it
-then stays None.
+then stays None. Where more rollouts vote than are trained on (TTRL), the others come with the rows of their group, are
+scored with it, and end here.
 
 Left out: async rewards. Collectives from another thread would hang, and the anchor is local.
 """
@@ -17,12 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cat_lib.method.signals import Rewards
+from cat_lib.method.signals import FlipRate, Rewards
 from cat_lib.schema import Completion, Estimator, Example, Group, Prompt, Reference, RewardRule, Task
 from cat_lib.tasks import group_of
 
-FACTS = ("mean_logprob", "mean_entropy", "foreign")  # of a rollout, which TRL hands from rollout_func to the reward
-Row = tuple[str, str, list[int], dict[str, Any]]  # example id, completion text, completion token ids, facts
+# of a rollout, which TRL hands from rollout_func to the reward
+FACTS = ("mean_logprob", "mean_entropy", "self_certainty", "foreign")
+# example id, completion text, completion token ids, facts, and further rollouts that only vote
+Row = tuple[str, str, list[int], dict[str, Any], Sequence[Completion]]
 Read = Callable[[Prompt, str, list[int]], Completion]  # prompt, text and token ids to what the policy said
 OnStep = Callable[[int, list[Group], list[Reference | None], Rewards], dict[str, float]]
 
@@ -34,6 +37,7 @@ class Signal:
         self.estimator, self.rule = estimator, rule
         parts: dict[str, Any] = {"estimator": estimator, "rule": rule}
         self.keepers = {name: part for name, part in parts.items() if hasattr(part, "state")}
+        self.flips = FlipRate()  # which each process shows all groups
         self.scored = 0  # groups of the last call in this process; the rule has observed nothing where it is 0
 
     def __call__(self, groups: list[Group]) -> tuple[list[Reference | None], Rewards]:
@@ -43,12 +47,13 @@ class Signal:
 
     def state(self) -> dict[str, Any]:
         """What estimator and rule would need to go on from here."""
-        return {name: part.state() for name, part in self.keepers.items()}
+        return {name: part.state() for name, part in self.keepers.items()} | {"flips": self.flips.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         for name, part in self.keepers.items():
             part.load(state[name])
+        self.flips.load(state.get("flips", {}))
 
 
 class GroupReward:
@@ -84,8 +89,9 @@ class GroupReward:
         rank, processes = world.process_index, world.num_processes
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
         facts = [{name: columns[name][i] for name in FACTS if name in columns} for i in range(local)]
+        others = columns.get("untrained", [()] * local)
         # each process holds one contiguous slice of the step's rows, in the order of their ranks, and scores one
-        rows: list[Row] = gather_object(list(zip(example_id, texts, completion_ids, facts, strict=True)))
+        rows: list[Row] = gather_object(list(zip(example_id, texts, completion_ids, facts, others, strict=True)))
         chunks = whole_groups(rows, self.group_size)
         alone = processes > 1 and bool(self.signal.keepers)
         if alone:
@@ -99,13 +105,14 @@ class GroupReward:
         groups, references, rewards = map(list, zip(*scored, strict=True))
         for name, value in self.on_step(trainer_state.global_step + 1, groups, references, rewards).items():
             log_metric(name, value)
-        flat = [r for group in rewards for r in group]
+        flat = [r for group in rewards for r in group[: self.group_size]]
         return flat[rank * local :][:local]
 
     def _group(self, chunk: Sequence[Row]) -> Group:
         id = chunk[0][0]
         question, prompt = self.asked[id]
-        rollouts = [replace(self.read(prompt, text, ids), **facts) for _, text, ids, facts in chunk]
+        rollouts = [replace(self.read(prompt, text, ids), **facts) for _, text, ids, facts, _ in chunk]
+        rollouts += [voter for *_, voters in chunk for voter in voters]
         return group_of(self.task, id, question, rollouts, prompt)
 
 

@@ -21,6 +21,9 @@ from cat_lib.measuring.tables import compare, crossed, outcomes, summary, table
 from cat_lib.method.estimators import voting
 from cat_lib.schema import Estimator, Example, Group, Reference, Task
 
+STATES = ["never", "sometimes", "mostly", "always"]
+FATES = ["learned", "sharpened", "corrupted", "unchanged"]
+
 
 def method_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     """One row a method, over the evaluations of one policy, one a seed: the share of questions it answers right.
@@ -167,6 +170,51 @@ def pass_outcomes(task: Task, examples: Sequence[Example], groups: Sequence[Grou
     right, ids = graded(task, examples, groups), [e.id for e in examples]
     ks = sorted({right.shape[1], *(2**i for i in range(right.shape[1].bit_length()))})
     return pd.concat([outcomes({"pass@k": pass_at_k(right, k)}, ids, k=k, **about) for k in ks], ignore_index=True)
+
+
+def states(task: Task, examples: Sequence[Example], groups: Sequence[Group]) -> np.ndarray:
+    """How often each question is answered right, (questions,) of STATES: mostly is more than half of its rollouts."""
+    share = graded(task, examples, groups).mean(axis=1)
+    return np.select([share == 0, share <= 0.5, share < 1], STATES[:3], STATES[3])
+
+
+def transitions(
+    task: Task, examples: Sequence[Example], before: Sequence[Group], after: Sequence[Group]
+) -> pd.DataFrame:
+    """Questions by their state before (rows) and after (columns): the matrix that `fates` sums up."""
+    was, now = (states(task, examples, groups) for groups in (before, after))
+    return pd.crosstab(was, now).reindex(index=STATES, columns=STATES, fill_value=0).rename_axis("before", axis=0)
+
+
+def fates(
+    task: Task, examples: Sequence[Example], before: Sequence[Group], after: Sequence[Group], method: str, seed: int = 0
+) -> pd.DataFrame:
+    """Outcomes of what became of each question, 1 for its own and 0 for the others; the column `fate` says which.
+
+    learned: never right before, and sometimes or more after; sharpened: right before, and now in a higher state;
+    corrupted: in a lower one; unchanged. Chance moves questions too, both ways: compare with a second draw of the
+    untrained policy in the place of `after`.
+    """
+    was, now = (np.array([STATES.index(s) for s in states(task, examples, g)]) for g in (before, after))
+    kinds = np.select([(was == 0) & (now > 0), now > was, now < was], FATES[:3], FATES[3])
+    ids = [e.id for e in examples]
+    return pd.concat([outcomes({method: kinds == fate}, ids, seed, fate=fate) for fate in FATES], ignore_index=True)
+
+
+def lead(history: pd.DataFrame, by: float = 0.1, window: int = 3) -> dict[str, float]:
+    """By how many steps the flip rate, which needs no label, says before label_accuracy falls that it will.
+
+    `flip_rise`: the first step at which the mean flip rate of the last `window` logged steps is more than `by` above
+    its lowest before; `label_fall`: the same of label_accuracy, below its highest; `lead`: the second less the first.
+    What did not happen is left out.
+    """
+    steps = {}
+    for key, column, side in (("flip_rise", "flip_rate", 1), ("label_fall", "label_accuracy", -1)):
+        known = history.reindex(columns=["step", column]).dropna()
+        mean = side * known[column].rolling(window).mean()
+        if (moved := mean > mean.cummin() + by).any():
+            steps[key] = float(known["step"][moved].iloc[0])
+    return steps | ({"lead": steps["label_fall"] - steps["flip_rise"]} if len(steps) == 2 else {})
 
 
 def newly_solved(

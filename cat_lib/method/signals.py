@@ -2,14 +2,15 @@
 
 `label_accuracy`, `reward_accuracy` and `rollout_accuracy` read the gold answers, for plots alone: they are computed
 here, after the rewards, and nothing reads them back. `label_accuracy` is TTRL's (arXiv 2504.16084, `ttt_metrics.py`);
-`reward_accuracy` is our own: theirs counts rewards that equal gold's, which means nothing for a fraction.
+`reward_accuracy` is our own: theirs, here `reward_hit_rate`, counts rewards that equal gold's, which means nothing for
+a fraction.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from cat_lib.method.estimators.voting import agreement, majority
@@ -43,6 +44,7 @@ def signals(
     both = [(v, r.answer) for v, r in zip(votes, references, strict=True) if v and r and r.answer]
     shares |= {
         "agreement": [agreement(group.answers) for group in groups],
+        "labelled": [bool(r and r.answer) for r in references],
         "disagreement": [v != r for v, r in both],
         "no_answer": [a is None and not gone for a, gone in answers],
         "answer_lost": [gone for _, gone in answers],
@@ -62,11 +64,17 @@ def gold_signals(
     """What only the gold answers tell, for plots alone; `correct` is the task's comparison of answer and gold."""
     right = [[correct(a, gold) for a in group.answers] for group, gold in zip(groups, golds, strict=True)]
     ordered = reward_accuracy(rewards, right)
+    binary = {r for group in rewards for r in group if r is not None} <= {0.0, 1.0}
+    # as theirs: what has no reward counts as 0
+    hits = [(r or 0.0) == g for own, known in zip(rewards, right, strict=True) for r, g in zip(own, known, strict=True)]
     shares: dict[str, Sequence[float]] = {
-        "label_accuracy": [correct(r.answer if r else None, g) for r, g in zip(references, golds, strict=True)],
+        "label_accuracy": [correct(r.answer if r else None, g) for r, g in zip(references, golds, strict=True)]
+        if any(references)
+        else [],
         "reward_accuracy": [] if ordered is None else [ordered],
         "rollout_accuracy": [g for group in right for g in group],
         "pass_at_n": [any(group) for group in right],
+        "reward_hit_rate": hits if binary else [],
     }
     return {name: fmean(values) for name, values in shares.items() if values}
 
@@ -97,6 +105,30 @@ def answer_dependence(answers: Iterable[Sequence[str | None]]) -> float:
     n = every.total()
     terms = (c / n * math.log(c * n / (every[a] * own.total())) for own in counts for a, c in own.items())
     return max(0.0, math.fsum(terms))
+
+
+class FlipRate:
+    """How often the majority's answer is another one than at the question's last visit, which no label is needed for.
+
+    TTRL-Guard's leading signal (arXiv 2605.19444, `_get_fr`). Theirs counts a first visit as no flip; here it is left
+    out, or the rate would only say how many questions are new.
+    """
+
+    def __init__(self) -> None:
+        self.majorities: dict[str, str | None] = {}  # of each question's last visit, by id
+
+    def __call__(self, groups: Sequence[Group]) -> dict[str, float]:
+        """`flip_rate` of one step's groups, or nothing where no question was seen before."""
+        votes = {g.id: vote.answer if vote else None for g, vote in zip(groups, majority(groups), strict=True)}
+        flipped = [vote != self.majorities[id] for id, vote in votes.items() if id in self.majorities]
+        self.majorities |= votes
+        return {"flip_rate": fmean(flipped)} if flipped else {}
+
+    def state(self) -> dict[str, str | None]:
+        return dict(self.majorities)
+
+    def load(self, state: Mapping[str, str | None]) -> None:
+        self.majorities = dict(state)
 
 
 class CollapseWatch:

@@ -41,8 +41,8 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False, 
     if require_sampler(rollouts):
         from cat_lib.models import served
 
-        sampler = served.load(rollouts)
-        return replace(_local(name, engine, thinking), sampler=sampler)
+        server = served.load(rollouts)
+        return replace(_local(name, engine, thinking), sampler=server)
     if "vllm" not in (engine, rollouts):
         return _local(name, engine, thinking)
     model = None if engine == "vllm" else _local(name, engine, thinking)  # first: Unsloth patches what vLLM imports

@@ -129,10 +129,12 @@ class LocalModel(Speaker):
                 filled = passes.prefill(self.model, own, shared)
                 rows, steps = passes.decode(self.model, filled, uniform[batch], sampling, stop_ids)
                 computed += sum(map(len, own)) + steps
-                for row, (tokens, logp, entropy) in enumerate(rows):
-                    i, size = batch[row // n], len(tokens)
+                for row, (tokens, sums) in enumerate(rows):
+                    i = batch[row // n]
                     read = self.read(prompts[i], self.decode(tokens), tokens, sampling.stop)
-                    results[i].append(replace(read, mean_logprob=logp / size, mean_entropy=entropy / size))
+                    logprob, entropy, certainty = (total / len(tokens) for total in sums)
+                    known = {"mean_logprob": logprob, "mean_entropy": entropy, "self_certainty": certainty}
+                    results[i].append(replace(read, **known))
         answered = sum(len(c.token_ids) for group in results for c in group)
         self.book(n * sum(lengths), answered, computed, start)
         return results

@@ -7,6 +7,7 @@ What many texts open with is there once. `model` is the transformers model itsel
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from cat_lib.schema import Sampling
 
 MAX_ROWS = 256  # bounds the logits of one decoding step to rows x vocabulary
 _CHUNK = 256  # tokens
-Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -131,10 +132,10 @@ def decode(
     uniform: torch.Tensor,
     sampling: Sampling,
     stop_ids: frozenset[int],
-) -> tuple[list[tuple[list[int], float, float]], int]:
+) -> tuple[list[tuple[list[int], list[float]]], int]:
     """Draw n sequences from each of the rows that `prefill` gave; `uniform` (rows, n, tokens) says which.
 
-    Returns (token ids, sum of log-probabilities, sum of entropies) of each, and how many tokens were computed.
+    Returns (token ids, sums over them of what `draw` tells of a token) of each, and how many tokens were computed.
     """
     logits, cache, mask = filled
     n, uniform = uniform.shape[1], uniform.flatten(0, 1)
@@ -145,14 +146,14 @@ def decode(
             layer.batch_repeat_interleave(n)
     logits, mask = logits[:, -1].repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
     stops = torch.tensor(sorted(stop_ids))
-    rows: list[tuple[list[int], float, float]] = [([], 0.0, 0.0) for _ in range(len(uniform))]
+    rows: list[tuple[list[int], list[float]]] = [([], [0.0] * 3) for _ in range(len(uniform))]
     active, computed = torch.arange(len(uniform)), 0
     for step in range(sampling.max_new_tokens):
         tokens, *numbers = draw(logits.float(), sampling, uniform[active, step])
         for row, token, *new in zip(*(t.tolist() for t in (active, tokens, *numbers)), strict=True):
-            ids, logp, entropy = rows[row]
+            ids, sums = rows[row]
             ids.append(token)
-            rows[row] = ids, logp + new[0], entropy + new[1]
+            sums[:] = map(operator.add, sums, new)
         running = ~torch.isin(tokens, stops)
         if step + 1 == sampling.max_new_tokens or not running.any():
             break
@@ -170,7 +171,8 @@ def decode(
 def draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> Draw:
     """Tokens (R,) from logits (R, V) and a uniform number each: what is drawn depends on nothing else.
 
-    With them their log-probabilities and the entropies, of the distribution at the sampling temperature (greedy: 1).
+    With them their log-probabilities, the entropies and the self-certainties (logsumexp minus the mean logit), of the
+    distribution at the sampling temperature (greedy: 1).
     """
     scaled = logits if sampling.temperature in (0, 1) else logits / sampling.temperature
     scaled = scaled - scaled.amax(-1, keepdim=True)  # so that the sums below keep their digits
@@ -190,8 +192,8 @@ def draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> Dra
         index = torch.searchsorted(cumulative, target, right=True).clamp(max=probs.shape[-1] - 1)
         tokens = (index if order is None else order.gather(-1, index))[:, 0]
     sums = -whole.amax(-1).log()  # of exponentials: the likeliest stands at 0
-    logp = scaled.gather(-1, tokens[:, None])[:, 0] - sums
-    return tokens.cpu(), logp.cpu(), (sums - torch.linalg.vecdot(whole, scaled)).cpu()
+    logp, entropy = scaled.gather(-1, tokens[:, None])[:, 0] - sums, sums - torch.linalg.vecdot(whole, scaled)
+    return tokens.cpu(), logp.cpu(), entropy.cpu(), (sums - scaled.mean(-1)).cpu()
 
 
 def trees(

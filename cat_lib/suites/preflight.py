@@ -27,7 +27,7 @@ def require(p: Parameters, here: bool = True) -> float | None:
         return None
     v = p.values
     new_tokens = v.get("response_tokens") or sampling_of(p.task).max_new_tokens
-    counts = (v.get(key) for key in ("group_size", "samples", "rollouts"))
+    counts = (v.get(key) for key in ("group_size", "votes", "samples", "rollouts"))
     largest = max((n for n in counts if isinstance(n, int)), default=1)
     drawn = "vllm" in (v.get("engine"), v.get("rollouts"))
     answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens, vllm=drawn)

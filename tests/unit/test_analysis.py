@@ -337,3 +337,31 @@ def test_a_paper_preset_that_does_not_fit_is_refused_before_anything_is_loaded(g
 def test_names_that_cannot_be_used_are_refused(notebook, change, message):
     with pytest.raises(ParameterError, match=message):
         resolve(places.NOTEBOOKS / f"{notebook}.ipynb", change)
+
+
+def test_what_became_of_each_question_is_told_by_how_often_it_is_right():
+    """Never, half, three of four and always before; each fate once, and by the matrix."""
+    rows = {"0": "2222", "1": "1122", "2": "1112", "3": "1111"}
+    before = [group(i, *rows[str(i)]) for i in range(4)]
+    after = [group(0, *"1222"), group(1, *"1112"), group(2, *"1222"), group(3, *"1111")]
+    assert analysis.states(TASK, EXAMPLES, before).tolist() == analysis.STATES
+    table = tables.summary(analysis.fates(TASK, EXAMPLES, before, after, "arm"), ["method", "fate"])
+    assert table.fate.tolist() == analysis.FATES
+    assert table.value.tolist() == [0.25] * 4
+    assert table.n.tolist() == [4] * 4
+    assert (table.low < 0.25).all()
+    assert (table.high > 0.25).all()
+    moved = analysis.transitions(TASK, EXAMPLES, before, after)
+    assert moved.to_numpy().tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
+    lost = analysis.fates(TASK, EXAMPLES, before, [group(i, *"2222") for i in range(4)], "arm")
+    assert lost.query("fate == 'corrupted'").value.tolist() == [0, 1, 1, 1]
+    assert lost.query("fate == 'unchanged'").value.tolist() == [1, 0, 0, 0]
+
+
+def test_the_lead_of_the_flip_rate_is_counted_in_steps():
+    flips = [np.nan, 0.1, 0.1, 0.1, 0.5, 0.5, 0.5, 0.5]
+    labels = [0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.4, 0.4]
+    history = pd.DataFrame({"step": range(1, 9), "flip_rate": flips, "label_accuracy": labels})
+    assert analysis.lead(history) == {"flip_rise": 5, "label_fall": 7, "lead": 2}
+    assert analysis.lead(history.assign(label_accuracy=0.8)) == {"flip_rise": 5}
+    assert analysis.lead(history.drop(columns="flip_rate")) == {"label_fall": 7}

@@ -45,7 +45,7 @@ def test_what_a_page_names_exists(page: Path):
         ("[part](docs/limits.md#none)", "docs/limits.md#none"),
         ("`cat_lib/nowhere.py`", "cat_lib/nowhere.py"),
         ("`nowhere.py`", "nowhere.py"),
-        ("`12_nothing` and `11`", "12_nothing, 11"),
+        ("`18_nothing` and `19`", "18_nothing, 19"),
         ("`make nothing`", "make nothing"),
         ("```\npython -m cat_lib fly\n```", "fly"),
         ("```\npython -m cat_lib suite notebooks/suites/smoke.yaml --fly\n```", "--fly"),

@@ -79,7 +79,7 @@ def test_nucleus_and_top_k_keep_what_they_promise():
 
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).repeat(4000, 1)
     uniform = torch.rand(4000, generator=torch.Generator().manual_seed(0))
-    plain, _, _ = draw(logits, Sampling(1), uniform)
+    plain = draw(logits, Sampling(1), uniform)[0]
     shares = torch.bincount(plain, minlength=4) / 4000
     assert shares.tolist() == pytest.approx(logits[0].softmax(-1).tolist(), abs=0.02)
     assert draw(logits, Sampling(1, top_k=2), uniform)[0].unique().tolist() == [0, 1]
@@ -92,10 +92,12 @@ def test_what_a_pass_knows_of_its_token_is_at_the_sampling_temperature_and_befor
 
     logits = torch.randn(50, 7, generator=torch.Generator().manual_seed(1)) * 3
     uniform = torch.rand(50, generator=torch.Generator().manual_seed(2))
-    tokens, logp, entropy = draw(logits, Sampling(1, temperature, top_k=3, top_p=0.9), uniform)
+    tokens, logp, entropy, certainty = draw(logits, Sampling(1, temperature, top_k=3, top_p=0.9), uniform)
     by_hand = torch.distributions.Categorical(logits=logits / (temperature or 1))
     torch.testing.assert_close(logp, by_hand.log_prob(tokens))
     torch.testing.assert_close(entropy, by_hand.entropy())
+    scaled = logits / (temperature or 1)
+    torch.testing.assert_close(certainty, scaled.logsumexp(-1) - scaled.mean(-1))
 
 
 def test_a_completion_s_means_are_at_the_sampling_temperature(exact):
@@ -106,6 +108,8 @@ def test_a_completion_s_means_are_at_the_sampling_temperature(exact):
     by_hand = torch.distributions.Categorical(logits=logits / 0.7)
     assert completion.mean_logprob == pytest.approx(by_hand.log_prob(ids[0, -len(logits) :]).mean().item(), abs=1e-3)
     assert completion.mean_entropy == pytest.approx(by_hand.entropy().mean().item(), abs=1e-3)
+    certainty = ((logits / 0.7).logsumexp(-1) - (logits / 0.7).mean(-1)).mean().item()
+    assert completion.self_certainty == pytest.approx(certainty, abs=1e-3)
 
 
 def test_the_mask_of_a_completion_names_the_tokens_that_the_policy_wrote():

@@ -93,6 +93,11 @@ def test_what_a_task_would_ignore_is_refused(notebook, opened):
         ("09_sharpening", {"split": "transductive", "task": "aime24"}, "no held-out questions"),
         ("09_sharpening", {"train_questions": 100_000}, "100000"),
         ("09_sharpening", {"top_p": 0.0}, "top_p above 0"),
+        ("06_training_signals", {"estimators": ["gold_wrong"]}, "mean 'gold_wrong_majority'"),
+        ("11_when_consensus_lies", {"signals": ["ttlr"]}, "mean 'ttrl'"),
+        ("11_when_consensus_lies", {"votes": 6}, "votes=6: the first group_size=4 of them are trained on"),
+        ("11_when_consensus_lies", {"votes": 2}, "votes=2: the first group_size=4 of them are trained on"),
+        ("11_when_consensus_lies", {"levels": ["poems"]}, r"is empty; levels=\['poems'\]: the task has none of these"),
     ],
 )
 def test_parameters_that_cannot_work_are_refused_before_a_model_is_loaded(notebook, given, message, opened):

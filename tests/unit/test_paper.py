@@ -41,8 +41,12 @@ def test_columns_keys_and_words(table):
 
 
 def test_every_row_names_its_source(table):
-    assert set(table.source) == {"arXiv 2509.14234", "arXiv 2504.16084", "OpenReview ISHsdUmdpn"}
-    assert set(table.version[table.source != "arXiv 2504.16084"]) == {"v1", "later", "both"}
+    assert set(table.source) == {"arXiv 2509.14234", "arXiv 2504.16084", "arXiv 2603.19880", "OpenReview ISHsdUmdpn"}
+    assert set(table.version[table.source.isin(["arXiv 2509.14234", "OpenReview ISHsdUmdpn"])]) == {
+        "v1",
+        "later",
+        "both",
+    }
     assert (table.section[table.status != "unknown"] != "").all()
 
 
@@ -75,6 +79,7 @@ def test_shares_are_shares_and_ranges_are_ordered(table):
         ("length_penalty", -1), ("gemma3_top_k", 64), ("question_in_synthesis_prompt", 0.004),
         ("ttrl_qwen25_math_15b_math500_before", 0.327), ("ttrl_qwen25_math_15b_math500_after", 0.730),
         ("ttrl_qwen25_math_7b_aime24_after", 0.402), ("ttrl_qwen3_8b_gpqa_before", 0.481),
+        ("scrl_qwen25_3b_aime25_scrl", 0.084), ("scrl_qwen25_math_7b_math500_ttrl", 0.857),
         ("clip_epsilon", None), ("seeds", None), ("heldout_maths", None), ("measured_compute", None),
     ],
 )  # fmt: skip

@@ -87,6 +87,8 @@ def test_every_argument_is_one_that_trl_knows(tmp_path):
         ({"group_size": 1}, "group_size=1"),
         ({"prompts_per_step": 6, "prompts_per_micro_batch": 4}, "can't hold whole groups; take 4"),
         ({"steps": 0}, "steps=0"),
+        ({"votes": 4}, "votes=4: the first group_size=8 of them are trained on; allowed is a multiple of it, as 16"),
+        ({"votes": 12}, "votes=12"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(change, message):
@@ -247,7 +249,7 @@ def _train_tiny(folder, rule, steps=4, **change):
     task = Arithmetic()
     settings = GRPOSettings(
         steps=steps, group_size=4, prompts_per_step=2, prompts_per_micro_batch=2, learning_rate=1e-2, lora_rank=4,
-        save_steps=change.pop("save_steps", 2),
+        save_steps=change.pop("save_steps", 2), votes=change.pop("votes", None),
     )  # fmt: skip
     return train(tiny_policy(), task, task.examples("train", 8, 0), none, rule, settings, Run(folder), **change)
 
@@ -297,7 +299,8 @@ def test_a_resume_finds_the_state_of_the_rule(tmp_path, ends_at, counted):
         with pytest.raises(KeyboardInterrupt):
             _train_tiny(tmp_path / "parts", Counting(ends_at), save_steps=3)
         assert json.loads((tmp_path / "parts/checkpoints/checkpoint-2/signal.json").read_text()) == {
-            "rule": {"seen": 4}
+            "rule": {"seen": 4},
+            "flips": dict.fromkeys(whole.rollouts.query("step <= 2")["example"].unique()),
         }
     else:
         _train_tiny(tmp_path / "parts", Counting(), steps=2)
@@ -313,6 +316,76 @@ def test_a_checkpoint_without_the_state_that_a_rule_keeps_is_refused(tmp_path):
     _train_tiny(tmp_path, lambda groups, _: [[1.0, 0.0, 0.0, 1.0] for _ in groups], steps=2)
     with pytest.raises(ValueError, match=r"checkpoint-2 has no signal.json.*resume=False"):
         _train_tiny(tmp_path, Counting())
+
+
+def test_more_rollouts_vote_than_are_trained_on(tmp_path, monkeypatch):
+    """Of 12 votes a question TRL trains on the first 4, with the rewards that the rule gave these; all are kept."""
+    given = []
+
+    class Alternating:
+        needs = ("mean_entropy",)
+
+        def __call__(self, groups, references):
+            given.append([[r.mean_entropy for r in g.rollouts] for g in groups])
+            return [[float(i % 3) for i in range(len(g.rollouts))] for g in groups]
+
+    learnt = []
+    scored = SharedPromptTrainer._generate_and_score_completions
+
+    def spied(self, inputs):
+        learnt.append(scored(self, inputs))
+        return learnt[-1]
+
+    monkeypatch.setattr(SharedPromptTrainer, "_generate_and_score_completions", spied)
+    trained = _train_tiny(tmp_path, Alternating(), steps=1, votes=12)
+    assert [[len(g) for g in step] for step in given] == [[12, 12]]
+    assert all(entropy > 0 for entropy in given[0][0])
+    table = trained.rollouts
+    assert len(table) == 24
+    assert table.groupby("example")["trained"].apply(list).tolist() == [[True] * 4 + [False] * 8] * 2
+    assert table["text"].nunique() > 12  # each is a draw of its own
+    rows = zip(learnt[0]["completion_ids"], learnt[0]["completion_mask"], strict=True)
+    ids = [row[mask.bool()].tolist() for row, mask in rows]
+    said = [tiny_policy().read("", tiny_policy().decode(i), i, ("\n",)).text for i in ids]
+    assert said == table[table["trained"]]["text"].tolist()
+    assert trained.history["reward"].tolist() == [pytest.approx((0 + 1 + 2 + 0) / 4)]
+    assert {"trained_zero_variance", "trained_rollout_tokens", "trained_pass_at_n"} <= set(trained.history)
+    tokens = 24 * trained.history["rollout_tokens"].iloc[0]
+    assert trained.spent["policy"].completion_tokens == pytest.approx(tokens)  # the votes are paid for
+
+
+class Unable:
+    """A rule that needs what an engine may not give."""
+
+    needs = ("mean_logprob", "mean_entropy")
+
+    def require(self, votes):
+        if votes == 12:
+            raise ValueError("12 votes are odd")
+
+    def __call__(self, groups, references):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("engine", "change", "message"),
+    [
+        ("vllm", {}, "Unable needs mean_entropy of each rollout, which vllm does not give; take engine=transformers"),
+        ("unsloth", {}, "Unable needs mean_logprob, mean_entropy of each rollout, which unsloth does not give"),
+        ("unsloth", {"votes": 8}, "votes=8: on a GPU unsloth draws the group_size=4 rollouts"),
+        ("transformers", {"votes": 12}, "12 votes are odd"),
+    ],
+)
+def test_what_the_engine_that_draws_can_t_give_is_refused_before_training(tmp_path, engine, change, message):
+    policy, task = tiny_policy(), Arithmetic()
+    settings = GRPOSettings(group_size=4, prompts_per_step=2, prompts_per_micro_batch=2, **change)
+    if engine == "vllm":
+        policy = replace(policy, sampler=object())
+    elif engine == "unsloth":
+        elsewhere = types.SimpleNamespace(device=torch.device("cuda"), disable_adapter=None)  # what is asked of it here
+        policy = replace(policy, engine="unsloth", model=elsewhere)
+    with pytest.raises(ValueError, match=message):
+        train(policy, task, task.examples("train", 4, 0), none, Unable(), settings, Run(tmp_path))
 
 
 def test_costs_go_on_from_the_step_that_is_resumed_and_not_from_later_ones(tmp_path):
