@@ -124,7 +124,8 @@ def train_arms(p: Parameters, folder: Path) -> None:
             if run.writes:
                 print(f"--- {name}, seed {seed}", flush=True)
             policy, part = add_lora(made["model"], p.lora_rank, seed), run.part(f"{name}_{seed}")
-            train(policy, task, train_set, *made["signals"][name], settings, part)
+            estimator, rule = made["signals"][name]
+            train(policy, task, train_set, estimator, rule, settings, part)
 
 
 def _trained(p: Parameters, folder: Path) -> tuple[str, str]:

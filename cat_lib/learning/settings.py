@@ -61,7 +61,6 @@ class GRPOSettings:
 
     steps: int = 1000  # (paper) maximum
     group_size: int = 8  # (paper) rollouts per prompt
-    votes: int | None = None  # rollouts that the signal sees, of which the first group_size are trained on; None: those
     prompts_per_step: int = 32  # (paper) global batch 256, read as sequences: 32 prompts x 8 rollouts
     prompts_per_micro_batch: int = 4  # bounds memory; the gradient is that of the whole step
     learning_rate: float = 5e-7  # (paper) constant, no warm-up, AdamW
@@ -70,6 +69,7 @@ class GRPOSettings:
     lora_rank: int = 32  # (paper) for SFT; RL's is not stated
     save_steps: int | None = None  # None: 50, or a quarter of a shorter run
     seed: int = 0
+    votes: int | None = None  # rollouts that the signal sees, of which the first group_size are trained on; None: those
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any] | Iterable[tuple[str, Any]], **changed: Any) -> GRPOSettings:

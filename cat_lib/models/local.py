@@ -133,8 +133,8 @@ class LocalModel(Speaker):
                     i = batch[row // n]
                     read = self.read(prompts[i], self.decode(tokens), tokens, sampling.stop)
                     logprob, entropy, certainty = (total / len(tokens) for total in sums)
-                    known = {"mean_logprob": logprob, "mean_entropy": entropy, "self_certainty": certainty}
-                    results[i].append(replace(read, **known))
+                    told = replace(read, mean_logprob=logprob, mean_entropy=entropy, self_certainty=certainty)
+                    results[i].append(told)
         answered = sum(len(c.token_ids) for group in results for c in group)
         self.book(n * sum(lengths), answered, computed, start)
         return results
