@@ -19,7 +19,6 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from cat_lib.runs.folder import read_config
 from cat_lib.runs.pages import NOTEBOOK, story
 from cat_lib.shown import duration, printed, visible
 from cat_lib.suites.batch import Batch, State, Word
@@ -124,7 +123,7 @@ def found(folder: Path) -> list[str]:
     """What a finished run found, in lines: what it showed under its last heading `Verdict`, its scores and figures."""
     known, text = _read(folder / "metrics.json"), ""
     with suppress(KeyError, TypeError):  # a notebook of another hand
-        text = story(_read(folder / NOTEBOOK)["cells"], read_config(folder))[1]
+        text = story(_read(folder / NOTEBOOK)["cells"], {"status": "FINISHED"})[1]
         text = html.unescape(text.replace("**", ""))
     lines = [line for line in text.splitlines() if line.strip()]
     if scores := [k.removesuffix("_before") for k in known if k.endswith("_before")]:
