@@ -1,14 +1,13 @@
 """Optimization models that are data: LP text in a strict subset of what HiGHS reads, and a JSON form.
 
-LP text: `min` or `max` with the objective, `st` with constraints (`name: 3 x + 2 y <= 4`), `bounds`, `general`,
-`binary`, `end`, each on lines of its own. Variables are at least 0 unless `bounds` says otherwise. The JSON form
-declares its variables, and its expressions are sums, as `{"x": 3, "y": 2}`, or trees of few operations, as
-`["*", 3, ["^", "x", 2]]`; what is not linear needs it.
+LP text: `min` or `max` with the objective, `st` with rows (`name: 3 x + 2 y <= 4`), `bounds`, `general`, `binary`,
+`end`, each on lines of its own. Variables are at least 0 unless `bounds` says otherwise. The JSON form declares its
+variables, and writes a sum as `{"x": 3, "y": 2}`, and what is not linear as a tree: `["*", 3, ["^", "x", 2]]`.
 
 Nothing is evaluated. Refused, with line and reason, is what HiGHS's own reader takes for something else without a word:
-`(x`, `x/2` and `x.1` as names, `Y` and `y` as two variables, constants left of a sign (dropped), numbers that are taken
-for infinite or for 0, bounds on a binary variable (they replace 0 and 1), names that only bounds or types know,
-repeated sections and names. Left out: quadratic and semi-continuous parts, special ordered sets, ranges in one row.
+`(x`, `x/2` and `x.1` as names, `Y` and `y` as two variables, constants left of a sign (dropped), numbers taken for
+infinite or for 0, bounds on a binary variable (they replace 0 and 1), names that only bounds or types know, repeated
+sections and names. Left out: quadratic and semi-continuous parts of LP text, special ordered sets, ranges in one row.
 """
 
 from __future__ import annotations
@@ -20,20 +19,13 @@ from typing import Any
 
 from cat_lib.tasks.rows import DataError, Given, usable
 
-LONGEST, MOST, DEEPEST = 20_000, 1_000, 50  # characters; variables, and constraints; operations in one another
+LONGEST, MOST, DEEPEST = 20_000, 1_000, 50  # characters; variables, and rows; operations in one another
 SMALLEST, LARGEST = 1e-9, 1e15  # HiGHS drops what is smaller, and takes 1e20 for infinite
 _ONE, _TWO = (1, 1), (2, 2)  # how many an operation takes, at least and at most
 OPERATIONS = {"+": (1, 99), "*": (2, 99), "-": (1, 2), "/": _TWO, "^": _TWO, "sqrt": _ONE, "exp": _ONE, "log": _ONE}
-_WORDS = {
-    "min": ("min", "minimum", "minimize"),
-    "max": ("max", "maximum", "maximize"),
-    "st": ("st", "s.t.", "subject to", "such that"),
-    "bounds": ("bounds", "bound"),
-    "general": ("general", "generals", "gen", "integer", "integers"),
-    "binary": ("binary", "binaries", "bin"),
-    "end": ("end",),
-}
-_SECTION = {word: section for section, words in _WORDS.items() for word in words}
+_WORDS = "min|minimum|minimize max|maximum|maximize st|s.t.|subject to|such that bounds|bound end".replace(" t", "\0t")
+_WORDS += " general|generals|gen|integer|integers binary|binaries|bin"
+_SECTION = {w.replace("\0", " "): ws.split("|")[0] for ws in _WORDS.split() for w in ws.split("|")}
 _RESERVED = {*_SECTION, "free", "inf", "infinity", "nan", "semi", "semis", "sos", "sos1", "sos2", "subject", "such"}
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![A-Za-z0-9_.])"
 _NAME = r"[A-Za-z_][A-Za-z0-9_]{0,99}(?![A-Za-z0-9_.(])"
@@ -105,41 +97,18 @@ class _LP:
         self.declared = False  # whether all variables are
 
     def read(self, text: str) -> Formulation:
-        found, number = self.sections(text)
-        sense = "max" if "max" in found else "min"
-        self.made.maximize = sense == "max"
-        if missing := [s for s in (sense, "st", "end") if s not in found or (s != "end" and not found[s])]:
+        found, number = _sections(text)
+        self.made.maximize, sense = "max" in found, "max" if "max" in found else "min"
+        if missing := [s for s in (sense, "st", "end") if not found.get(s, []) and (s != "end" or s not in found)]:
             raise FormulationError(f"line {number}: {missing[0]} is missing, or nothing stands under it")
         for section in (sense, "st", "bounds", "general", "binary"):
             self.declared = section not in (sense, "st")
             for number, line in found.get(section, ()):
                 try:
-                    getattr(self, {"min": "goal", "max": "goal", "general": "typed"}.get(section, section))(line)
+                    getattr(self, "goal" if section == sense else section)(line)
                 except FormulationError as error:
                     raise FormulationError(f"line {number}: {error}") from None
         return self.made
-
-    def sections(self, text: str) -> tuple[dict[str, list[tuple[int, str]]], int]:
-        """The statements of each section, with the line in which each begins, and the number of the last line."""
-        found: dict[str, list[tuple[int, str]]] = {}
-        section, number, wrong = "", 0, ""
-        for number, line in enumerate(text.split("\n"), 1):
-            line = re.sub(r"[ \t\r]+", " ", line.partition("\\")[0]).strip(" ")
-            if head := _HEAD.match(line):
-                section, line = _SECTION[head[1].lower()], line[head.end() :]
-                if section in found or (section in ("min", "max")) == bool(found):
-                    wrong = "stands twice, or not where it should: first min or max, then the others"
-                found[section] = []
-            if not (line.isascii() and line.isprintable()) or (line and section in ("", "end")):
-                wrong = "can't stand here: min or max comes first, end last, and all is plain ASCII"
-            if wrong:
-                raise FormulationError(f"line {number}: {head[1] if head else line[:40]!r} {wrong}")
-            begun = found[section][-1:] if section in ("min", "max", "st") and line else []
-            if begun and (section != "st" or not _ROW.match(begun[0][1])):  # it goes on in this line
-                found[section][-1] = (begun[0][0], f"{begun[0][1]} {line}")
-            elif line:
-                found[section].append((number, line))
-        return found, number
 
     def goal(self, text: str) -> None:
         self.made.objective = self.sum(self.unlabelled(text))
@@ -151,8 +120,32 @@ class _LP:
             raise FormulationError(f"{text[:60]!r} is no sum of variables, one of <= >= =, and one number")
         left = self.sum(parts[1])
         if left.constant or not left.terms or len(self.labels) > MOST + 1:
-            raise FormulationError(f"left of a sign stand variables alone, and there are at most {MOST:,} constraints")
+            raise FormulationError(f"left of a sign stand variables alone, and there are at most {MOST:,} rows")
         self.made.rows.append((left, _SIGNS.get(parts[2], parts[2]), _signed(parts[3], parts[4])))
+
+    def bounds(self, text: str) -> None:
+        if not (match := _BOUND.fullmatch(text)) or not (match[2] or match[4] or match[7]):
+            raise FormulationError(f"{text[:40]!r} is no bound as x >= 2, 2 <= x <= 3, x = 3 or x free")
+        ends = [("low", match[1], match[2]), ("low", "-", match[7] and "inf"), ("high", "", match[7] and "inf")]
+        ends += [(end, match[5], match[6]) for end, but in (("low", "<"), ("high", ">")) if but not in (match[4] or "")]
+        variable = self.made.variables[self.name(match[3])]
+        for end, sign, size in ends:
+            value = _signed(sign, size) if size else None
+            if size and (f"{end} {match[3]}" in self.bounded or value == (math.inf if end == "low" else -math.inf)):
+                raise FormulationError(f"{value:g} can't be the {end} end of {match[3]}, which has one, or has none")
+            if value is not None:
+                self.bounded.add(f"{end} {match[3]}")
+                setattr(variable, end, value)
+
+    def general(self, text: str, high: float | None = None) -> None:
+        for word in text.split(" "):
+            variable = self.made.variables[self.name(word)]
+            if variable.integer or (high and {f"low {word}", f"high {word}"} & self.bounded):
+                raise FormulationError(f"{word} has a type or bounds already; a binary variable is 0 or 1")
+            variable.integer, variable.high = True, high or variable.high
+
+    def binary(self, text: str) -> None:
+        self.general(text, 1.0)
 
     def unlabelled(self, text: str) -> str:
         label = _LABEL.match(text)
@@ -180,42 +173,37 @@ class _LP:
 
     def name(self, name: str) -> str:
         """A variable's name, which is known from here on."""
-        if name.lower() in _RESERVED or (known := self.known.setdefault(name.lower(), name)) != name:
-            why = f"differs from {known} by case alone" if name.lower() not in _RESERVED else "is a word of the format"
-            raise FormulationError(f"{name} {why}")
+        if name.lower() in _RESERVED:
+            raise FormulationError(f"{name} is a word of the format")
+        if (known := self.known.setdefault(name.lower(), name)) != name:
+            raise FormulationError(f"{name} differs from {known} by case alone")
         if name not in self.made.variables and (self.declared or len(self.made.variables) >= MOST):
-            why = "stands in no row and not in the objective" if self.declared else f"is one of over {MOST:,} variables"
-            raise FormulationError(f"{name} {why}")
+            raise FormulationError(f"{name} stands in no row and not in the objective, or is one of over {MOST:,}")
         self.made.variables.setdefault(name, Variable())
         return name
 
-    def bounds(self, text: str) -> None:
-        if not (match := _BOUND.fullmatch(text)) or not (match[2] or match[4] or match[7]):
-            raise FormulationError(f"{text[:40]!r} is no bound as x >= 2, 2 <= x <= 3, x = 3 or x free")
-        ends = [("low", _signed(match[1], match[2]))] if match[2] else []
-        ends += [("low", -math.inf), ("high", math.inf)] if match[7] else []
-        for end in (
-            {"<=": ("high",), ">=": ("low",), "=": ("low", "high")}[_SIGNS.get(match[4], match[4])] if match[4] else ()
-        ):
-            ends.append((end, _signed(match[5], match[6])))
-        variable = self.made.variables[self.name(match[3])]
-        for end, value in ends:
-            if f"{end} {match[3]}" in self.bounded or value == (math.inf if end == "low" else -math.inf):
-                raise FormulationError(
-                    f"{value:g} can't be the {end} end of {match[3]}, which has one already, or none"
-                )
-            self.bounded.add(f"{end} {match[3]}")
-            setattr(variable, end, value)
 
-    def typed(self, text: str, high: float | None = None) -> None:
-        for word in text.split(" "):
-            variable = self.made.variables[self.name(word)]
-            if variable.integer or (high and {f"low {word}", f"high {word}"} & self.bounded):
-                raise FormulationError(f"{word} has a type or bounds already; a binary variable is 0 or 1")
-            variable.integer, variable.high = True, high or variable.high
-
-    def binary(self, text: str) -> None:
-        self.typed(text, 1.0)
+def _sections(text: str) -> tuple[dict[str, list[tuple[int, str]]], int]:
+    """The statements of each section, with the line in which each begins, and the number of the last line."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    section, number, wrong = "", 0, ""
+    for number, line in enumerate(text.split("\n"), 1):
+        line = re.sub(r"[ \t\r]+", " ", line.partition("\\")[0]).strip(" ")
+        if head := _HEAD.match(line):
+            section, line = _SECTION[head[1].lower()], line[head.end() :]
+            if section in found or (section in ("min", "max")) == bool(found):
+                wrong = "stands twice, or not where it should: first min or max, then the others"
+            found[section] = []
+        if not (line.isascii() and line.isprintable()) or (line and section in ("", "end")):
+            wrong = "can't stand here: min or max comes first, end last, and all is plain ASCII"
+        if wrong:
+            raise FormulationError(f"line {number}: {head[1] if head else line[:40]!r} {wrong}")
+        begun = found[section][-1:] if section in ("min", "max", "st") and line else []
+        if begun and (section != "st" or not _ROW.match(begun[0][1])):  # it goes on in this line
+            found[section][-1] = (begun[0][0], f"{begun[0][1]} {line}")
+        elif line:
+            found[section].append((number, line))
+    return found, number
 
 
 def _signed(sign: str, size: str | None) -> float:
@@ -228,22 +216,22 @@ def _signed(sign: str, size: str | None) -> float:
 def _of_object(given: Given) -> Formulation:
     """The formulation of {"sense", "objective", "variables": {name: {"low", "high", "integer"}}, "rows"}."""
     _keys(given, ("sense", "objective", "variables", "rows"))
-    variables, rows = dict[str, Variable](), []
+    made = Formulation(_one_of(given["sense"], ("min", "max")) == "max")
     for name in _keys(given["variables"]):
         _keys(known := given["variables"][name], ("low", "high", "integer"))
-        if not re.fullmatch(_NAME, name) or name.lower() in {n.lower() for n in variables}:
+        if not re.fullmatch(_NAME, name) or name.lower() in {n.lower() for n in made.variables}:
             raise known.refused("is no name, or differs from another by case alone")
         ends = {key: _number(known[key]) for key in ("low", "high") if known[key].value is not None}
         free = {"low": -math.inf} if "low" in known.value else {}  # "low": null says that there is none
-        variables[name] = Variable(**free | ends, integer=_one_of(known["integer"], (None, True, False)) is True)
+        made.variables[name] = Variable(**free | ends, integer=_one_of(known["integer"], (None, True, False)) is True)
     for row in given["rows"].entries():
         _keys(row, ("name", "left", "sign", "right"))
         sign = _one_of(row["sign"], ("<=", ">=", "="))
-        rows.append((_expression(row["left"], variables), sign, _number(row["right"])))
-    if not 1 <= max(len(variables), len(rows)) <= MOST:
+        made.rows.append((_expression(row["left"], made), sign, _number(row["right"])))
+    if not 1 <= max(len(made.variables), len(made.rows)) <= MOST:
         raise given.refused(f"has over {MOST:,} variables or rows, or none")
-    maximize = _one_of(given["sense"], ("min", "max")) == "max"
-    return Formulation(maximize, _expression(given["objective"], variables), variables, rows)
+    made.objective = _expression(given["objective"], made)
+    return made
 
 
 def _keys(given: Given, allowed: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -267,17 +255,15 @@ def _number(given: Given) -> float:
     return value
 
 
-def _expression(given: Given, variables: dict[str, Variable]) -> Expression:
+def _expression(given: Given, of: Formulation) -> Expression:
     if not isinstance(given.value, dict):
-        return Expression(tree=_tree(given, variables, DEEPEST))
-    return Expression({name: _number(given[name]) for name in _keys(given, (*variables,))})
+        return Expression(tree=_tree(given, (*of.variables,), DEEPEST))
+    return Expression({name: _number(given[name]) for name in _keys(given, (*of.variables,))})
 
 
-def _tree(given: Given, variables: dict[str, Variable], deepest: int) -> Tree:
-    if isinstance(given.value, str):
-        return str(_one_of(given, (*variables,)))
+def _tree(given: Given, variables: tuple[str, ...], deepest: int) -> Tree:
     if not isinstance(given.value, list):
-        return _number(given)
+        return str(_one_of(given, variables)) if isinstance(given.value, str) else _number(given)
     name, *inner = given.inside() or [given]
     least, most = OPERATIONS.get(str(name.value), (1, 0))
     if not least <= len(inner) <= most or not deepest:

@@ -108,7 +108,7 @@ def _by_scip(of: Formulation) -> Solved:
             model.addCons(made <= right if sign == "<=" else made >= right if sign == ">=" else made == right)
         goal, made = model.addVar("0", lb=None), _built(of.objective, v)  # SCIP's own objective has to be linear
         model.addCons(goal <= made if of.maximize else goal >= made)
-    except (ArithmeticError, TypeError, ValueError) as error:  # 1 / 0, or a row without a variable
+    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:  # 1 / 0, or a row without a variable
         raise FormulationError(f"SCIP takes no such expression: {str(error)[:200]}") from None
     model.setObjective(goal, "maximize" if of.maximize else "minimize")
     model.optimize()
