@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from cat_lib.schema import Completion, Group, Lost, Prompt, Sampling, Task
 from cat_lib.tasks.arithmetic import Arithmetic
+from cat_lib.tasks.formulate import FormulateTask
 from cat_lib.tasks.healthbench import HUB, HealthTask, clinic, load_health
 from cat_lib.tasks.math import HUB as MATH
 from cat_lib.tasks.math import MathTask, load_math
 
-NAMES = ("arithmetic", *MATH, "clinic", "healthbench")
+NAMES = ("arithmetic", "formulate", *MATH, "clinic", "healthbench")
 
 
 def load_task(name: str, data: str | None = None, transductive: bool = False, skip_bad_rows: bool = False) -> Task:
@@ -29,7 +30,7 @@ def load_task(name: str, data: str | None = None, transductive: bool = False, sk
         return load_math(name, data, transductive, skip_bad_rows)
     if name == "healthbench":
         return load_health(data or HUB, skip_bad_rows)
-    return Arithmetic() if name == "arithmetic" else clinic()
+    return Arithmetic() if name == "arithmetic" else FormulateTask() if name == "formulate" else clinic()
 
 
 def sampling_of(name: str) -> Sampling:
@@ -43,7 +44,7 @@ def check_source(name: str, data: str | None, transductive: bool) -> None:
     """Raises ValueError if there is no such task, or it has no use for `data` or for transductive training."""
     if name not in NAMES:
         raise ValueError(f"task={name!r}: allowed is {', '.join(NAMES)}")
-    if data and name in ("arithmetic", "clinic"):
+    if data and name in ("arithmetic", "formulate", "clinic"):
         raise ValueError(
             f"data={data!r}: {name} reads no data; leave data out, or take {', '.join(MATH)} or healthbench"
         )

@@ -55,7 +55,7 @@ class FormulateTask:
 
     levels: tuple[str, ...] = LADDER
     each: int = 100
-    sampling: Sampling = Sampling(70, temperature=0.7, top_p=0.95, stop=("\nend",))  # noqa: RUF009  # frozen
+    sampling: Sampling = Sampling(70, temperature=0.7, top_p=0.95, stop=("end",))  # noqa: RUF009  # frozen
     name = "formulate"
     verifiable = True
     synthesis_prompt = "few_shot"

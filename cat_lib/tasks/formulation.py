@@ -20,7 +20,7 @@ from typing import Any
 from cat_lib.tasks.rows import DataError, Given, usable
 
 LONGEST, MOST, DEEPEST = 20_000, 1_000, 50  # characters; variables, and rows; operations in one another
-SMALLEST, LARGEST = 1e-9, 1e15  # HiGHS drops what is smaller, and takes 1e20 for infinite
+SMALLEST, LARGEST = 1e-9, 1e9  # HiGHS drops what is smaller, errs from about 1e10 on, and takes 1e20 for infinite
 _ONE, _TWO = (1, 1), (2, 2)  # how many an operation takes, at least and at most
 OPERATIONS = {"+": (1, 99), "*": (2, 99), "-": (1, 2), "/": _TWO, "^": _TWO, "sqrt": _ONE, "exp": _ONE, "log": _ONE}
 _WORDS = "min|minimum|minimize max|maximum|maximize st|s.t.|subject to|such that bounds|bound end".replace(" t", "\0t")
