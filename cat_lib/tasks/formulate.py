@@ -51,7 +51,10 @@ class World:
 
 @dataclass(frozen=True)
 class FormulateTask:
-    """Word problems of some levels, `each` of them to train on and half as many held out."""
+    """Word problems of some levels, `each` of them to train on and half as many held out.
+
+    `sampling` has tokens enough for LADDER; a model of 12 variables takes 400, one of pumps 700.
+    """
 
     levels: tuple[str, ...] = LADDER
     each: int = 100
@@ -64,19 +67,16 @@ class FormulateTask:
     @property
     def rows(self) -> list[Example]:
         """All problems, level by level. Raises ValueError for an unknown level, RuntimeError if SCIP is missing."""
-        return [e for level in self.levels for side in SIDES[1:] for e in self._examples(level, side)]
+        return [example for example, _ in self._pairs()]
 
     @property
     def gold_models(self) -> dict[str, str]:
         """The right model of each problem, by its id; as gold as `Example.gold`."""
-        sides = [(level, side) for level in self.levels for side in SIDES[1:]]
-        return {
-            e.id: w.formulation for at in sides for e, w in zip(self._examples(*at), self._worlds(*at), strict=True)
-        }
+        return {example.id: model for example, model in self._pairs()}
 
     def examples(self, split: str, n: int | None, seed: int) -> list[Example]:
         """n problems of a split, or all, in an order drawn from `seed`. Raises ValueError if there are fewer."""
-        parts = {side: [e for level in self.levels for e in self._examples(level, side)] for side in SIDES[1:]}
+        parts = {side: [e for e in self.rows if e.id.startswith(side)] for side in SIDES[1:]}
         for part in parts.values():
             random.Random(seed).shuffle(part)
         return take(parts, split, n)
@@ -92,16 +92,14 @@ class FormulateTask:
         """Whether the value is right to 2 decimals, or within 2 % for problems that are not linear."""
         return solvers.equal(answer, gold)
 
-    def _worlds(self, level: str, side: str) -> tuple[World, ...]:
-        return worlds(level, side, self.each if side == "train" else -(-self.each // 2))
-
-    def _examples(self, level: str, side: str) -> list[Example]:
-        worked = [(w.words, w.formulation.removesuffix("\nend")) for w in worlds(level, "worked", 3)]
-        solved = "".join(f"Problem: {words}\n{model}\nend\n\n" for words, model in worked)
-        return [
-            Example(f"{level}-{side}-{i}", w.words, f"{solved}Problem: {w.words}\n", w.outcome.answer or "", level)
-            for i, w in enumerate(self._worlds(level, side))
-        ]
+    def _pairs(self) -> Iterator[tuple[Example, str]]:
+        for level in self.levels:
+            worked = [(w.words, w.formulation.removesuffix("\nend")) for w in worlds(level, "worked", 3)]
+            before = "".join(f"Problem: {words}\n{model}\nend\n\n" for words, model in worked)
+            for side, size in (("train", self.each), ("heldout", -(-self.each // 2))):
+                for i, w in enumerate(worlds(level, side, size)):
+                    id, prompt = f"{side}-{level}-{i}", f"{before}Problem: {w.words}\n"
+                    yield Example(id, w.words, prompt, w.outcome.answer or "", level), w.formulation
 
 
 def written(completion: Completion) -> str | None:

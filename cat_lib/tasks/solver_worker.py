@@ -24,41 +24,30 @@ from cat_lib.tasks.workers import serve
 with suppress(ImportError):
     import pyscipopt
 
-Solved = tuple[str, float, dict[str, float], bool]  # status, objective, values, whether no others are as good
-_STATUS = {
-    **{
-        "kOptimal": "optimal",
-        "kInfeasible": "infeasible",
-        "kUnbounded": "unbounded",
-        "kUnboundedOrInfeasible": "either",
-    },
-    **{"gaplimit": "optimal", "inforunbd": "either"},  # SCIP's other words are these words
-    **{word: word for word in ("optimal", "infeasible", "unbounded")},
+_FACTS = ("optimal", "infeasible", "unbounded")
+Solved = dict[str, Any]  # fields of solvers.Outcome; "limit" and MISSING are no outcomes
+_STATUS = {"kUnboundedOrInfeasible": "either", "inforunbd": "either", "gaplimit": "optimal"} | {
+    prefix + word: word.lower() for prefix, case in (("k", str.capitalize), ("", str)) for word in map(case, _FACTS)
 }
 _OPERATORS: dict[str, Any] = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "^": pow}
 
 
 def reply(text: str) -> str:
     """What a formulation comes to, as JSON; of two with "\\0" between them, whether they are the same model."""
-    one, *other = text.split("\0")
     try:
-        first = read(one)
-        if other:
-            return json.dumps({"same": _same(first, read(other[0]))})
-        status, objective, values, unique = solved(first)
+        first, *others = map(read, text.split("\0"))
+        found = {"same": _same(first, others[0])} if others else solved(first) | {"nonlinear": first.nonlinear}
     except FormulationError as error:
-        return json.dumps({"status": "malformed", "why": str(error)[:400]})
-    found = {"status": status, "objective": objective, "values": values, "unique": unique}
-    return json.dumps(found | {"nonlinear": first.nonlinear})
+        found = {"status": "malformed", "why": str(error)[:400]}
+    return json.dumps(found)
 
 
 def solved(of: Formulation) -> Solved:
     """The outcome. Where a solver can't say whether it is infeasible or unbounded, a constant objective tells."""
     by = _by_scip if of.nonlinear else _by_highs
-    found = by(of)
-    if found[0] == "either":
-        feasible = by(replace(of, objective=Expression()))[0]
-        return "unbounded" if feasible == "optimal" else feasible, 0.0, {}, False
+    if (found := by(of))["status"] == "either":
+        feasible = by(replace(of, objective=Expression()))["status"]
+        found = {"status": "unbounded" if feasible == "optimal" else feasible}
     return found
 
 
@@ -86,16 +75,17 @@ def _by_highs(of: Formulation) -> Solved:
     highs.run()
     status = _STATUS.get(highs.getModelStatus().name, "limit")
     if status != "optimal":
-        return status, 0.0, {}, False
+        return {"status": status}
     solution, basis, basic = highs.getSolution(), highs.getBasis(), highspy.HighsBasisStatus.kBasic
     duals = zip([*basis.col_status, *basis.row_status], [*solution.col_dual, *solution.row_dual], strict=False)
     unique = basis.valid and all(at == basic or abs(dual) > SMALL for at, dual in duals)
-    return status, highs.getInfo().objective_function_value, dict(zip(place, solution.col_value, strict=True)), unique
+    values = dict(zip(place, solution.col_value, strict=True))
+    return {"status": status, "objective": highs.getInfo().objective_function_value, "values": values, "unique": unique}
 
 
 def _by_scip(of: Formulation) -> Solved:
     if "pyscipopt" not in globals():
-        return MISSING, 0.0, {}, False
+        return {"status": MISSING}
     model, v = pyscipopt.Model(), dict[str, Any]()
     model.hideOutput()
     model.setParam("limits/gap", SMALL)
@@ -113,8 +103,8 @@ def _by_scip(of: Formulation) -> Solved:
     model.setObjective(goal, "maximize" if of.maximize else "minimize")
     model.optimize()
     if (status := _STATUS.get(model.getStatus(), "limit")) != "optimal":
-        return status, 0.0, {}, False
-    return status, model.getObjVal(), {name: model.getVal(one) for name, one in v.items()}, False
+        return {"status": status}
+    return {"status": status, "objective": model.getObjVal(), "values": {name: model.getVal(v[name]) for name in v}}
 
 
 def _built(of: Expression, variables: dict[str, Any]) -> Any:
@@ -140,29 +130,28 @@ def _same(one: Formulation, other: Formulation) -> bool | None:
     """
     names = {name.lower(): name for name in other.variables}
     matched = [names.get(name.lower(), "") for name in one.variables]
-    if set(matched) != set(other.variables):
-        matched = list(other.variables)
+    matched = matched if set(matched) == set(other.variables) else list(other.variables)
     if len(matched) != len(one.variables):
         return False
     rng = random.Random(0)
     for pricing in range(1 + PRICINGS):
-        factors = [2 ** rng.uniform(-3, 3) if pricing else 1.0 for _ in matched]
-        (status, objective, *_), (status_, objective_, *_) = (
+        factors = [2 ** rng.uniform(-3, 3) for _ in matched]
+        first, second = (
             solved(_priced(of, dict(zip(by, factors, strict=True))) if pricing else of)
             for of, by in ((one, one.variables), (other, matched))
         )
-        if {"limit", MISSING} & {status, status_}:
+        if {"limit", MISSING} & {first["status"], second["status"]}:
             return None
-        if status != status_ or not near(objective, objective_, one.nonlinear):
+        values = first.get("objective", 0.0), second.get("objective", 0.0)
+        if first["status"] != second["status"] or not near(*values, one.nonlinear):
             return False
     return True
 
 
 def _priced(of: Formulation, factors: dict[str, float]) -> Formulation:
     """Each variable's price times its factor; a tree has no prices, and gets the factors for prices beside it."""
-    prices = of.objective.terms
-    if of.objective.tree is not None:
-        prices = dict.fromkeys(factors, -1.0 if of.maximize else 1.0)
+    own = of.objective.tree is None
+    prices = of.objective.terms if own else dict.fromkeys(factors, -1.0 if of.maximize else 1.0)
     return replace(of, objective=replace(of.objective, terms={name: p * factors[name] for name, p in prices.items()}))
 
 
