@@ -61,7 +61,7 @@ class FormulateTask:
     sampling: Sampling = Sampling(70, temperature=0.7, top_p=0.95, stop=("end",))  # noqa: RUF009  # frozen
     name = "formulate"
     verifiable = True
-    synthesis_prompt = "few_shot"
+    synthesis_prompt = "few_shot_model"
     skipped: ClassVar[Mapping[str, Any]] = {}
 
     @property

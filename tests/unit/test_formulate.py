@@ -9,11 +9,12 @@ import pytest
 from cat_lib.method.estimators import voting
 from cat_lib.method.estimators.objectives import objectives
 from cat_lib.method.rewards.solved import gold_solution, gold_staged, objective
+from cat_lib.prompts import fill
 from cat_lib.schema import Completion, Lost
 from cat_lib.tasks import formulate, group_of, load_task, solver_worker
 from cat_lib.tasks.formulate import LADDER, LEVELS, FormulateTask, agree, worlds
 from cat_lib.tasks.formulation import read
-from cat_lib.tasks.solvers import near, same_models
+from cat_lib.tasks.solvers import near, same_models, solve
 
 TASK = FormulateTask(each=6)
 RIGHT = "max\n obj: 3 x + 4 y\nst\n a: 2 x + 3 y <= 12\n b: x + y <= 5\n"  # 17 at x = 3, y = 2
@@ -166,6 +167,14 @@ def test_no_label_reaches_the_majority():
         groups = [group_of(TASK, e.id, e.question, [rollout(t) for t in texts], e.prompt) for e in asked]
         rewards.append(objective(groups, objectives(groups)))
     assert rewards[0] == rewards[1] == [[1, 0, 1, 0]] * 4
+
+
+def test_the_synthesis_prompt_shows_models_that_are_right_and_attempts_in_a_line():
+    shown = fill(f"synthesis_{TASK.synthesis_prompt}", question="Two\nlines", rollouts=[RIGHT, "x"])
+    worked = [f"{part.partition('end')[0]}end" for part in shown.split("reconciling the attempts:\n")[1:]]
+    assert [o.answer for o in solve(worked)] == ["46.5", "168.666667"]
+    assert f"Problem: Two lines\nAttempts:\n1. {' '.join(RIGHT.split())}\n2. x\nBest model" in shown
+    assert "Problem" not in fill(f"synthesis_{TASK.synthesis_prompt}", question="", rollouts=["x"])
 
 
 def test_a_limit_is_unscorable(monkeypatch):
