@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cat_lib.schema import Completion, Group, Lost, Prompt, Sampling, Task
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tasks.formulate import FormulateTask
+from cat_lib.tasks.formulate_files import load_problems
 from cat_lib.tasks.healthbench import HUB, HealthTask, clinic, load_health
 from cat_lib.tasks.math import HUB as MATH
 from cat_lib.tasks.math import MathTask, load_math
@@ -30,7 +31,9 @@ def load_task(name: str, data: str | None = None, transductive: bool = False, sk
         return load_math(name, data, transductive, skip_bad_rows)
     if name == "healthbench":
         return load_health(data or HUB, skip_bad_rows)
-    return Arithmetic() if name == "arithmetic" else FormulateTask() if name == "formulate" else clinic()
+    if name == "formulate":
+        return load_problems(data, skip_bad_rows) if data else FormulateTask()
+    return Arithmetic() if name == "arithmetic" else clinic()
 
 
 def sampling_of(name: str) -> Sampling:
@@ -44,7 +47,7 @@ def check_source(name: str, data: str | None, transductive: bool) -> None:
     """Raises ValueError if there is no such task, or it has no use for `data` or for transductive training."""
     if name not in NAMES:
         raise ValueError(f"task={name!r}: allowed is {', '.join(NAMES)}")
-    if data and name in ("arithmetic", "formulate", "clinic"):
+    if data and name in ("arithmetic", "clinic"):
         raise ValueError(
             f"data={data!r}: {name} reads no data; leave data out, or take {', '.join(MATH)} or healthbench"
         )

@@ -14,11 +14,11 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined, Template
@@ -59,15 +59,16 @@ class FormulateTask:
     levels: tuple[str, ...] = LADDER
     each: int = 100
     sampling: Sampling = Sampling(70, temperature=0.7, top_p=0.95, stop=("end",))  # noqa: RUF009  # frozen
+    given: tuple[Example, ...] = ()  # instead: problems of a file, all of them held out
+    skipped: Mapping[str, Any] = field(default_factory=dict)
     name = "formulate"
     verifiable = True
     synthesis_prompt = "few_shot_model"
-    skipped: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def rows(self) -> list[Example]:
         """All problems, level by level. Raises ValueError for an unknown level, RuntimeError if SCIP is missing."""
-        return [example for example, _ in self._pairs()]
+        return list(self.given) or [example for example, _ in self._pairs()]
 
     @property
     def gold_models(self) -> dict[str, str]:
@@ -76,7 +77,8 @@ class FormulateTask:
 
     def examples(self, split: str, n: int | None, seed: int) -> list[Example]:
         """n problems of a split, or all, in an order drawn from `seed`. Raises ValueError if there are fewer."""
-        parts = {side: [e for e in self.rows if e.id.startswith(side)] for side in SIDES[1:]}
+        parts = {side: [e for e in self.rows if e.id.startswith(side) and not self.given] for side in SIDES[1:]}
+        parts["heldout"] += self.given
         for part in parts.values():
             random.Random(seed).shuffle(part)
         return take(parts, split, n)
@@ -103,9 +105,14 @@ class FormulateTask:
 
 
 def written(completion: Completion) -> str | None:
-    """The model that a completion wrote, with the `end` at which sampling stopped; None if it was cut."""
+    """The model that a completion wrote, in its last fence or alone, whole where sampling stopped at `end`.
+
+    None if the completion was cut.
+    """
     text = completion.text.strip()
-    return (text if text.startswith("{") else f"{text}\nend") if completion.ended else None
+    if text.endswith("```") and text.count("```") > 1:
+        text = text.split("```")[-2].partition("\n")[2].strip()
+    return (text if text.endswith(("}", "end")) else f"{text}\nend") if completion.ended else None
 
 
 @cache

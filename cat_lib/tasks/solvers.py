@@ -46,7 +46,7 @@ class Outcome:
         """The optimum's value, with "~" before it if it is compared by 2 %; or the status; None if malformed."""
         if self.status != "optimal":
             return None if self.status == "malformed" else self.status
-        digits = f"{self.objective:.6f}".rstrip("0").rstrip(".")
+        digits = f"{self.objective:.4f}".rstrip("0").rstrip(".")  # solvers err in the sixth place
         return ("~" if self.nonlinear else "") + ("0" if digits == "-0" else digits)
 
 

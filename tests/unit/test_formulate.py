@@ -14,6 +14,7 @@ from cat_lib.schema import Completion, Lost
 from cat_lib.tasks import formulate, group_of, load_task, solver_worker
 from cat_lib.tasks.formulate import LADDER, LEVELS, FormulateTask, agree, worlds
 from cat_lib.tasks.formulation import read
+from cat_lib.tasks.rows import DataError
 from cat_lib.tasks.solvers import near, same_models, solve
 
 TASK = FormulateTask(each=6)
@@ -113,11 +114,54 @@ def test_the_task_asks_with_worked_problems_and_reads_what_is_written():
         assert TASK.correct(TASK.extract(rollout(text), e.question), e.gold)
         assert TASK.extract(rollout(text, "length"), e.question) is None
         assert golds[e.id] not in e.prompt
-    with pytest.raises(ValueError, match=r"data='x.jsonl': formulate reads no data"):
-        load_task("formulate", "x.jsonl")
     pumps = FormulateTask(("pumps",), each=2).examples("heldout", 1, 0)[0]
     assert "~" in pumps.gold
     assert pumps.prompt.count("}\nend\n") == 3
+
+
+SIRL = """{"en_question": "Each ring earns 3 ... most?", "en_answer": "1,500"}
+{"en_question": "Which is best?", "en_answer": "No Best Solution"}
+{"en_question": "How many?", "en_answer": [1, 2]}
+{"en_question": "How far?", "en_answer": 12.5, "difficulty": "Hard", "id": 3}
+"""
+
+
+def test_rows_of_other_peoples_files_are_read_and_those_without_one_answer_counted(tmp_path, capsys):
+    (file := tmp_path / "NL4OPT.jsonl").write_text(SIRL)
+    with pytest.raises(
+        DataError, match=r"2 of 4 rows can't be used: .*:2: en_answer is text .*No Best.*:3: en_answer is a list"
+    ):
+        load_task("formulate", str(file))
+    task = load_task("formulate", str(file), skip_bad_rows=True)
+    assert "NL4OPT.jsonl: at least 26 % of the original labels are wrong" in capsys.readouterr().out
+    assert [(e.gold, e.level) for e in task.rows] == [("1500.000000", ""), ("12.500000", "Hard")]
+    assert (task.skipped["skipped"], task.skipped["read"]) == (2, 2)
+    asked = task.examples("heldout", None, 0)
+    assert "Each ring earns 3 ... most?" in next(e.prompt[0]["content"] for e in asked if e.gold == "1500.000000")
+    fenced = "Let x be rings.\n```lp\nmax\n 3 x\nst\n x <= 500\nend\n```"
+    assert task.correct(task.extract(rollout(fenced), ""), "1500.000000")
+    with pytest.raises(ValueError, match="the train split"):
+        task.examples("train", 1, 0)
+
+
+def test_a_csv_is_read_with_its_lines_and_quotes(tmp_path):
+    (file := tmp_path / "mamo.csv").write_bytes(
+        '\ufeffproblem_class,question,answer\r\nLP,"Two\nlines, and so",17\r\n'.encode()
+    )
+    (example,) = load_task("formulate", str(file)).rows
+    assert (example.question, example.gold, example.level) == ("Two\nlines, and so", "17.000000", "LP")
+    file.write_bytes(b'question,answer\n"open,17\n')
+    with pytest.raises(DataError, match="no CSV in UTF-8"):
+        load_task("formulate", str(file))
+    file.write_bytes(b"question,answer\nHow many?\n")
+    with pytest.raises(DataError, match="row 1: answer is null or missing, where one number"):
+        load_task("formulate", str(file))
+
+
+def test_the_chat_prompt_shows_models_that_can_be_read():
+    shown = fill("formulate_chat", problem="p")
+    lp, json_ = shown.split("```")[1].strip(), shown[shown.index('{"sense') : shown.index(". End with")]
+    assert [o.answer for o in solve([lp, json_])] == ["71.6", "~6"]
 
 
 def test_objective_rewards_the_value_of_the_majority_and_not_what_is_infeasible():
@@ -172,7 +216,7 @@ def test_no_label_reaches_the_majority():
 def test_the_synthesis_prompt_shows_models_that_are_right_and_attempts_in_a_line():
     shown = fill(f"synthesis_{TASK.synthesis_prompt}", question="Two\nlines", rollouts=[RIGHT, "x"])
     worked = [f"{part.partition('end')[0]}end" for part in shown.split("reconciling the attempts:\n")[1:]]
-    assert [o.answer for o in solve(worked)] == ["46.5", "168.666667"]
+    assert [o.answer for o in solve(worked)] == ["46.5", "168.6667"]
     assert f"Problem: Two lines\nAttempts:\n1. {' '.join(RIGHT.split())}\n2. x\nBest model" in shown
     assert "Problem" not in fill(f"synthesis_{TASK.synthesis_prompt}", question="", rollouts=["x"])
 
