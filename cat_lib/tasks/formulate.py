@@ -59,7 +59,7 @@ class FormulateTask:
     levels: tuple[str, ...] = LADDER
     each: int = 100
     sampling: Sampling = Sampling(70, temperature=0.7, top_p=0.95, stop=("end",))  # noqa: RUF009  # frozen
-    given: tuple[Example, ...] = ()  # instead: problems of a file, all of them held out
+    given: tuple[Example, ...] = ()  # problems of a file, all of them held out
     skipped: Mapping[str, Any] = field(default_factory=dict)
     name = "formulate"
     verifiable = True
@@ -68,7 +68,7 @@ class FormulateTask:
     @property
     def rows(self) -> list[Example]:
         """All problems, level by level. Raises ValueError for an unknown level, RuntimeError if SCIP is missing."""
-        return list(self.given) or [example for example, _ in self._pairs()]
+        return [*self.given, *(example for example, _ in self._pairs())]
 
     @property
     def gold_models(self) -> dict[str, str]:
@@ -77,7 +77,7 @@ class FormulateTask:
 
     def examples(self, split: str, n: int | None, seed: int) -> list[Example]:
         """n problems of a split, or all, in an order drawn from `seed`. Raises ValueError if there are fewer."""
-        parts = {side: [e for e in self.rows if e.id.startswith(side) and not self.given] for side in SIDES[1:]}
+        parts = {side: [e for e, _ in self._pairs() if e.id.startswith(side)] for side in SIDES[1:]}
         parts["heldout"] += self.given
         for part in parts.values():
             random.Random(seed).shuffle(part)
@@ -141,7 +141,6 @@ def _drawn(level: str, side: str) -> Iterator[tuple[tuple[float, ...], str, str]
     for attempt in count():
         rng, numbers = random.Random(f"{level} {side} {attempt}"), list[float]()
         names = {kind: rng.sample(_DATA["names"][kind][pool], rng.randint(*size)) for kind, size in sizes.items()}
-
         world = names | {key: _table(draw["of"], draw, names, rng, numbers) for key, draw in family["numbers"].items()}
         if hashlib.sha256(repr(numbers).encode()).digest()[0] % len(SIDES) == SIDES.index(side):
             words, model = _filled(_WORDS, rng.choice(family[pool]), world), _filled(_MODEL, family["model"], world)

@@ -30,7 +30,7 @@ def load_problems(source: str, skip_bad_rows: bool = False) -> FormulateTask:
     for name, note in DATASETS["formulate"].items():
         if name in path.name.lower().replace("_", "").replace("-", ""):
             print(f"{path.name}: {note}", flush=True)
-    return FormulateTask(sampling=Sampling(2_048), given=tuple(examples), skipped=skipped)
+    return FormulateTask((), sampling=Sampling(2_048), given=tuple(examples), skipped=skipped)
 
 
 def _csv(path: Path) -> Iterator[Given]:

@@ -24,11 +24,9 @@ from cat_lib.tasks.workers import serve
 with suppress(ImportError):
     import pyscipopt
 
-_FACTS = ("optimal", "infeasible", "unbounded")
 Solved = dict[str, Any]  # fields of solvers.Outcome; "limit" and MISSING are no outcomes
-_STATUS = {"kUnboundedOrInfeasible": "either", "inforunbd": "either", "gaplimit": "optimal"} | {
-    prefix + word: word.lower() for prefix, case in (("k", str.capitalize), ("", str)) for word in map(case, _FACTS)
-}
+_STATUS = {"optimal": "optimal", "gaplimit": "optimal", "infeasible": "infeasible", "unbounded": "unbounded"}
+_STATUS |= {"unboundedorinfeasible": "either", "inforunbd": "either"}  # solvers' own words, all others being limits
 _OPERATORS: dict[str, Any] = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "^": pow}
 
 
@@ -73,7 +71,7 @@ def _by_highs(of: Formulation) -> Solved:
     highs.changeObjectiveOffset(of.objective.constant)
     highs.changeObjectiveSense(highspy.ObjSense.kMaximize if of.maximize else highspy.ObjSense.kMinimize)
     highs.run()
-    status = _STATUS.get(highs.getModelStatus().name, "limit")
+    status = _STATUS.get(highs.getModelStatus().name[1:].lower(), "limit")
     if status != "optimal":
         return {"status": status}
     solution, basis, basic = highs.getSolution(), highs.getBasis(), highspy.HighsBasisStatus.kBasic

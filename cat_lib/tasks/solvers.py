@@ -11,7 +11,6 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cat_lib.schema import Lost
 from cat_lib.tasks.workers import Pool
@@ -52,14 +51,10 @@ class Outcome:
 
 def solve(texts: Sequence[str]) -> list[Outcome | Lost]:
     """The outcome of each formulation, or why it is lost. Raises RuntimeError if no worker can be started."""
-    return [
-        one if isinstance(one, Lost) else _outcome(**json.loads(one))
-        for one in _asked([text.replace("\0", "?") for text in texts])
-    ]
-
-
-def _outcome(status: str, **found: Any) -> Outcome | Lost:
-    return {"limit": _LIMIT, MISSING: Lost(MISSING)}.get(status) or Outcome(status, **found)
+    said = _asked([text.replace("\0", "?") for text in texts])
+    found = [one if isinstance(one, Lost) else json.loads(one) for one in said]
+    lost = {"limit": _LIMIT, MISSING: Lost(MISSING)}
+    return [one if isinstance(one, Lost) else lost.get(one["status"]) or Outcome(**one) for one in found]
 
 
 def same_models(pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
