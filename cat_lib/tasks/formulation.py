@@ -35,6 +35,7 @@ _HEAD = re.compile(rf"({'|'.join(map(re.escape, _SECTION))})(?= |$)(?! ?:) ?", r
 _LABEL = re.compile(rf"({_NAME}) ?: ?")
 _TERM = re.compile(rf" ?([+-]?) ?(?:({_NUMBER}) ?(?:\*? ?({_NAME}))?|({_NAME})) ?(?=[+-]|$)")
 _ROW = re.compile(rf"([^<>=]*){_SIGN} ?([+-]?) ?({_NUMBER})")
+_COMPARED = re.compile(rf"{_SIGN} ?[+-]? ?[0-9.]")
 _BOUND = re.compile(rf"(?:{_END} ?(?:<=|=<|<) ?)?({_NAME}) ?(?:{_SIGN} ?{_END}|(free))?", re.IGNORECASE)
 
 Tree = float | str | tuple[Any, ...]  # a number, a variable, or an operation and what it is of
@@ -199,7 +200,7 @@ def _sections(text: str) -> tuple[dict[str, list[tuple[int, str]]], int]:
         if wrong:
             raise FormulationError(f"line {number}: {head[1] if head else line[:40]!r} {wrong}")
         begun = found[section][-1:] if section in ("min", "max", "st") and line else []
-        if begun and (section != "st" or not _ROW.match(begun[0][1])):  # it goes on in this line
+        if begun and (section != "st" or not _COMPARED.search(begun[0][1][-200:])):  # it goes on here
             found[section][-1] = (begun[0][0], f"{begun[0][1]} {line}")
         elif line:
             found[section].append((number, line))

@@ -138,6 +138,22 @@ def test_json_that_is_none_or_too_deep_is_refused():
         read(json.dumps(NLP | {"objective": json.loads(deep)}))
 
 
+@pytest.mark.parametrize("piece", ["1", "x\n", "x +\n", "- ", "(", "a:", "1e", "x <= ", " \t", "<", "1*", "[", '"x",'])
+def test_a_long_text_of_one_piece_is_refused_within_the_limit(piece):
+    long = piece * (19_000 // len(piece))
+    texts = [
+        long,
+        f"max\n{long}",
+        f"max\n x\nst\n{long}",
+        put(long),
+        put("x <= 3", rest=f"bounds\n{long}\n"),
+        "{" + long,
+    ]
+    texts += [put("x <= 3", rest=f"general\n{long}\n"), '{"objective": [' + long]
+    assert {o.status for o in solve(texts) if isinstance(o, Outcome)} <= {"malformed", "optimal"}
+    assert not any(isinstance(o, Lost) for o in solve(texts))
+
+
 class HighsReader:
     """HiGHS's own reading of a text, by its file reader: the second reading."""
 
