@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from cat_lib.schema import Completion, Group, Lost, Prompt, Sampling, Task
 from cat_lib.tasks.arithmetic import Arithmetic
+from cat_lib.tasks.formulate import FormulateTask
+from cat_lib.tasks.formulate_files import load_problems
 from cat_lib.tasks.healthbench import HUB, HealthTask, clinic, load_health
 from cat_lib.tasks.math import HUB as MATH
 from cat_lib.tasks.math import MathTask, load_math
 
-NAMES = ("arithmetic", *MATH, "clinic", "healthbench")
+NAMES = ("arithmetic", "formulate", *MATH, "clinic", "healthbench")
 
 
 def load_task(name: str, data: str | None = None, transductive: bool = False, skip_bad_rows: bool = False) -> Task:
@@ -29,6 +31,8 @@ def load_task(name: str, data: str | None = None, transductive: bool = False, sk
         return load_math(name, data, transductive, skip_bad_rows)
     if name == "healthbench":
         return load_health(data or HUB, skip_bad_rows)
+    if name == "formulate":
+        return load_problems(data, skip_bad_rows) if data else FormulateTask()
     return Arithmetic() if name == "arithmetic" else clinic()
 
 

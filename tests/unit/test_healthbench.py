@@ -336,5 +336,5 @@ def test_what_a_task_would_ignore_is_refused(name, data, transductive, message):
 
 
 def test_unknown_tasks_are_refused():
-    with pytest.raises(ValueError, match=r"arithmetic, math500, .*, clinic, healthbench"):
+    with pytest.raises(ValueError, match=r"arithmetic, formulate, math500, .*, clinic, healthbench"):
         load_task("medicine")

@@ -18,7 +18,7 @@ from cat_lib.tasks.answers import boxes
 # `_b` and `_c` are other wordings, for the ablation of the prompt
 KINDS = (
     *("reasoning", "reasoning_b", "reasoning_c", "freeform"),
-    *("few_shot", "few_shot_b", "few_shot_c", "few_shot_freeform"),
+    *("few_shot", "few_shot_b", "few_shot_c", "few_shot_freeform", "few_shot_model"),
 )
 
 
@@ -32,7 +32,8 @@ def synthesis(anchor: Model, task: Task, kind: str | None = None, include_questi
     kind, max_new_tokens = kind or task.synthesis_prompt, task.sampling.max_new_tokens
     if kind not in KINDS:
         raise ValueError(f"synthesis prompt {kind!r}: allowed are {', '.join(KINDS)}")
-    sampling = Sampling(max_new_tokens, temperature=0, stop=("\n",) if kind.startswith("few_shot") else ())
+    stop = task.sampling.stop if kind == "few_shot_model" else ("\n",) if kind.startswith("few_shot") else ()
+    sampling = Sampling(max_new_tokens, temperature=0, stop=stop)
 
     def reference(group: Group, completion: Completion) -> Reference:
         *quoted, last = boxes(completion.text) or [""]

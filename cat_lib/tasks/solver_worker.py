@@ -1,0 +1,157 @@
+"""The process that solves formulations: `python -m cat_lib.tasks.solver_worker`. Started by solvers.py.
+
+HiGHS solves what is linear, through its API, and SCIP, if it is there, what is not. No time is limited here: a limit by
+the clock would depend on what else the machine does, so what takes too long ends the process (workers.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import random
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache, reduce
+from typing import Any
+
+import highspy
+
+from cat_lib.tasks.formulation import Expression, Formulation, FormulationError, Tree, read
+from cat_lib.tasks.solvers import LIMIT, MEMORY, MISSING, PRICINGS, REPLY, SMALL, near
+from cat_lib.tasks.workers import serve
+
+with suppress(ImportError):
+    import pyscipopt
+
+Solved = dict[str, Any]  # fields of solvers.Outcome; "limit" and MISSING are no outcomes
+_STATUS = {"optimal": "optimal", "gaplimit": "optimal", "infeasible": "infeasible", "unbounded": "unbounded"}
+_STATUS |= {"unboundedorinfeasible": "either", "inforunbd": "either"}  # solvers' own words, all others being limits
+_OPERATORS: dict[str, Any] = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "^": pow}
+
+
+def reply(text: str) -> str:
+    """What a formulation comes to, as JSON; of two with "\\0" between them, whether they are the same model."""
+    try:
+        first, *others = map(read, text.split("\0"))
+        found = {"same": _same(first, others[0])} if others else solved(first) | {"nonlinear": first.nonlinear}
+    except FormulationError as error:
+        found = {"status": "malformed", "why": str(error)[:400]}
+    return json.dumps(found)
+
+
+def solved(of: Formulation) -> Solved:
+    """The outcome. Where a solver can't say whether it is infeasible or unbounded, a constant objective tells."""
+    by = _by_scip if of.nonlinear else _by_highs
+    if (found := by(of))["status"] == "either":
+        feasible = by(replace(of, objective=Expression()))["status"]
+        found = {"status": "unbounded" if feasible == "optimal" else feasible}
+    return found
+
+
+@cache
+def _highs() -> Any:
+    made = highspy.Highs()  # which prints: not before `serve` has seen to that
+    for option, value in {"output_flag": False, "threads": 1, "mip_rel_gap": 0.0}.items():
+        made.setOptionValue(option, value)
+    return made
+
+
+def _by_highs(of: Formulation) -> Solved:
+    highs = _highs()
+    highs.clearModel()
+    place = {name: i for i, name in enumerate(of.variables)}
+    for name, variable in of.variables.items():
+        highs.addCol(of.objective.terms.get(name, 0.0), variable.low, variable.high, 0, [], [])
+        if variable.integer:
+            highs.changeColIntegrality(place[name], highspy.HighsVarType.kInteger)
+    for left, sign, right in of.rows:
+        low, high = -math.inf if sign == "<=" else right, math.inf if sign == ">=" else right
+        highs.addRow(low, high, len(left.terms), [place[name] for name in left.terms], [*left.terms.values()])
+    highs.changeObjectiveOffset(of.objective.constant)
+    highs.changeObjectiveSense(highspy.ObjSense.kMaximize if of.maximize else highspy.ObjSense.kMinimize)
+    highs.run()
+    status = _STATUS.get(highs.getModelStatus().name[1:].lower(), "limit")
+    if status != "optimal":
+        return {"status": status}
+    solution, basis, basic = highs.getSolution(), highs.getBasis(), highspy.HighsBasisStatus.kBasic
+    duals = zip([*basis.col_status, *basis.row_status], [*solution.col_dual, *solution.row_dual], strict=False)
+    unique = basis.valid and all(at == basic or abs(dual) > SMALL for at, dual in duals)
+    values = dict(zip(place, solution.col_value, strict=True))
+    return {"status": status, "objective": highs.getInfo().objective_function_value, "values": values, "unique": unique}
+
+
+def _by_scip(of: Formulation) -> Solved:
+    if "pyscipopt" not in globals():
+        return {"status": MISSING}
+    model, v = pyscipopt.Model(), dict[str, Any]()
+    model.hideOutput()
+    model.setParam("limits/gap", SMALL)
+    for name, variable in of.variables.items():
+        ends = (None if math.isinf(end) else end for end in (variable.low, variable.high))
+        v[name] = model.addVar(name, "CI"[variable.integer], *ends)
+    try:
+        for left, sign, right in of.rows:
+            made = _built(left, v)
+            model.addCons(made <= right if sign == "<=" else made >= right if sign == ">=" else made == right)
+        goal, made = model.addVar("0", lb=None), _built(of.objective, v)  # SCIP's own objective has to be linear
+        model.addCons(goal <= made if of.maximize else goal >= made)
+    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:  # 1 / 0, or a row without a variable
+        raise FormulationError(f"SCIP takes no such expression: {str(error)[:200]}") from None
+    model.setObjective(goal, "maximize" if of.maximize else "minimize")
+    model.optimize()
+    if (status := _STATUS.get(model.getStatus(), "limit")) != "optimal":
+        return {"status": status}
+    return {"status": status, "objective": model.getObjVal(), "values": {name: model.getVal(v[name]) for name in v}}
+
+
+def _built(of: Expression, variables: dict[str, Any]) -> Any:
+    """The expression over SCIP's variables."""
+    made = of.constant + sum(value * variables[name] for name, value in of.terms.items())
+    return made if of.tree is None else made + _branch(of.tree, variables)
+
+
+def _branch(tree: Tree, variables: dict[str, Any]) -> Any:
+    if not isinstance(tree, tuple):
+        return variables[tree] if isinstance(tree, str) else tree
+    name, of = tree[0], [_branch(part, variables) for part in tree[1:]]
+    if name in ("sqrt", "exp", "log"):
+        return getattr(math if isinstance(of[0], float) else pyscipopt, name)(of[0])
+    return -of[0] if name == "-" and len(of) == 1 else reduce(_OPERATORS[name], of)
+
+
+def _same(one: Formulation, other: Formulation) -> bool | None:
+    """Whether both have one optimum, at their own prices and at PRICINGS random ones; None at a limit.
+
+    Variables are matched by name, or by their order where the names differ: a wrong match can deny what is the same,
+    and hardly find the same in what is not.
+    """
+    names = {name.lower(): name for name in other.variables}
+    matched = [names.get(name.lower(), "") for name in one.variables]
+    matched = matched if set(matched) == set(other.variables) else list(other.variables)
+    if len(matched) != len(one.variables):
+        return False
+    rng = random.Random(0)
+    for pricing in range(1 + PRICINGS):
+        factors = [2 ** rng.uniform(-3, 3) for _ in matched]
+        first, second = (
+            solved(_priced(of, dict(zip(by, factors, strict=True))) if pricing else of)
+            for of, by in ((one, one.variables), (other, matched))
+        )
+        if {"limit", MISSING} & {first["status"], second["status"]}:
+            return None
+        values = first.get("objective", 0.0), second.get("objective", 0.0)
+        if first["status"] != second["status"] or not near(*values, one.nonlinear):
+            return False
+    return True
+
+
+def _priced(of: Formulation, factors: dict[str, float]) -> Formulation:
+    """Each variable's price times its factor; a tree has no prices, and gets the factors for prices beside it."""
+    own = of.objective.tree is None
+    prices = of.objective.terms if own else dict.fromkeys(factors, -1.0 if of.maximize else 1.0)
+    return replace(of, objective=replace(of.objective, terms={name: p * factors[name] for name, p in prices.items()}))
+
+
+if __name__ == "__main__":
+    serve(reply, "max\nx\nst\nx <= 1\nend", LIMIT, MEMORY, REPLY)
