@@ -120,7 +120,7 @@ def test_what_highs_would_misread_is_refused_with_line_and_reason(text, reason):
             {"variables": {}, "objective": {"z": 1}, "rows": [{"left": {"z": 1}, "sign": "<=", "right": 1}]},
             "no variable",
         ),
-        ({"rows": NLP["rows"] * 400}, "over 1,000 variables or rows"),
+        ({"variables": {f"x{i}": {} for i in range(1_001)}}, "has no variable, or over 1,000"),
         ({"variables": {"x": {}, "X": {}}}, "differs from another by case alone"),
         ({"variables": {"x y": {}}}, "is no name"),
         ({"variables": {"x": {"lower": 1}}}, "allowed are low, high, integer"),
