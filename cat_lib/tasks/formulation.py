@@ -225,12 +225,12 @@ def _of_object(given: Given) -> Formulation:
         ends = {key: _number(known[key]) for key in ("low", "high") if known[key].value is not None}
         free = {"low": -math.inf} if "low" in known.value else {}  # "low": null says that there is none
         made.variables[name] = Variable(**free | ends, integer=_one_of(known["integer"], (None, True, False)) is True)
+    if not 1 <= len(made.variables) <= MOST:
+        raise given.refused(f"the object has no variable, or over {MOST:,}")
     for row in given["rows"].entries():
         _keys(row, ("name", "left", "sign", "right"))
         sign = _one_of(row["sign"], ("<=", ">=", "="))
         made.rows.append((_expression(row["left"], made), sign, _number(row["right"])))
-    if not 1 <= max(len(made.variables), len(made.rows)) <= MOST:
-        raise given.refused(f"has over {MOST:,} variables or rows, or none")
     made.objective = _expression(given["objective"], made)
     return made
 

@@ -141,7 +141,7 @@ def _same(one: Formulation, other: Formulation) -> bool | None:
         if {"limit", MISSING} & {first["status"], second["status"]}:
             return None
         values = first.get("objective", 0.0), second.get("objective", 0.0)
-        if first["status"] != second["status"] or not near(*values, one.nonlinear):
+        if first["status"] != second["status"] or not near(*values, one.nonlinear and other.nonlinear):
             return False
     return True
 

@@ -115,7 +115,12 @@ def test_what_highs_would_misread_is_refused_with_line_and_reason(text, reason):
         ({"objective": ["+"]}, "is no operation"),
         ({"more": 1}, "allowed are sense, objective, variables, rows"),
         ({"sense": "most"}, "sense is text .*; allowed are min, max"),
-        ({"variables": {}}, "allowed are"),
+        ({"variables": {}}, "has no variable, or over 1,000"),
+        (
+            {"variables": {}, "objective": {"z": 1}, "rows": [{"left": {"z": 1}, "sign": "<=", "right": 1}]},
+            "no variable",
+        ),
+        ({"variables": {f"x{i}": {} for i in range(1_001)}}, "has no variable, or over 1,000"),
         ({"variables": {"x": {}, "X": {}}}, "differs from another by case alone"),
         ({"variables": {"x y": {}}}, "is no name"),
         ({"variables": {"x": {"lower": 1}}}, "allowed are low, high, integer"),
@@ -402,6 +407,12 @@ def test_models_are_the_same_if_no_prices_tell_them_apart():
     assert same_models([(other, right) for other in cases]) == list(cases.values())
     tree = json.dumps(NLP)
     assert same_models([(tree, tree), (tree, tree.replace("3.5", "4.5"))]) == [True, False]
+    loose = {"sense": "max", "variables": {"x": {}, "y": {}}, "objective": ["+", ["*", 3, "x"], ["*", 4, "y"]]}
+    loose["rows"] = [
+        {"left": {"x": 2, "y": 3}, "sign": "<=", "right": 12.1},
+        {"left": {"x": 1, "y": 1}, "sign": "<=", "right": 5},
+    ]
+    assert same_models([(json.dumps(loose), right)]) == [False]  # 17.1 is within 2 %, and the right model is linear
 
 
 def test_answers_are_equal_to_two_decimals_or_two_percent():
