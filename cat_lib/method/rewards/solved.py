@@ -32,7 +32,9 @@ def gold_solution(models: Mapping[str, str]) -> RewardRule:
 
     `models` are right ones by question id. Where a problem may have several solutions, the values are not compared.
     """
-    return _rule(models, lambda _, o, gold: float(_right(o, gold) and (not gold.unique or _hits(o, gold) == 1)))
+    return _gold_rule(
+        models, lambda _, o, gold: float(_gold_equal(o, gold) and (not gold.unique or _gold_hits(o, gold) == 1))
+    )
 
 
 def gold_staged(models: Mapping[str, str], stage: int) -> RewardRule:
@@ -45,14 +47,14 @@ def gold_staged(models: Mapping[str, str], stage: int) -> RewardRule:
         raise ValueError(f"stage={stage}: allowed is 1, which rewards form too, or 2, which rewards the solution")
 
     def rate(rollout: Completion, outcome: Outcome | None, gold: Outcome) -> float:
-        ran, right = outcome is not None and outcome.status == "optimal", _right(outcome, gold)
+        ran, right = outcome is not None and outcome.status == "optimal", _gold_equal(outcome, gold)
         form = 0.5 * rollout.ended + 0.5 * (outcome is not None and outcome.status != "malformed")
-        return ran + right + (form if stage == 1 else right * _hits(outcome, gold))
+        return ran + right + (form if stage == 1 else right * _gold_hits(outcome, gold))
 
-    return _rule(models, rate)
+    return _gold_rule(models, rate)
 
 
-def _rule(models: Mapping[str, str], rate: _Rate) -> RewardRule:
+def _gold_rule(models: Mapping[str, str], rate: _Rate) -> RewardRule:
     def rule(groups: Sequence[Group], references: Sequence[Reference | None]) -> list[list[float | None]]:
         texts = [[written(rollout) for rollout in group.rollouts] for group in groups]
         asked = list(dict.fromkeys([models[g.id] for g in groups] + [t for row in texts for t in row if t is not None]))
@@ -68,10 +70,10 @@ def _rule(models: Mapping[str, str], rate: _Rate) -> RewardRule:
     return rule
 
 
-def _right(outcome: Outcome | None, gold: Outcome) -> bool:
+def _gold_equal(outcome: Outcome | None, gold: Outcome) -> bool:
     return outcome is not None and gold.answer is not None and equal(outcome.answer, gold.answer)
 
 
-def _hits(outcome: Outcome | None, gold: Outcome) -> float:
+def _gold_hits(outcome: Outcome | None, gold: Outcome) -> float:
     ours, theirs = (Counter(round(v, 3) + 0.0 for v in o.values.values()) if o else Counter() for o in (outcome, gold))
     return (ours & theirs).total() / max(1, theirs.total())
