@@ -107,7 +107,7 @@ def test_a_suites_runs_their_comparison_a_notebook_and_the_report_are_seen(store
     chosen = "%22,%22".join(runs[n] for n in names[::3])
     page.goto(f"{ui}/#/compare-runs?runs=[%22{chosen}%22]&experiments=[%22{experiment}%22]")
     page.get_by_text(re.compile("Comparing 2 Runs")).first.wait_for()
-    page.get_by_text("value", exact=True).first.wait_for()
+    page.get_by_text("2_signal/value", exact=True).first.wait_for()
     keep(page, "comparison")
 
     page.goto(f"{ui}/#/experiments/{experiment}/runs/{runs[names[0]]}/artifacts/executed.ipynb")
@@ -140,7 +140,7 @@ def test_a_runs_page_tells_its_story_and_two_runs_tables_are_compared(store, ui,
     page.get_by_text("Show more").click()
     picture = page.locator("img[src*=get-artifact]").first
     picture.scroll_into_view_if_needed()
-    assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
+    picture.evaluate("image => image.decode()")  # once it is there
     assert page.get_by_text("00_quickstart.ipynb").count()
     keep(page, "run")
 
