@@ -55,6 +55,8 @@ def _groups(folder: Path) -> Iterator[tuple[str, float, tuple[int, list[Cost]], 
     for part in parts:
         tables = {name: part / f"{name}.parquet" for name in ("rollouts", "rubrics", "verdicts")}
         read = {name: pd.read_parquet(path) for name, path in tables.items() if path.exists()}
+        if "step" not in read["rollouts"]:  # not a training's
+            continue
         rows = {name: dict(iter(t.groupby(["step", "example"], sort=False))) for name, t in read.items()}
         prefix, number = "" if part == folder else f"{part.name}/", len(rows["rollouts"])
         steps, groups = _steps(folder, part, prefix), read["rollouts"].groupby("step")["example"].nunique()
