@@ -52,7 +52,7 @@ suite: setup  ## every notebook at smoke size as one resumable suite (about 50 m
 seeds: setup  ## the first table of docs/results.md: the demo with 3 seeds, and with a majority vote as teacher (16 minutes)
 	$(PY) benchmarks/quickstart_seeds.py
 
-published: setup  ## results/published: notebooks 01 and 04 to 09 at smoke size, their numbers and figures (about 25 minutes)
+published: setup  ## results/published: notebooks 01, 04 to 09 and 11 at smoke size, their numbers and figures (about 35 minutes)
 	$(PY) benchmarks/published.py
 
 gallery: setup  ## results/published/index.html: the executed notebooks of results/published, by picture

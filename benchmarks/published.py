@@ -37,7 +37,8 @@ def publish(notebook: str) -> float | None:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(folder / "figures", target)
     for file in ("metrics.json", "executed.html"):
-        shutil.copy(folder / file, target)
+        if (folder / file).exists():
+            shutil.copy(folder / file, target)
     for table in sorted(folder.glob("*.parquet")):
         if table.stem not in LARGE:
             pd.read_parquet(table).round(6).to_csv(target / f"{table.stem}.csv", index=False)

@@ -17,12 +17,12 @@ from rich.text import Text
 from cat_lib import check
 from cat_lib.doctor import checks
 from cat_lib.learning.settings import GRPOSettings
-from cat_lib.models import ModelError
+from cat_lib.models import ModelError, require_sampler
 from cat_lib.runs import places
 from cat_lib.runs.children import serve
 from cat_lib.runs.folder import BusyError, RunError, read_config
 from cat_lib.runs.mirror import import_run
-from cat_lib.runs.parameters import ParameterError, nearest
+from cat_lib.runs.parameters import nearest
 from cat_lib.runs.runner import run_notebook
 from cat_lib.runs.store import TrackingError, connect
 from cat_lib.shown import printed
@@ -47,8 +47,10 @@ def run(
     """Execute one notebook as one tracked run; exit code 0 only if it finished."""
     given = dict(_pair(entry, "-p") for entry in parameter or [])
     try:
+        if "://" in given.get("rollouts", ""):
+            require_sampler(given["rollouts"])  # before it is written down: it may hold a secret
         folder = run_notebook(notebook, given, run_id, typed=False)
-    except (ParameterError, TrackingError, BusyError) as error:
+    except (ValueError, TrackingError, BusyError) as error:
         check.fail(error)
     except OSError as error:
         check.fail(f"the run's folder can't be written: {error}")
@@ -204,7 +206,7 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> 
     if uri.startswith("http"):
         check.fail(f"runs go to the server {uri}: open it in a browser")
     try:
-        experiments = connect().search_experiments(max_results=50)
+        experiments = connect().search_experiments(max_results=1000)
     except TrackingError as error:
         check.fail(error)
     for e in reversed(experiments):  # links that don't say so, as the server's own, open on GenAI's pages

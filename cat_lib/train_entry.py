@@ -110,7 +110,7 @@ def train_arms(p: Parameters, folder: Path) -> None:
     """
     import nbformat
 
-    from cat_lib.learning.grpo import add_lora, train
+    from cat_lib.learning.grpo import add_lora, require_drawn, train
 
     os.environ["CAT_LIB_RUN_DIR"] = str(folder)  # the run is this program's, as under the runner
     notebook, made = places.NOTEBOOKS / f"{NOTEBOOK}.ipynb", dict(p.given)
@@ -118,6 +118,9 @@ def train_arms(p: Parameters, folder: Path) -> None:
         if "setup" in cell.metadata.get("tags", []):
             exec(compile(cell.source, notebook.name, "exec"), made)
     run, task = made["run"], made["task"]
+    for name in p.estimators:
+        estimator, rule = made["signals"][name]
+        require_drawn(made["model"], estimator, rule, made["settings"], task.sampling)
     for seed in p.seeds:
         settings, train_set = replace(made["settings"], seed=seed), made["train_sets"][seed]
         for name in p.estimators:

@@ -36,7 +36,7 @@ def learner(p: Parameters, run: Run) -> Model:
         return load_model(p.model, p.engine, p.thinking, p.rollouts)
     known = read_config(run.dir).get("tags", {}).get("engines", "").split()
     able = gpus() and find_spec("unsloth") and find_spec("vllm")
-    fast, plain = ("unsloth", "vllm"), ("transformers", p.rollouts)
+    fast, plain = ("unsloth", "vllm" if p.rollouts == "engine" else p.rollouts), ("transformers", p.rollouts)
     for engine, rollouts in [tuple(known)] if known else [fast, plain] if able else [plain]:
         model: Any = None
         try:

@@ -205,10 +205,13 @@ def lead(history: pd.DataFrame, by: float = 0.1, window: int = 3) -> dict[str, f
     """By how many steps the flip rate, which needs no label, says before label_accuracy falls that it will.
 
     `flip_rise`: the first step at which the mean flip rate of the last `window` logged steps is more than `by` above
-    its lowest before; `label_fall`: the same of label_accuracy, below its highest; `lead`: the second less the first.
+    its lowest before; `label_fall`: the same of label_accuracy over those labelled, below its highest; `lead`: the
+    second less the first.
     What did not happen is left out.
     """
     steps = {}
+    history = history.reindex(columns=["step", "flip_rate", "label_accuracy", "labelled"])
+    history["label_accuracy"] /= history["labelled"].fillna(1.0)
     for key, column, side in (("flip_rise", "flip_rate", 1), ("label_fall", "label_accuracy", -1)):
         known = history.reindex(columns=["step", column]).dropna()
         mean = side * known[column].rolling(window).mean()

@@ -6,6 +6,7 @@ colours.yaml) are readable with colour-blind eyes; a method keeps its own in all
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,6 +64,7 @@ def by_arm(histories: Mapping[str, pd.DataFrame], keys: Mapping[str, str], title
     steps = pd.concat(histories, names=["arm"]).reset_index("arm")
     for axis, (key, label) in zip(axes, keys.items(), strict=True):
         named = steps.rename(columns={f"{key}_{end}": end for end in ("low", "high")})
+        named[key] = named.get(key, math.nan)  # a signal that no arm had
         _lines(axis, named, "step", key, "arm")
         axis.set_ylabel(label)
     return _done(figure, title, legend=2)

@@ -102,7 +102,7 @@ class Judge:
         text, asked = self.prompt == "text", dict[tuple[str, str], _Asked]()
         heads = {} if text else {r: self.request(r, _HOLE) for r in dict.fromkeys(r for r, _ in pairs)}
         sampled = [asdict(self._draw(a)) for a in range(self.attempts)]
-        # without a form, keys are as they were before there was one: what was paid for stays
+        # without a form, keys are as they were before there was one: first replies that were paid for stay
         draws = [
             {"sampling": {k: v for k, v in s.items() if k != "form" or v}, "index": [self.index, a]}
             for a, s in enumerate(sampled)

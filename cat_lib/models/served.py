@@ -1,9 +1,10 @@
 """A vLLM server that draws the rollouts of a training: of several processes, or on GPUs of its own.
 
 The policy goes there as an adapter in a folder, which the server must see (TMPDIR says where, for a server on another
-machine), under a name made of its weights. So processes that hold the same policy name it alike without asking each
-other, and the server's prefix cache, which is keyed by that name, never serves an older policy. vLLM's `load_inplace`
-under one name would: it leaves the cache as it was, and reads the adapter again for each request.
+machine), under a name of the launch, a count and its weights. So processes that hold the same policy name it alike
+without asking each other, no name is used again, and the server's prefix cache, which is keyed by it, never serves an
+older policy. vLLM's `load_inplace` under one name would: it leaves the cache as it was, and reads the adapter again
+for each request. The server keeps the names of adapters that it has dropped: some bytes a step.
 
 Left out: retries. A server that is gone ends the run as failed, and a checkpoint is there to go on from.
 """
@@ -11,10 +12,12 @@ Left out: retries. A server that is gone ends the run as failed, and a checkpoin
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
 
 _AT_ONCE = 64  # requests, one a prompt
+_KEPT = 3  # policies whose folders stay
 
 
 @dataclass
@@ -36,6 +40,7 @@ class ServedModel(VLLMModel):
     served: str = ""  # the base model's name there
     longest: int = 0  # tokens of prompt and answer together
     answer_ends: frozenset[int] = frozenset()  # the learner's
+    handed: list[str] = field(default_factory=list, repr=False)  # digests of policies, in their order
 
     @property
     def context(self) -> int:
@@ -59,15 +64,18 @@ class ServedModel(VLLMModel):
         folder = TemporaryDirectory(prefix="cat_lib_adapter_")
         model.model.save_pretrained(folder.name, save_embedding_layers=False)
         weights = (Path(folder.name) / "adapter_model.safetensors").read_bytes()
-        drawing.lora = f"cat_lib-{hashlib.sha256(weights).hexdigest()[:16]}"
-        if drawing.lora in self.policies:
+        digest = hashlib.sha256(weights).hexdigest()[:16]
+        last = next(reversed(self.policies), "")
+        if last.endswith(digest):
             folder.cleanup()
+            drawing.lora = last
             return drawing
+        self.handed.append(digest)
+        drawing.lora = f"{_launch()}-{len(self.handed)}-{digest}"
         self._post("load_lora_adapter", {"lora_name": drawing.lora, "lora_path": folder.name})
-        for old in self.policies.values():
-            old.cleanup()
-        self.policies.clear()
-        self.policies[drawing.lora] = folder  # while it draws the server may read it again
+        self.policies[drawing.lora] = folder
+        for old in [*self.policies][:-_KEPT]:  # a process that is behind may draw from the one before
+            self.policies.pop(old).cleanup()
         return drawing
 
     def close(self) -> None:
@@ -102,6 +110,14 @@ class ServedModel(VLLMModel):
         return _said(self.name, self.llm, "POST", path, json=fields)
 
 
+@cache
+def _launch() -> str:
+    """A name of this launch, which all its processes make alike."""
+    known = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")]
+    own = known if os.environ.get("WORLD_SIZE", "1") != "1" else [os.urandom(8).hex()]
+    return f"cat_lib-{hashlib.sha256(' '.join(own).encode()).hexdigest()[:8]}"
+
+
 def _answer(choices: Sequence[Any]) -> Any:
     """vLLM's own answer, of what its server says of one prompt."""
     outputs = [
@@ -132,10 +148,13 @@ def _said(name: str, client: Any, method: str, path: str, **given: Any) -> Any:
     except httpx.HTTPError as error:
         raise ModelError(f"{name}: {replies.disconnected(error)}") from None
     body = replies.parsed(answer.text)
-    if answer.status_code == 404 and path == "load_lora_adapter":
-        raise ModelError(f"{name} takes no adapters: start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora")
     if answer.status_code >= 400 and "has already been loaded" not in (said := replies.sentence(body)):
-        raise ModelError(f"{name} refuses ({answer.status_code}): {said}")
+        advice = ""
+        if path == "load_lora_adapter" and "No adapter found" in said:
+            advice = "; it can't see the folder: set TMPDIR to one that both machines share"
+        elif path == "load_lora_adapter" and answer.status_code == 404:
+            advice = "; it takes no adapters: start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora"
+        raise ModelError(f"{name} refuses ({answer.status_code}): {said}{advice}")
     return body
 
 

@@ -245,9 +245,11 @@ class VLLMModel(Speaker):
                 self.held[0] = self.lora
             lora = None if on_cpu else self.lora
             return list(self.llm.generate(prompts, list(asked), use_tqdm=False, lora_request=lora))
+        except ValueError:  # what was asked can't be
+            raise
         except Exception as error:  # it raises what its parts raise
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise ModelError(f"vLLM, which draws for {self.name}, failed ({said}); run it again to go on") from error
+            raise ModelError(f"vLLM failed on {self.name} ({said}); run it again: a training goes on") from error
 
 
 def load(name: str, thinking: bool = False, beside: bool = False) -> VLLMModel:

@@ -26,7 +26,7 @@ ROWS, LONGEST = 400, 4000  # of a table between its first and last step; charact
 _MATHS = re.compile(r"(`+).+?\1|\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)  # not in code
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _KEPT = {"table", "thead", "tbody", "tr", "th", "td", "div", "p"}  # elements of a shown data frame; others are text
-_STYLE, _WIDE = re.compile(r"<style.*?</style>", re.DOTALL), re.compile(rf"[^<>]{{{LONGEST + 1},}}")
+_STYLE, _BETWEEN = re.compile(r"<style.*?</style>", re.DOTALL), re.compile("[^<>]+")
 
 
 def cut(text: object) -> str:
@@ -120,7 +120,8 @@ def page(cells: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> str:
         return Markup(re.sub("\ue000(\\d+)\ue001", lambda found: made[int(found[1])], rendered))
 
     def frame(text: Sequence[str]) -> Markup:
-        short = _WIDE.sub(lambda long: cut(long[0]), visible(_STYLE.sub("", "".join(text))))
+        text = visible(_STYLE.sub("", "".join(text)))
+        short = _BETWEEN.sub(lambda part: cut(part[0]) if len(part[0]) > LONGEST else part[0], text)
         return Markup(clean(short, _KEPT, ["colspan", "rowspan"]))
 
     make = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)

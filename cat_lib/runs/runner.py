@@ -35,7 +35,7 @@ from cat_lib.runs.mirror import mirrored
 from cat_lib.runs.pages import write_page
 from cat_lib.runs.parameters import ParameterError, resolve
 from cat_lib.runs.tracking import new_run_id
-from cat_lib.shown import printed
+from cat_lib.shown import masked, printed
 
 GRACE = 25  # seconds from SIGTERM to the end of the kernel: Slurm kills after 30
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -104,12 +104,14 @@ def lead(run: Run, work: Callable[[], tuple[str, str]]) -> None:
         storage = error.errno in STORAGE
         message = f"could not write to {run.dir}: {error.strerror}" if storage else f"{type(error).__name__}: {error}"
     finally:
-        write_page(run.dir, read_config(run.dir) | {"status": status, "error": message})
         try:
-            run.end(status, message)
-        except OSError as error:  # then the exit code says it
-            status = status if status == "KILLED" else "FAILED"
-            storage, message = True, f"could not write to {run.dir}: {error.strerror}"
+            write_page(run.dir, read_config(run.dir) | {"status": status, "error": masked(message)})
+        finally:  # interrupted or not
+            try:
+                run.end(status, message)
+            except OSError as error:  # then the exit code says it
+                status = status if status == "KILLED" else "FAILED"
+                storage, message = True, f"could not write to {run.dir}: {error.strerror}"
     if status != "FINISHED":
         raise RunError(message, status, run.dir, storage)
 

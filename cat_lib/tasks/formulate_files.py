@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def load_problems(source: str, skip_bad_rows: bool = False) -> FormulateTask:
     Raises DataError naming place and key of rows that can't be used, or saying why the file can't be had.
     """
     path, bad = local_file(source), Bad()
-    rows = _csv(path) if path.suffix == ".csv" else file_rows(path)
+    rows = _csv(path) if path.suffix.lower() == ".csv" else file_rows(path)
     examples, skipped = settle(source, usable(rows, _example, bad), bad, skip_bad_rows)
     for name, note in DATASETS["formulate"].items():
         if name in path.name.lower().replace("_", "").replace("-", ""):
@@ -58,10 +59,11 @@ def _example(row: Given) -> Example:
             f"is {row[answer].shown}, where one number is needed: a row without a solution is no use"
         )
     kinds = [str(row[key].value) for key in keys["level"] if row[key].value is not None]
+    loose = "~" if re.search("non-?linear|nlp|quadratic", " ".join(kinds).lower()) else ""  # within 2 %
     return Example(
         row.where.rpartition("/")[2],
         asked,
         ask("formulate_chat", problem=asked),
-        f"{float(found):.6f}",
+        f"{loose}{float(found):.6f}",
         "".join(kinds[:1]),
     )

@@ -69,9 +69,9 @@ def same_models(pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
 def _asked(texts: Sequence[str]) -> list[str | Lost]:
     new = [text for text in dict.fromkeys(texts) if text not in _remembered]
     found = _pool.ask(new) if new else {}
+    said = [_remembered.get(text) or found[text] for text in texts]
     if len(_remembered) > REMEMBERED:
         _remembered.clear()
-    said = [_remembered.get(text) or found[text] for text in texts]
     _remembered.update({text: one for text, one in found.items() if isinstance(one, str)})
     return said
 

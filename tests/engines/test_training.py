@@ -153,7 +153,7 @@ def test_an_engine_that_fails_in_the_middle_loses_one_step(beside, monkeypatch, 
     monkeypatch.setattr("cat_lib.learning.sampler.samples_the_policy", lambda *_: {})
     monkeypatch.setattr(beside.sampler.llm, "generate", failing)
     fails_at, settings = 3, replace(SETTINGS, steps=4, save_steps=1)
-    with pytest.raises(ModelError, match=r"vLLM, which draws for .* failed \(EngineDeadError.*run it again to go on"):
+    with pytest.raises(ModelError, match=r"vLLM failed on .* \(EngineDeadError.*run it again: a training goes on"):
         train(add_lora(beside, 4, 0), TASK, TRAIN, none, longer, settings, Run(tmp_path))
     fails_at = 0
     trained = train(add_lora(beside, 4, 0), TASK, TRAIN, none, longer, settings, Run(tmp_path))

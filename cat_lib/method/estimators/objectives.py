@@ -20,7 +20,8 @@ def objectives(groups: Sequence[Group]) -> list[Reference | None]:
     found = list[Reference | None]()
     for group in groups:
         values = [a for a in group.answers if a and not a[-1].isalpha()]
-        votes = {value: sum(equal(other, value) for other in values) for value in values}
+        # each as near as the other asks: a model written as non-linear wins no votes by its wider tolerance
+        votes = {a: sum(equal(b, a) and equal(a, b) for b in values) for a in values}
         best = max(votes, key=votes.__getitem__, default="")  # of equals the first
         enough = votes.get(best, 0) >= LEAST
         found.append(pick(group, group.answers.index(best), "objectives") if enough else None)

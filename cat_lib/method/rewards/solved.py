@@ -30,7 +30,8 @@ def objective(groups: Sequence[Group], references: Sequence[Reference | None]) -
 def gold_solution(models: Mapping[str, str]) -> RewardRule:
     """1.0 for the right objective and, where the right model has one solution only, its decision variables too.
 
-    `models` are right ones by question id. Where a problem may have several solutions, the values are not compared.
+    `models` are right ones by question id. Where a problem may have several solutions, the values are not compared. A
+    model with other variables than the right one, as without blending's total, gets 0.
     """
     return _gold_rule(
         models, lambda _, o, gold: float(_gold_equal(o, gold) and (not gold.unique or _gold_hits(o, gold) == 1))
