@@ -27,21 +27,31 @@ if TYPE_CHECKING:
 
 TRACES = int(os.environ.get("CAT_LIB_TRACES", "20"))  # groups of a run, and those that lost a verdict; 0: none
 _say_once = cache(print)
+_AT_ONCE = 50  # traces of a request
 _STAGES = ("policy", "anchor", "judge", "update")  # of a step, by whose work it is, in their order
 
 
 def send(client: Any, folder: Path, run: Any) -> None:
-    """Send the traces of a `run` of the store, at most ten times TRACES, or say why there are none: no copy fails."""
+    """Send the traces of a `run` of the store, at most ten times TRACES, or say why there are none.
+
+    Raises what the store raises while it is away, so that the copy is tried again; nothing else about traces ends one.
+    """
     try:
         traces = [_trace(*group, run) for group in islice(_groups(folder), 10 * TRACES)]
     except Exception as error:  # tables of another version or another hand: the rest of the run is in the store
         print(f"no traces of {folder}: {masked(f'{type(error).__name__}: {error}')[:300]}", flush=True)
         return
     try:
-        client._tracing_client.log_spans(run.info.experiment_id, [span for _, spans in traces for span in spans])
+        for at in range(0, len(traces), _AT_ONCE):
+            spans = [span for _, own in traces[at : at + _AT_ONCE] for span in own]
+            client._tracing_client.log_spans(run.info.experiment_id, spans)
         for info, _ in traces:
             client._tracing_client.start_trace(info)
-    except Exception as error:  # the store's own kinds: it has no traces, or is away, and then the copy is tried again
+    except OSError:
+        raise
+    except Exception as error:  # the store's own kinds
+        if "failed with exception" in str(error):  # MLflow's words for a server that can't be reached
+            raise
         _say_once(f"this store takes no traces ({type(error).__name__}): they are left out", flush=True)
 
 
