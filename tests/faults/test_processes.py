@@ -81,7 +81,7 @@ def case(folder, prompts, micro, rule):
     examples = task.examples("train", prompts, 0)
     asked = {e.prompt: e.question[8:-1] for e in examples}
 
-    def fixed(policy, sampling, seed):
+    def fixed(policy, sampling, seed, voters):
         newline = tokenizer("\\n").input_ids
         def rollout(prompts, trainer):
             start = trainer.accelerator.process_index * len(prompts)
