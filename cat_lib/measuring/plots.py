@@ -187,17 +187,17 @@ def curves(
     return _done(figure, title, legend=4)
 
 
-def levels(table: pd.DataFrame, title: str) -> Figure:
-    """Accuracy of each method within each value of the column `level`."""
+def levels(table: pd.DataFrame, title: str, ylabel: str = "accuracy") -> Figure:
+    """Accuracy, or what `ylabel` says, of each method within each value of the column `level`."""
     names, methods = table["level"].unique(), table["method"].unique()
     figure, (axis,) = _panels(3.6)
     for j, method in enumerate(methods):
         part = table[table["method"] == method].set_index("level").loc[names]
         places = [i + 0.8 * (j / max(1, len(methods) - 1) - 0.5) for i in range(len(names))]
-        _dot(axis, places, part, COLOURS.get(method, GREY), markersize=5, capsize=2, label=method)
+        _dot(axis, places, part, COLOURS.get(method, SPARE[j % len(SPARE)]), markersize=5, capsize=2, label=method)
     n = table.drop_duplicates("level").set_index("level")["n"]
     axis.set_xticks(range(len(names)), [f"{plain(name)}\n(n = {n[name]})" for name in names])
-    axis.set(ylim=(-0.02, 1.02), ylabel="accuracy")
+    axis.set(ylim=(-0.02, 1.02), ylabel=ylabel)
     return _done(figure, title, legend=4)
 
 
@@ -248,7 +248,9 @@ def _dot(axis: Axes, x: Any, row: Any, colour: str, **style: Any) -> None:
 
 def _lines(axis: Axes, table: pd.DataFrame, x: str, y: str, by: str) -> None:
     """Column `y` over `x`, a line for each kind in column `by`, and its 95 % band where the table has limits."""
-    for i, (kind, part) in enumerate(table.dropna(subset=[y]).groupby(by, sort=False)):
+    for i, (kind, whole) in enumerate(table.groupby(by, sort=False)):  # one colour, whatever a panel lacks
+        if (part := whole.dropna(subset=[y])).empty:
+            continue
         colour = COLOURS.get(str(kind), SPARE[i % len(SPARE)])
         axis.plot(part[x], part[y], marker="o", markersize=4, color=colour, label=_named(kind))
         if "low" in part:
@@ -278,8 +280,11 @@ def _done(figure: Figure, title: str, legend: int = 0, fontsize: float | None = 
     """The figure with its title, light axes, and a legend of that many columns below it, if any."""
     figure.suptitle(plain(title), fontsize=11)
     if legend:
-        shown = figure.axes[0].get_legend_handles_labels()
-        figure.legend(*shown, ncols=legend, frameon=False, loc="outside lower center", fontsize=fontsize)
+        shown = dict[str, Any]()  # of all panels: one may have kinds that another lacks
+        for axis in figure.axes:
+            handles, labels = axis.get_legend_handles_labels()
+            shown = dict(zip(labels, handles, strict=True)) | shown
+        figure.legend(shown.values(), shown, ncols=legend, frameon=False, loc="outside lower center", fontsize=fontsize)
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.25)

@@ -365,3 +365,13 @@ def test_the_lead_of_the_flip_rate_is_counted_in_steps():
     assert analysis.lead(history) == {"flip_rise": 5, "label_fall": 7, "lead": 2}
     assert analysis.lead(history.assign(label_accuracy=0.8)) == {"flip_rise": 5}
     assert analysis.lead(history.drop(columns="flip_rate")) == {"label_fall": 7}
+
+
+def test_a_panel_that_lacks_an_arm_keeps_the_others_colours_and_the_legend_has_all():
+    first = pd.DataFrame({"step": [1, 2], "agreement": [0.1, 0.2]})
+    second = first.assign(label_accuracy=0.5)
+    figure = plots.by_arm({"one": first, "two": second}, {k: k for k in ("label_accuracy", "agreement", "none")}, "t")
+    of = [{line.get_label(): line.get_color() for line in axis.lines} for axis in figure.axes]
+    assert [list(lines) for lines in of] == [["two"], ["one", "two"], []]
+    assert of[0]["two"] == of[1]["two"] != of[1]["one"]
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"one", "two"}
