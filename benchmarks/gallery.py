@@ -31,6 +31,8 @@ def card(name: str) -> str:
 
 if __name__ == "__main__":
     names = [page.parent.name for page in sorted(PUBLISHED.glob("*/executed.html"))]
+    if not names:
+        raise SystemExit(f"no executed.html under {PUBLISHED}: run `make published` first")
     cards = "\n".join(card(name) for name in names if (NOTEBOOKS / f"{name}.ipynb").exists())
     page = (
         f"<!DOCTYPE html><html lang='en'><meta charset='utf-8'><title>cat_lib, executed</title><style>{STYLE}</style>"

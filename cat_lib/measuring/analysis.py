@@ -206,8 +206,7 @@ def lead(history: pd.DataFrame, by: float = 0.1, window: int = 3) -> dict[str, f
 
     `flip_rise`: the first step at which the mean flip rate of the last `window` logged steps is more than `by` above
     its lowest before; `label_fall`: the same of label_accuracy over those labelled, below its highest; `lead`: the
-    second less the first.
-    What did not happen is left out.
+    second less the first. What did not happen is left out.
     """
     steps = {}
     history = history.reindex(columns=["step", "flip_rate", "label_accuracy", "labelled"])

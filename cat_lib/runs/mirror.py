@@ -248,7 +248,8 @@ def reap(client: Any, experiment: str) -> None:
 
 
 def import_run(folder: Path) -> str:
-    """Copy a run's folder, or a suite's, into the store; returns its id there. What is there is brought up to date.
+    """Copy a run's folder, or a suite's, into the store; returns its id there. What is there is brought up to date;
+    of a run that ended there, by an older version too, nothing is sent again.
 
     Raises ValueError for a folder that holds no run, or one that still runs; TrackingError if the store can't be used.
     """
