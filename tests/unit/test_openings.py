@@ -95,8 +95,8 @@ def test_what_a_task_would_ignore_is_refused(notebook, opened):
         ("09_sharpening", {"top_p": 0.0}, "top_p above 0"),
         ("06_training_signals", {"estimators": ["gold_wrong"]}, "mean 'gold_wrong_majority'"),
         ("11_when_consensus_lies", {"signals": ["ttlr"]}, "mean 'ttrl'"),
-        ("11_when_consensus_lies", {"votes": 6}, "votes=6: the first group_size=4 of them are trained on"),
-        ("11_when_consensus_lies", {"votes": 2}, "votes=2: the first group_size=4 of them are trained on"),
+        ("11_when_consensus_lies", {"votes": 10}, "votes=10: the first group_size=4 of them are trained on"),
+        ("11_when_consensus_lies", {"votes": 6}, "votes=6: allowed is 9 or more"),
         ("11_when_consensus_lies", {"levels": ["poems"]}, r"is empty; levels=\['poems'\]: the task has none of these"),
     ],
 )
