@@ -1,47 +1,45 @@
-"""How alike two texts are, by the character n-grams that they share: near-duplicates among questions, and clusters.
+"""How alike two texts are by their character n-grams: near-duplicates among questions, and clusters of them.
 
-R-Zero clusters by BLEU of words, average linkage, at a distance of 0.5. Here an n-gram's share takes BLEU's place,
-since questions of one line hardly have four words in common; what most texts of a set share says nothing of any.
+R-Zero clusters by BLEU of words, average linkage, cut at a distance of 0.5. n-grams take BLEU's place here, less how
+all questions of a set begin and end: questions of one line hardly have four words in common, but for these.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, zip_longest
 
 from scipy.cluster.hierarchy import fcluster, linkage
 
 _N = 4  # characters
-ALIKE = 0.8  # from which likeness on one text is taken for a wording of the other
+ALIKE = 0.8  # from here on a text is taken for another wording of the other
 
 
 @lru_cache(maxsize=20_000)
 def grams(text: str) -> frozenset[str]:
-    """The n-grams of a text in small letters, with single spaces, and one at either end."""
+    """The n-grams of a text in small letters with single spaces, and one at either end."""
     line = f" {' '.join(text.casefold().split())} "
     return frozenset(line[i : i + _N] for i in range(max(1, len(line) - _N + 1)))
 
 
-def likeness(a: frozenset[str], b: frozenset[str]) -> float:
-    """n-grams of both over those of either (Jaccard); of two texts without any, 1."""
-    return len(a & b) / len(a | b) if a | b else 1.0
+def likeness(a: str, b: str) -> float:
+    """n-grams of both texts over those of either (Jaccard), 0 to 1."""
+    return len(grams(a) & grams(b)) / len(grams(a) | grams(b))
 
 
 def clusters(texts: Sequence[str], distance: float = 0.5) -> list[int]:
-    """The cluster of each text: average linkage, cut at a distance, which is 1 less the likeness.
-
-    n-grams that more than half of three different texts and more hold are left out. Time grows with the square of
-    their number: a second for a thousand.
-    """
+    """The cluster of each text, by 1 less the likeness. Time grows with their square: a second for a thousand."""
     different = list(dict.fromkeys(texts))
-    own = [grams(text) for text in different]
-    held = Counter(g for of_one in own for g in of_one)
-    frame = {g for g, n in held.items() if n > len(own) / 2} if len(own) > 2 else set()
-    own = [of_one - frame for of_one in own]
     if len(different) < 2:
         return [1] * len(texts)
+    first, last = _shared(different), _shared([text[::-1] for text in different])
+    own = [text[first : max(first, len(text) - last)] for text in different]
     apart = [1 - likeness(a, b) for a, b in combinations(own, 2)]
     found = dict(zip(different, fcluster(linkage(apart, "average"), distance, "distance"), strict=True))
     return [int(found[text]) for text in texts]
+
+
+def _shared(texts: Sequence[str]) -> int:
+    """How many characters all texts, which differ, begin with."""
+    return next(i for i, letters in enumerate(zip_longest(*texts)) if len(set(letters)) > 1)

@@ -21,7 +21,7 @@ from typing import Any
 from cat_lib.prompts import plain
 from cat_lib.schema import Completion, Example, Lost, Message, Sampling
 from cat_lib.tasks.answers import boxes, read
-from cat_lib.tasks.likeness import ALIKE, grams, likeness
+from cat_lib.tasks.likeness import ALIKE, likeness
 from cat_lib.tasks.rows import DATASETS, Bad, DataError, Given, file_rows, local_file, settle, take, usable
 
 HUB: dict[str, tuple[str, str | None, str]] = DATASETS["math"]  # id, configuration, split
@@ -71,8 +71,8 @@ class MathTask:
         question = plain(text).strip()
         if not _ASKED[0] <= len(question) <= _ASKED[1]:
             return None
-        scored, own = (e.question for e in self.rows if self.transductive or _half(e.question)), grams(question)
-        if any(likeness(own, grams(other)) >= ALIKE for other in scored):
+        scored = (e.question for e in self.rows if self.transductive or _half(e.question))
+        if any(likeness(question, other) >= ALIKE for other in scored):
             return Lost("held out")
         prompt = [Message(role="user", content=f"{question}\n\n{INSTRUCTION}")]
         return Example(hashlib.sha256(question.encode()).hexdigest()[:12], question, prompt, "", "posed")
