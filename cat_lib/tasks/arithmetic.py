@@ -55,6 +55,10 @@ class Arithmetic:
     synthesis_prompt = "few_shot"  # the embedded model follows examples, not instructions
     skipped: ClassVar[Mapping[str, Any]] = {}
 
+    def __post_init__(self) -> None:
+        if unknown := set(self.levels) - LEVELS.keys():
+            raise ValueError(f"levels: {', '.join(map(repr, unknown))} is none; allowed are {', '.join(LEVELS)}")
+
     @property
     def rows(self) -> list[Example]:
         """All questions, level by level."""

@@ -76,9 +76,10 @@ class PosedReward:
         self.last = [p for own in found for p in own]
         if not any(p.question for p in self.last):
             warnings.warn("no rollout of this step poses a question: begin with a cold start, or stop", stacklevel=2)
-        return [[self._of(p, i in g.lost) for i, p in enumerate(own)] for g, own in zip(groups, found, strict=True)]
+        return [[self.of(p, i in g.lost) for i, p in enumerate(own)] for g, own in zip(groups, found, strict=True)]
 
-    def _of(self, p: Posed, lost: bool) -> float | None:
+    def of(self, p: Posed, lost: bool = False) -> float | None:
+        """The reward of one rollout; `lost`: its question is held out."""
         if lost or (p.question and not p.asked):
             return None
         return self.formula(replace(p, question=None, largest=0, formed=False) if self.gate and p.ill_posed else p)
