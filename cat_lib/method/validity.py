@@ -19,7 +19,9 @@ def validity(posed: Sequence[Posed]) -> dict[str, float]:
     """Shares and means of one draw; formulas in docs/metrics.md. A share of nothing is left out."""
     questions = [p for p in posed if p.question is not None]
     asked = [p for p in questions if p.asked]
-    means: dict[str, list[float]] = {f"posed_{kind}": [p.why in whys for p in posed] for kind, whys in _KINDS.items()} | {
+    means: dict[str, Sequence[float]] = {
+        f"posed_{kind}": [p.why in whys for p in posed] for kind, whys in _KINDS.items()
+    } | {
         "posed_question": [p.question is not None for p in posed],
         "posed_copy": [p.copy for p in questions],
         "posed_diversity": [1 / (p.share * len(posed)) for p in questions],  # their sum is the number of clusters

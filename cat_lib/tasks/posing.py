@@ -65,7 +65,7 @@ class Posing:
 
     @property
     def rows(self) -> list[Example]:
-        """All seeds, asked as the generator is; they have no gold."""
+        """All seeds, as the generator is asked them; they have no gold."""
         return self._asked(self.of.rows)
 
     def examples(self, split: str, n: int | None, seed: int) -> list[Example]:

@@ -69,8 +69,8 @@ def consistency(solver: Model, task: Posing, n: int, sampling: Sampling) -> Esti
         read = [e for t in dict.fromkeys(texts) if t is not None and isinstance(e := task.of.posed(t), Example)]
         known = {g.question: g.answers for g in _said(solver, task.of, read, n, sampling) if not g.lost}
         questions = [t for t in texts if t is not None]
-        cluster = dict(zip(questions, clusters(questions), strict=True))
-        size, seen, found = Counter(cluster[t] for t in questions), set[str](), list[Reference | None]()
+        cluster: dict[str | None, int] = dict(zip(questions, clusters(questions), strict=True))
+        size, seen, found = Counter(map(cluster.get, questions)), set[str](), list[Reference | None]()
         for group in groups:
             own = list[Posed]()
             for rollout, text in zip(group.rollouts, group.answers, strict=True):
@@ -78,12 +78,10 @@ def consistency(solver: Model, task: Posing, n: int, sampling: Sampling) -> Esti
                 count = Counter(a for a in votes if a is not None)
                 about = (w.plan, w.why, w.formed, getattr(w.question, "level", ""))
                 answers = (max(count.values(), default=0), count.total(), len(votes))
-                share = (size[cluster[text]] if text is not None else 1) / len(texts)
-                copy = text is not None and (text == group.question or text in seen)
+                share, copy = size.get(cluster.get(text), 1) / len(texts), text in {*seen, group.question}
                 own.append(Posed(group.id, task.difficulty[group.id], text, *about, *answers, share, copy))
-                seen |= {text} if text is not None else set()
-            told = ", ".join(f"{p.largest} of {p.asked}" for p in own)
-            found.append(Asked(told, None, "consistency", tuple(own)))
+                seen.update([text] if text else [])
+            found.append(Asked(", ".join(f"{p.largest} of {p.asked}" for p in own), None, "consistency", tuple(own)))
         return found
 
     return estimate
