@@ -36,9 +36,7 @@ LEVELS: dict[str, list[tuple[int, str, int]]] = {
     "times_table": [(a, "x", b) for a in range(2, 10) for b in range(2, 10)],
     "subtraction": [(a, "-", b) for a in range(3, 10) for b in range(2, 10) if a > b],
     "tens": [(a, "+", b) for a in range(10, 100, 10) for b in range(10, 100, 10)],
-    "two_digits": [
-        (a, "+", b) for a in range(13, 99, 7) for b in range(13, 99, 7)
-    ],  # few of all: the rest may be posed
+    "two_digits": [(a, "+", b) for a in range(13, 99, 7) for b in range(13, 99, 7)],  # few: the others can be posed
 }
 WITHIN = tuple(LEVELS)[:4]  # the embedded model's reach
 

@@ -33,13 +33,9 @@ def clusters(texts: Sequence[str], distance: float = 0.5) -> list[int]:
     different = list(dict.fromkeys(texts))
     if len(different) < 2:
         return [1] * len(texts)
-    first, last = _shared(different), _shared([text[::-1] for text in different])
+    either = different, [text[::-1] for text in different]
+    first, last = (next(i for i, c in enumerate(zip_longest(*own)) if len(set(c)) > 1) for own in either)
     own = [text[first : max(first, len(text) - last)] for text in different]
     apart = [1 - likeness(a, b) for a, b in combinations(own, 2)]
     found = dict(zip(different, fcluster(linkage(apart, "average"), distance, "distance"), strict=True))
     return [int(found[text]) for text in texts]
-
-
-def _shared(texts: Sequence[str]) -> int:
-    """How many characters all texts, which differ, begin with."""
-    return next(i for i, letters in enumerate(zip_longest(*texts)) if len(set(letters)) > 1)

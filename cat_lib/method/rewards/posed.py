@@ -69,9 +69,7 @@ class PosedReward:
     def __call__(self, groups: Sequence[Group], references: Sequence[Reference | None]) -> list[list[float | None]]:
         """One reward a rollout. Warns where none poses a question; ValueError if the estimator is not `consistency`."""
         if not all(isinstance(r, Asked) for r in references):
-            raise ValueError(
-                "rewards of posed questions need what the solver answered: take consistency(...) as estimator"
-            )
+            raise ValueError("rewards of posed questions need the solver's answers: take consistency(...)")
         found = [r.posed for r in references if isinstance(r, Asked)]
         self.last = [p for own in found for p in own]
         if not any(p.question for p in self.last):
