@@ -285,7 +285,9 @@ def test_the_new_level_leaves_the_others_as_they_were():
         (a, b) for a in range(10, 99) for b in range(10, 99) if not isinstance(TASK.posed(f"What is {a} + {b}?"), Lost)
     ]
     assert len(free) > 7_000
-    assert all(_side(a, b) is not None for level in ("two_digits",) for a, _, b in LEVELS[level])
+    assert all(_side(a, b) is not None for a, _, b in LEVELS["two_digits"])
+    with pytest.raises(ValueError, match="levels: 'poems' is none; allowed are addition"):
+        Arithmetic(levels=("poems",))
 
 
 # what a generator may do
