@@ -1,4 +1,4 @@
-"""What can be checked before anything is paid for: answers against golds, a data file, a judge, an engine."""
+"""What can be checked before anything is paid for: answers, a data file and who has seen it, a judge, an engine."""
 
 from __future__ import annotations
 
@@ -118,6 +118,32 @@ def engine(
         fail(error, code=1)
     except (ValueError, ModelError) as error:
         fail(error)
+
+
+@app.command()
+def contamination(
+    model: Annotated[str, typer.Option(help="As `model` of a notebook.")],
+    data: Annotated[str, typer.Option(help="A file of rows, a hub id or a URL; without it the task's own.")] = "",
+    task: Annotated[str, typer.Option(help="Whose rows they are: math500, aime24, gsm8k, ...")] = "math500",
+) -> None:
+    """Has a model seen these questions? It completes each from its first 60 %, and the same with other numbers.
+
+    Exit code 0 whatever is found: the sentence at the end says whether the two can be told apart.
+    """
+    from cat_lib.measuring.contamination import probe, require
+    from cat_lib.measuring.words import findings
+
+    try:
+        loaded = load_task(task, data or None)
+        require(loaded, loaded.rows)  # before the model is loaded
+        shares, beyond = probe(load_model(model), loaded, loaded.rows)
+    except (ValueError, ModelError) as error:
+        fail(error)
+    table = Table("measure", "text", "share", "95 % interval", "n")
+    for r in shares.itertuples():
+        table.add_row(r.measure, r.method, f"{r.value:.3f}", f"{r.low:.3f} to {r.high:.3f}", str(r.n))
+    Console().print(table)
+    print(findings(beyond, "the same questions with their numbers redrawn", "{measure}"))
 
 
 @app.command()
