@@ -84,7 +84,7 @@ def calibrate(judge: Judge, pairs: Sequence[Labelled]) -> Judge:
     ones of 200 resamples of conversations; among equally good ones the one in the widest gap between scores.
     Raises ValueError if the pairs are of one class only.
     """
-    if judge.prompt == "text":
+    if judge.worded:
         return judge
     verdicts = judge([(p.response, p.criterion) for p in pairs])
     known = [

@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any, Literal
 
 import pandas as pd
@@ -28,7 +28,7 @@ from cat_lib.schema import Completion, Criterion, Example, Group, Judging, Refer
 
 # a judge of whose last so many verdicts at least this share are alike is reported
 _WINDOW, _CONSTANT = 200, 0.98
-_COLUMNS = ["example", "rollout", "criterion", "points", "met", "score", "cause", "reason"]
+_COLUMNS = ["example", "rollout", "criterion", "points", "met", "grade", "score", "cause", "reason"]
 
 
 class JudgeError(RuntimeError):
@@ -115,8 +115,10 @@ class LengthPenalty:
         return reward + self.amount if self.reading == "added" else self.amount
 
 
-def share_met(rubric: Rubric, verdicts: Sequence[Verdict], least: float = 0.5) -> float | None:
-    """Points met over positive points; None if fewer than the share `least` of the verdicts are known.
+def share_met(
+    rubric: Rubric, verdicts: Sequence[Verdict], least: float = 0.5, whole: float | None = None
+) -> float | None:
+    """Points met over positive points, or over `whole`; None if fewer than the share `least` of verdicts are known.
 
     Over n criteria of which m have a verdict: `(n / m) * sum of met points / positive points`. If failures strike at
     random this has the mean of the full score, whatever the points; with all verdicts known it is the full score.
@@ -124,7 +126,7 @@ def share_met(rubric: Rubric, verdicts: Sequence[Verdict], least: float = 0.5) -
     known = [(c, v) for c, v in zip(rubric.criteria, verdicts, strict=True) if v.met is not None]
     if not known or len(known) < least * len(verdicts):
         return None
-    return len(verdicts) / len(known) * sum(c.points for c, v in known if v.met) / rubric.possible
+    return len(verdicts) / len(known) * sum(c.points * v.worth for c, v in known) / (whole or rubric.possible)
 
 
 @dataclass
@@ -139,6 +141,7 @@ class RubricReward:
     rubrics: Rubrics
     penalty: LengthPenalty = LengthPenalty(amount=0.0)  # frozen: safe to share
     max_failed: float = 0.5
+    share: Callable[[Rubric, Sequence[Verdict]], float | None] = share_met
     table: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS))  # the last call's verdicts
     proposals: dict[str, Proposal] = field(default_factory=dict)  # of the last call, by group id
     _last: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
@@ -163,7 +166,7 @@ class RubricReward:
         known = iter(verdicts)
 
         def reward(rollout: Completion, rubric: Rubric | None) -> float | None:
-            share = share_met(rubric, [next(known) for _ in rubric.criteria]) if rubric else None
+            share = self.share(rubric, [next(known) for _ in rubric.criteria]) if rubric else None
             return self.penalty(share, len(rollout.token_ids))
 
         return [[reward(r, p.rubric) for r in g.rollouts] for g, p in zip(groups, proposals, strict=True)]
@@ -180,6 +183,13 @@ class RubricReward:
         if len(self._last) == _WINDOW and max(yes, 1 - yes) >= _CONSTANT and not self._warned:
             self._warned, says = True, "yes" if yes > 0.5 else "no"
             warnings.warn(f"the judge said {says} to {max(yes, 1 - yes):.0%} of its last {_WINDOW} pairs", stacklevel=3)
+
+    def spreads(self, id: str) -> dict[str, float]:
+        """Of a group of the last call, by criterion: the population's deviation over its known verdicts, 2 or more."""
+        known = self.table[self.table["example"] == id].dropna(subset=["met"])
+        worth = known["grade"].fillna(known["met"]).astype(float)
+        parts = worth.groupby(known["criterion"], sort=False)
+        return {str(criterion): pstdev(part) for criterion, part in parts if len(part) > 1}
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The last call's verdicts and rubrics."""
