@@ -25,6 +25,7 @@ from cat_lib.files import append_line, read_lines
 from cat_lib.method.rewards.proposals import Proposal, Proposer, rubric_table
 from cat_lib.prompts import one_line
 from cat_lib.schema import Completion, Criterion, Example, Group, Judging, Reference, Rubric, Verdict
+from cat_lib.tasks.search import LONGEST, Search
 
 # a judge of whose last so many verdicts at least this share are alike is reported
 _WINDOW, _CONSTANT = 200, 0.98
@@ -48,8 +49,19 @@ def from_rollout(proposer: Proposer) -> Rubrics:
     return lambda groups, references: proposer([g.rollouts[0].text for g in groups], "reference")
 
 
-def from_question(proposer: Proposer, path: Path | None = None) -> Rubrics:
-    """Control: criteria from the question alone (later version of the paper, A.2).
+def from_search(proposer: Proposer, search: Search, passages: int = 10, path: Path | None = None) -> Rubrics:
+    """DR Tulu's persistent rubrics: criteria from the passages that search finds for the question; kept as the next."""
+
+    def found(question: str) -> str | None:
+        return "\n".join(p.text for p in search(question[-LONGEST:], passages)) or None
+
+    return from_question(proposer, path, found)
+
+
+def from_question(
+    proposer: Proposer, path: Path | None = None, source: Callable[[str], str | None] | None = None
+) -> Rubrics:
+    """Control: criteria from the question alone (later version of the paper, A.2), or from what `source` makes of it.
 
     A question's rubric is written once, by a draw that hangs on the question's id and not on its place in a batch. It
     is kept in `path`, where a resume and other processes find it. One that failed stays failed: its draw is the same.
@@ -59,7 +71,8 @@ def from_question(proposer: Proposer, path: Path | None = None) -> Rubrics:
     def write(group: Group) -> Proposal:
         digest = hashlib.sha256(f"{proposer.sampling.seed} {group.id}".encode("utf-8", "surrogatepass")).digest()
         drawn = replace(proposer.sampling, seed=int.from_bytes(digest[:4]) >> 1)
-        (proposal,) = replace(proposer, sampling=drawn)([group.question], "question")
+        text = source(group.question) if source else group.question
+        (proposal,) = replace(proposer, sampling=drawn)([text], "reference" if source else "question")
         kept = [[c.text, c.points] for c in proposal.rubric.criteria] if proposal.rubric else []
         line = {"example": group.id, "text": proposal.text, "criteria": kept, "cause": proposal.cause}
         if path:
@@ -73,7 +86,7 @@ def from_question(proposer: Proposer, path: Path | None = None) -> Rubrics:
         known = dict[str, Proposal]()
         for line in [line for _, line in read_lines(path)] if path else written:
             criteria = tuple(Criterion(text, points) for text, points in line["criteria"])
-            rubric = Rubric(criteria, "question") if criteria else None
+            rubric = Rubric(criteria, "reference" if source else "question") if criteria else None
             known.setdefault(line["example"], Proposal(rubric, line["text"], cause=line["cause"]))
         for group in groups:
             known[group.id] = known.get(group.id) or write(group)
