@@ -70,7 +70,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Example:
-    """One question. `gold` is for evaluation only: no reward and no estimator may read it."""
+    """One question. `gold` is for evaluation only: no reward and no estimator may read it. Empty: nobody knows it."""
 
     id: str
     question: str

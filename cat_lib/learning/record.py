@@ -50,8 +50,8 @@ class Record:
 
     def _signals(self, groups: list[Group], references: list[Reference | None], rewards: Rewards) -> dict[str, float]:
         known = signals(groups, references, rewards, self.task.verifiable)
-        if self.task.verifiable:
-            golds = [self.golds[g.id] for g in groups]
+        golds = [self.golds[g.id] for g in groups]
+        if self.task.verifiable and all(golds):  # nobody knows the gold of a question that was posed
             known |= gold_signals(groups, references, rewards, golds, self.task.correct)
         return known
 

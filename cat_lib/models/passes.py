@@ -21,6 +21,7 @@ from cat_lib.schema import Sampling
 
 MAX_ROWS = 256  # bounds the logits of one decoding step to rows x vocabulary
 _CHUNK = 256  # tokens
+_DRAWN = 8  # rows: what is made of their logits stays in a processor's cache, and malloc gives the same memory again
 Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -149,7 +150,7 @@ def decode(
     rows: list[tuple[list[int], list[float]]] = [([], [0.0] * 3) for _ in range(len(uniform))]
     active, computed = torch.arange(len(uniform)), 0
     for step in range(sampling.max_new_tokens):
-        tokens, *numbers = draw(logits.float(), sampling, uniform[active, step])
+        tokens, *numbers = draw(logits, sampling, uniform[active, step])
         for row, token, *new in zip(*(t.tolist() for t in (active, tokens, *numbers)), strict=True):
             ids, sums = rows[row]
             ids.append(token)
@@ -174,6 +175,13 @@ def draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> Dra
     With them their log-probabilities, the entropies and the self-certainties (logsumexp minus the mean logit), of the
     distribution at the sampling temperature (greedy: 1).
     """
+    rows = _DRAWN if logits.device.type == "cpu" else len(logits)
+    parts = zip(logits.split(rows), uniform.split(rows), strict=True)
+    tokens, *numbers = zip(*(_draw(own.float(), sampling, numbers) for own, numbers in parts), strict=True)
+    return torch.cat(tokens), *map(torch.cat, numbers)
+
+
+def _draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> Draw:
     scaled = logits if sampling.temperature in (0, 1) else logits / sampling.temperature
     scaled = scaled - scaled.amax(-1, keepdim=True)  # so that the sums below keep their digits
     whole = probs = scaled.softmax(-1)

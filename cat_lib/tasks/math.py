@@ -18,12 +18,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cat_lib.prompts import plain
 from cat_lib.schema import Completion, Example, Lost, Message, Sampling
 from cat_lib.tasks.answers import boxes, read
+from cat_lib.tasks.likeness import ALIKE, likeness
 from cat_lib.tasks.rows import DATASETS, Bad, DataError, Given, file_rows, local_file, settle, take, usable
 
 HUB: dict[str, tuple[str, str | None, str]] = DATASETS["math"]  # id, configuration, split
 INSTRUCTION = r"Reason step by step. Then give the final answer, and nothing else, once inside \boxed{}."
+_ASKED = 12, 4_000  # characters of a question that was posed
 _BOXES = 8  # different boxes that are compared; each may take answers.LIMIT
 
 
@@ -59,6 +62,20 @@ class MathTask:
     def correct(self, answer: str | None, gold: str) -> bool:
         """Whether an extracted answer is the gold answer; no answer is not."""
         return answer == gold
+
+    def posed(self, text: str) -> Example | Lost | None:
+        """What a generator wrote as a question to solve, its gold empty: nobody knows it. None: it asks nothing.
+
+        Lost where it is alike (likeness.py) to a held-out question, so that it must not be trained on.
+        """
+        question = plain(text).strip()
+        if not _ASKED[0] <= len(question) <= _ASKED[1]:
+            return None
+        scored = (e.question for e in self.rows if self.transductive or _half(e.question))
+        if any(likeness(question, other) >= ALIKE for other in scored):
+            return Lost("held out")
+        prompt = [Message(role="user", content=f"{question}\n\n{INSTRUCTION}")]
+        return Example(hashlib.sha256(question.encode()).hexdigest()[:12], question, prompt, "", "posed")
 
 
 def load_math(name: str, data: str | None = None, transductive: bool = True, skip_bad_rows: bool = False) -> MathTask:

@@ -15,9 +15,9 @@ pytestmark = pytest.mark.notebook
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
-# on the embedded model for references that can be learnt. The others on two layers of it: quick, and a model that gives
-# no answers at all must not break a notebook. The quickstart is in test_quickstart.py.
-WHOLE = {"07_ablations"}
+# on the embedded model, for references that can be learnt and answers to begin with. The others on two layers of it:
+# quick, and a model that gives no answers at all must not break a notebook. The quickstart is in test_quickstart.py.
+WHOLE = {"07_ablations", "14_posing_problems"}
 
 
 @pytest.mark.parametrize("name", sorted(presets().keys() - {"00_quickstart"}))
