@@ -65,6 +65,7 @@ class FormulateTask:
     sampling: Sampling = Sampling(70, temperature=0.7, top_p=0.95, stop=("end",))  # noqa: RUF009  # frozen
     given: tuple[Example, ...] = ()  # problems of a file, all of them held out
     skipped: Mapping[str, Any] = field(default_factory=dict)
+    about: str = ""  # what is known of a file's labels
     name = "formulate"
     verifiable = True
     synthesis_prompt = "few_shot_model"
