@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -157,6 +160,20 @@ def test_a_csv_is_read_with_its_lines_and_quotes(tmp_path):
     file.write_bytes(b"question,answer\nHow many?\n")
     with pytest.raises(DataError, match="row 1: answer is null or missing, where one number"):
         load_task("formulate", str(file))
+
+
+def test_a_csv_of_an_address_is_read_as_one_and_what_is_known_of_its_labels_goes_with_it(tmp_path, monkeypatch, capfd):
+    (tmp_path / "IndustryOR.csv").write_text("question,answer\nHow many?,17\n")
+    monkeypatch.setenv("CAT_LIB_CACHE", str(tmp_path / "cache"))
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        task = load_task("formulate", f"http://127.0.0.1:{server.server_port}/IndustryOR.csv")
+        server.shutdown()
+    assert [e.gold for e in task.rows] == ["17.000000"]
+    assert "IndustryOR.csv: at least 54 % of the original labels are wrong" in task.about
+    assert task.about in capfd.readouterr().out
+    assert not FormulateTask().about
 
 
 def test_the_chat_prompt_shows_models_that_can_be_read():
