@@ -46,13 +46,13 @@ engines: setup  ## vLLM and Unsloth for a CPU into the same .venv (about 2 minut
 demo: setup  ## the main job: train the embedded model by its own rollouts (about 4 minutes on 2 cores)
 	$(PY) -m cat_lib run notebooks/00_quickstart.ipynb
 
-suite: setup  ## every notebook at smoke size as one resumable suite (about 50 minutes)
+suite: setup  ## every notebook at smoke size as one resumable suite (more than an hour)
 	$(PY) -m cat_lib suite notebooks/suites/smoke.yaml
 
 seeds: setup  ## the first table of docs/results.md: the demo with 3 seeds, and with a majority vote as teacher (16 minutes)
 	$(PY) benchmarks/quickstart_seeds.py
 
-published: setup  ## results/published: notebooks 01, 04 to 09 and 11 at smoke size, their numbers and figures (about 35 minutes)
+published: setup  ## results/published: notebooks 01, 04 to 09 and 11 to 14 at smoke size, their numbers and figures (about an hour)
 	$(PY) benchmarks/published.py
 
 gallery: setup  ## results/published/index.html: the executed notebooks of results/published, by picture

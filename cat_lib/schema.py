@@ -135,6 +135,12 @@ class Verdict:
     cause: str | None = None
     reason: str | None = None  # the judge's own words, in text mode
     score: float | None = None  # what was compared with the threshold, in probability mode
+    grade: float | None = None  # of a judge that grades: 0, 1/2 or 1; met is the whole of it
+
+    @property
+    def worth(self) -> float:
+        """How far the criterion is met, from 0 to 1; of a known verdict alone."""
+        return float(bool(self.met)) if self.grade is None else self.grade
 
 
 class AnswerError(RuntimeError):

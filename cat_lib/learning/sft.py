@@ -136,8 +136,8 @@ def _row(policy: LocalModel, task: Task, example: Example, reference: Reference)
     """Token ids of prompt and reference as the policy would have generated it, stop included; the prompt masked."""
     prompt, text, tokenizer = policy.encode(example.prompt), reference.text.strip(), policy.tokenizer
     if isinstance(example.prompt, str):
-        lead = "" if example.prompt[-1:].isspace() else " "
-        text = lead + text + (task.sampling.stop or ("",))[0]
+        lead, stop = "" if example.prompt[-1:].isspace() else " ", (task.sampling.stop or ("",))[0]
+        text = lead + text + ("\n" if stop[:1].isalpha() else "") + stop  # a word stands on a line of its own
     target = list(tokenizer(text, add_special_tokens=False).input_ids)
     if not target or target[-1] not in policy.stop_ids(task.sampling.stop):
         target.append(tokenizer.eos_token_id)

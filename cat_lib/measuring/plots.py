@@ -10,6 +10,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -190,11 +191,11 @@ def curves(
 def levels(table: pd.DataFrame, title: str, ylabel: str = "accuracy") -> Figure:
     """Accuracy, or what `ylabel` says, of each method within each value of the column `level`."""
     names, methods = table["level"].unique(), table["method"].unique()
-    figure, (axis,) = _panels(3.6)
+    (figure, (axis,)), colours = _panels(3.6), _colours(methods)
     for j, method in enumerate(methods):
         part = table[table["method"] == method].set_index("level").loc[names]
-        places = [i + 0.8 * (j / max(1, len(methods) - 1) - 0.5) for i in range(len(names))]
-        _dot(axis, places, part, COLOURS.get(method, SPARE[j % len(SPARE)]), markersize=5, capsize=2, label=method)
+        places = [i + 0.6 * (j / max(1, len(methods) - 1) - 0.5) for i in range(len(names))]
+        _dot(axis, places, part, colours[method], markersize=5, capsize=2, label=method)
     n = table.drop_duplicates("level").set_index("level")["n"]
     axis.set_xticks(range(len(names)), [f"{plain(name)}\n(n = {n[name]})" for name in names])
     axis.set(ylim=(-0.02, 1.02), ylabel=ylabel)
@@ -240,6 +241,13 @@ def _panels(height: float, count: int = 1, sharey: bool = False) -> tuple[Figure
     return figure, axes[0]
 
 
+def _colours(kinds: Sequence[Any]) -> dict[Any, str]:
+    """The own colour of each kind that has one; the others share those that are left."""
+    taken = {COLOURS.get(str(kind)) for kind in kinds}
+    left = cycle([colour for colour in SPARE if colour not in taken] or SPARE)
+    return {kind: COLOURS.get(str(kind)) or next(left) for kind in kinds}
+
+
 def _dot(axis: Axes, x: Any, row: Any, colour: str, **style: Any) -> None:
     """A value with its interval at x: of a row, or those of a whole table at as many places."""
     errors = np.reshape([row.value - row.low, row.high - row.value], (2, -1))
@@ -248,10 +256,9 @@ def _dot(axis: Axes, x: Any, row: Any, colour: str, **style: Any) -> None:
 
 def _lines(axis: Axes, table: pd.DataFrame, x: str, y: str, by: str) -> None:
     """Column `y` over `x`, a line for each kind in column `by`, and its 95 % band where the table has limits."""
-    for i, (kind, whole) in enumerate(table.groupby(by, sort=False)):  # one colour, whatever a panel lacks
-        if (part := whole.dropna(subset=[y])).empty:
+    for kind, colour in _colours(table[by].unique()).items():  # one each, whatever a panel lacks
+        if (part := table[table[by] == kind].dropna(subset=[y])).empty:
             continue
-        colour = COLOURS.get(str(kind), SPARE[i % len(SPARE)])
         axis.plot(part[x], part[y], marker="o", markersize=4, color=colour, label=_named(kind))
         if "low" in part:
             axis.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.12, linewidth=0)

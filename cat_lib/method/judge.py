@@ -5,6 +5,7 @@
   `likelihood` takes log p(criterion | response) - log p(criterion | no response), a mean over tokens, for models too
   small to answer a question about a text. `audit.calibrate` sets the threshold.
 - `text`: any model. A one-sentence reason, then a verdict, read by `verdicts.read`; a malformed reply is asked again.
+  `graded` is the same with a verdict of 0, 1 or 2, which is DR Tulu's (figure 12).
 
 The response comes first and the criterion last, so that what the criteria share is computed once. A failed verdict
 is None with its cause; it is never "not met". As in the paper (section 3.2.2) the judge does not see the question.
@@ -18,14 +19,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
-from cat_lib.method.verdicts import FORM, read
+from cat_lib.method.verdicts import FORM, GRADES, read
 from cat_lib.models import open_model
 from cat_lib.models.cache import Cache, key
 from cat_lib.models.chat import fit
 from cat_lib.prompts import ask, fence, one_line, plain, valid
 from cat_lib.schema import AnswerError, Completion, Model, Prompt, Sampling, Verdict
 
-Way = Literal["chat", "few_shot", "likelihood", "text"]
+Way = Literal["chat", "few_shot", "likelihood", "text", "graded"]
 # Most characters of a response that are judged, and with a local model at most a quarter of its context in tokens. Of a
 # longer one the first third and the last two thirds of that are shown, with [...] between.
 LONGEST = 12_000
@@ -47,7 +48,7 @@ class _Asked(NamedTuple):
 class Judge:
     """A judge; call it with (response, criterion) pairs, get one verdict each, in order.
 
-    `prompt` "text" is the text way. `threshold` is what a probability score must exceed.
+    `prompt` "text" is the text way, "graded" the same in grades. `threshold` is what a probability score must exceed.
     Raises ValueError for an unknown prompt, or for a probability prompt with a model behind an endpoint.
     """
 
@@ -63,8 +64,13 @@ class Judge:
     def __post_init__(self) -> None:
         if self.prompt not in get_args(Way):
             raise ValueError(f"judge prompt {self.prompt!r}: allowed are {', '.join(get_args(Way))}")
-        if self.prompt != "text" and not self.model.scores:
+        if not self.worded and not self.model.scores:
             raise ValueError(f"judge prompt {self.prompt!r} needs logits, which an endpoint does not give; take 'text'")
+
+    @property
+    def worded(self) -> bool:
+        """Whether it writes its verdicts, and nothing is read off logits."""
+        return self.prompt in ("text", "graded")
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         ledger, role, asked = self.model.ledger, self.model.role, self._asked(pairs)
@@ -75,7 +81,7 @@ class Judge:
         for attempt in range(self.attempts):
             if not pending:
                 break
-            answers = self._replies(pending, attempt) if self.prompt == "text" else self._scores(pending)
+            answers = self._replies(pending, attempt) if self.worded else self._scores(pending)
             verdicts |= {a.keys: self._verdict(answer) for a, answer in zip(pending, answers, strict=True)}
             # a malformed reply may come right; a score stays, and the endpoint has retried its own failures
             again = [a for a, answer in zip(pending, answers, strict=True) if isinstance(answer, Completion)]
@@ -91,15 +97,15 @@ class Judge:
             text = f"{text[: LONGEST // 3]} [...] {text[-2 * LONGEST // 3 :]}"
         if self.model.scores:
             (text,) = fit(self.model, [text], self.model.context // 4)
-        if self.fenced and self.prompt == "text":
+        if self.fenced and self.worded:
             text = _TAGS.sub(r"[\1]", text)  # a quoted verdict is none of the judge's
         if self.fenced:
-            text = fence(text) if self.prompt in ("chat", "text") else one_line(text)
+            text = fence(text) if self.worded or self.prompt == "chat" else one_line(text)
         return ask(f"judge_{self.prompt}", response=text, criterion=one_line(criterion) or criterion)
 
     def _asked(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Asked]:
         about: dict[str, Any] = {"judge": f"{self.model.identity} {self.prompt}"}
-        text, asked = self.prompt == "text", dict[tuple[str, str], _Asked]()
+        text, asked = self.worded, dict[tuple[str, str], _Asked]()
         heads = {} if text else {r: self.request(r, _HOLE) for r in dict.fromkeys(r for r, _ in pairs)}
         sampled = [asdict(self._draw(a)) for a in range(self.attempts)]
         # without a form, keys are as they were before there was one: first replies that were paid for stay
@@ -132,7 +138,7 @@ class Judge:
 
     def _verdict(self, answer: Completion | AnswerError | float) -> Verdict:
         if not isinstance(answer, float):
-            return read(answer)
+            return read(answer, self.prompt == "graded")
         known = math.isfinite(answer)
         return Verdict(answer > self.threshold, score=answer) if known else Verdict(None, f"the score is {answer}")
 
@@ -161,7 +167,7 @@ class Judge:
         """One reply each. Those with a verdict are kept as they come: an interrupt loses nothing that was paid."""
 
         def keep(i: int, reply: Completion) -> None:
-            if self.cache and read(reply).met is not None:
+            if self.cache and self._verdict(reply).met is not None:
                 self.cache.put({asked[i].keys[attempt]: [reply.text, reply.finish]})
 
         return self.model.attempt([a.prompt for a in asked], self._draw(attempt), keep)
@@ -172,7 +178,8 @@ class Judge:
         An engine that can hold a model to the form does so from then on.
         """
         temperature = self.sampling.temperature if attempt == 0 else max(0.7, self.sampling.temperature)
-        seed, form = self.sampling.seed + 1000 * self.index + attempt, FORM if attempt else ""
+        form = GRADES if self.prompt == "graded" else FORM
+        seed, form = self.sampling.seed + 1000 * self.index + attempt, form if attempt else ""
         return replace(self.sampling, temperature=temperature, seed=seed, form=form)
 
 

@@ -13,6 +13,7 @@ from cat_lib.prompts import without_thinking
 from cat_lib.schema import AnswerError, Completion, Verdict
 
 FORM = r"<reason>[^<>\n]{1,300}</reason>\n<verdict>(yes|no)</verdict>"  # what is asked for, and nothing else
+GRADES = FORM.replace("(yes|no)", "[012]")
 _LONGEST = 4000  # characters of an answer that is read; what is asked for is far shorter
 _BEGIN = r"(?:^|(?<=[.!?]))[\s*_`#-]{0,20}"  # of a line or a sentence
 _LABEL = r"(?:my |the )?(?:final )?verdict[\s*_]{0,9}"
@@ -22,6 +23,7 @@ _TAGGED = re.compile(
     rf"{_BEGIN}(?:{_LEAD}[\s*_]{{0,9}})?<\s*verdict\s*>{_WORD}(?:<\s*/?\s*verdict\s*>|\Z)", re.IGNORECASE | re.MULTILINE
 )
 _LABELLED = re.compile(rf"{_BEGIN}{_LABEL}(?:is\b|[:=\n-]){_WORD}", re.IGNORECASE | re.MULTILINE)
+_GRADE = re.compile(r"<\s*verdict\s*>([^<]*)<\s*/\s*verdict\s*>", re.IGNORECASE)
 _REASON = re.compile(r"<\s*reason\s*>(.*?)<\s*/\s*reason\s*>", re.IGNORECASE | re.DOTALL)
 _UNOPENED = re.compile(r"\A(.*)<\s*/\s*reason\s*>", re.IGNORECASE | re.DOTALL)
 # every verdict that is mentioned; [verdict] is what a response wrote
@@ -38,8 +40,11 @@ _TURNS = re.compile(
 )
 
 
-def read(reply: Completion | AnswerError) -> Verdict:
-    """The verdict of a reply that the model ended itself. `met` is None, with the cause, where there is not one."""
+def read(reply: Completion | AnswerError, graded: bool = False) -> Verdict:
+    """The verdict of a reply that the model ended itself. `met` is None, with the cause, where there is not one.
+
+    `graded`: the verdict is 0, 1 or 2, halved into `grade` as DR Tulu's judge has it, and nothing else.
+    """
     if isinstance(reply, AnswerError):
         return Verdict(None, f"{reply.cause}: {reply}")
     answer = without_thinking(reply.text)
@@ -54,6 +59,11 @@ def read(reply: Completion | AnswerError) -> Verdict:
         return Verdict(None, f"malformed reply of {len(answer)} characters: {shown}")
     reason = _REASON.search(answer) or _UNOPENED.search(answer)
     outside = f"{answer[: reason.start()]}\n{answer[reason.end() :]}" if reason else answer
+    if graded:
+        points = {found.strip() for found in _GRADE.findall(outside)}
+        if len(points) != 1 or not points <= {"0", "1", "2"}:
+            return Verdict(None, f"no grade from 0 to 2: {shown}")
+        return Verdict(points == {"2"}, reason=reason and reason[1].strip()[:2000], grade=int(points.pop()) / 2)
     own = [m for pattern in (_TAGGED, _LABELLED) for m in pattern.finditer(outside) if _given(outside, m)]
     said = {m[1].lower() for m in own}
     # what a reason mentions without tags is prose: "the verdict is no doubt close"

@@ -176,9 +176,10 @@ def draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> Dra
     distribution at the sampling temperature (greedy: 1).
     """
     rows = _DRAWN if logits.device.type == "cpu" else len(logits)
-    parts = zip(logits.split(rows), uniform.split(rows), strict=True)
-    tokens, *numbers = zip(*(_draw(own.float(), sampling, numbers) for own, numbers in parts), strict=True)
-    return torch.cat(tokens), *map(torch.cat, numbers)
+    parts = zip(torch.split(logits, rows), torch.split(uniform, rows), strict=True)
+    drawn = zip(*(_draw(own.float(), sampling, numbers) for own, numbers in parts), strict=True)
+    tokens, logp, entropy, certainty = map(torch.cat, drawn)
+    return tokens, logp, entropy, certainty
 
 
 def _draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> Draw:

@@ -4,8 +4,10 @@ A problem is drawn as numbers; one template makes its model of them, another its
 if both hold these numbers and the model has an optimum. Training and held-out problems differ in names, phrasings and
 numbers. An answer is the optimum's value (solvers.Outcome); what a model writes is read, never run.
 
-Prompts are plain text with three worked problems of the same level, which the embedded model can follow. Left out:
-words that a language model writes back from the model, with the paper's checks of them, and its clarifying questions.
+Prompts are plain text with three worked problems of the same level, which the embedded model can follow. With a
+scaffold they also show the form of each right model, its numbers left out: for a level that starts at zero (appendix
+D.3 of the paper, whose scaffold is its solver's syntax with the constraints mapped to it). Left out: words that a
+language model writes back from the model, with the paper's checks of them, and its clarifying questions.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined, Template
 
-from cat_lib.schema import Completion, Example, Lost, Sampling
+from cat_lib.schema import Completion, Example, Group, Lost, Sampling
 from cat_lib.tasks import solvers
 from cat_lib.tasks.formulation import Tree, read
 from cat_lib.tasks.rows import take
@@ -32,6 +34,7 @@ _DATA = yaml.safe_load(Path(__file__).with_name("problems.yaml").read_text("utf-
 LEVELS: dict[str, Any] = _DATA["levels"]
 LADDER = ("one_product", "two_products", "total_and_bound", "two_resources")  # where the embedded model can begin
 SIDES = ("worked", "train", "heldout")
+_NUMBERS = re.compile(r"(?<![\w.])[0-9][0-9.]*")  # of a model; names have none
 _SAID = re.compile(r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
 _MODEL, _WORDS = (  # 1500 in a model is 1,500 in words
     Environment(undefined=StrictUndefined, finalize=lambda v, form=form: v if isinstance(v, str) else format(v, form))
@@ -58,9 +61,11 @@ class FormulateTask:
 
     levels: tuple[str, ...] = LADDER
     each: int = 100
+    scaffold: bool = False  # prompts show the right model's form: gold, but for its numbers
     sampling: Sampling = Sampling(70, temperature=0.7, top_p=0.95, stop=("end",))  # noqa: RUF009  # frozen
     given: tuple[Example, ...] = ()  # problems of a file, all of them held out
     skipped: Mapping[str, Any] = field(default_factory=dict)
+    about: str = ""  # what is known of a file's labels
     name = "formulate"
     verifiable = True
     synthesis_prompt = "few_shot_model"
@@ -94,14 +99,29 @@ class FormulateTask:
         """Whether the value is right to 2 decimals, or within 2 % for problems that are not linear."""
         return solvers.equal(answer, gold)
 
+    def right_models(self, groups: Sequence[Group]) -> list[list[bool | None]]:
+        """Which rollouts wrote their problem's right model: the same optimum, and at other prices too. None at a limit.
+
+        Stricter than `correct`, for a wrong model may have the right value by luck (`solvers.same_models`). It reads
+        gold models, and is for evaluation, and for whether a level can be trained on.
+        """
+        golds = self.gold_models
+        texts = [[written(rollout) or "" for rollout in group.rollouts] for group in groups]
+        found = iter(solvers.same_models([(t, golds[g.id]) for g, own in zip(groups, texts, strict=True) for t in own]))
+        return [[next(found) for _ in own] for own in texts]
+
     def _pairs(self) -> Iterator[tuple[Example, str]]:
         for level in self.levels:
-            worked = [(w.words, w.formulation.removesuffix("\nend")) for w in worlds(level, "worked", 3)]
-            before = "".join(f"Problem: {words}\n{model}\nend\n\n" for words, model in worked)
+            worked = [(self._asked(w), w.formulation.removesuffix("\nend")) for w in worlds(level, "worked", 3)]
+            before = "".join(f"{asked}{model}\nend\n\n" for asked, model in worked)
             for side, size in (("train", self.each), ("heldout", -(-self.each // 2))):
                 for i, w in enumerate(worlds(level, side, size)):
-                    id, prompt = f"{side}-{level}-{i}", f"{before}Problem: {w.words}\n"
+                    id, prompt = f"{side}-{level}-{i}", f"{before}{self._asked(w)}"
                     yield Example(id, w.words, prompt, w.outcome.answer or "", level), w.formulation
+
+    def _asked(self, world: World) -> str:
+        form = " ".join(_NUMBERS.sub("?", world.formulation.removesuffix("end")).split())
+        return f"Problem: {world.words}\n" + (f"Form: {form}\n" if self.scaffold else "")
 
 
 def written(completion: Completion) -> str | None:

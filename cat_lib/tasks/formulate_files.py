@@ -26,12 +26,12 @@ def load_problems(source: str, skip_bad_rows: bool = False) -> FormulateTask:
     Raises DataError naming place and key of rows that can't be used, or saying why the file can't be had.
     """
     path, bad = local_file(source), Bad()
-    rows = _csv(path) if path.suffix.lower() == ".csv" else file_rows(path)
+    rows = _csv(path) if source.partition("?")[0].lower().endswith(".csv") else file_rows(path)
     examples, skipped = settle(source, usable(rows, _example, bad), bad, skip_bad_rows)
-    for name, note in DATASETS["formulate"].items():
-        if name in path.name.lower().replace("_", "").replace("-", ""):
-            print(f"{path.name}: {note}", flush=True)
-    return FormulateTask((), sampling=Sampling(2_048), given=tuple(examples), skipped=skipped)
+    called = re.sub("[-_]", "", source.lower().rpartition("/")[2])
+    about = "; ".join(f"{source}: {note}" for name, note in DATASETS["formulate"].items() if name in called)
+    print(about, end="\n" * bool(about), flush=True)
+    return FormulateTask((), sampling=Sampling(2_048), given=tuple(examples), skipped=skipped, about=about)
 
 
 def _csv(path: Path) -> Iterator[Given]:

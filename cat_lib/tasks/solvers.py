@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cat_lib.schema import Lost
 from cat_lib.tasks.workers import Pool
@@ -47,6 +48,15 @@ class Outcome:
             return None if self.status == "malformed" else self.status
         digits = f"{self.objective:.4f}".rstrip("0").rstrip(".")  # solvers err in the sixth place
         return ("~" if self.nonlinear else "") + ("0" if digits == "-0" else digits)
+
+    def named(self, words: str) -> Outcome:
+        """The same with the variables alone that the words name, `open_north` by north: others are auxiliary.
+
+        All, where the words name none: then they are symbols, and nothing says which are auxiliary.
+        """
+        said = set(re.findall(r"[a-z0-9]+", words.lower()))
+        own = {name: value for name, value in self.values.items() if said & {*name.lower().split("_")}}
+        return replace(self, values=own or self.values)
 
 
 def solve(texts: Sequence[str]) -> list[Outcome | Lost]:

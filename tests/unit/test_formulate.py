@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -158,6 +162,20 @@ def test_a_csv_is_read_with_its_lines_and_quotes(tmp_path):
         load_task("formulate", str(file))
 
 
+def test_a_csv_of_an_address_is_read_as_one_and_what_is_known_of_its_labels_goes_with_it(tmp_path, monkeypatch, capfd):
+    (tmp_path / "IndustryOR.csv").write_text("question,answer\nHow many?,17\n")
+    monkeypatch.setenv("CAT_LIB_CACHE", str(tmp_path / "cache"))
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        task = load_task("formulate", f"http://127.0.0.1:{server.server_port}/IndustryOR.csv")
+        server.shutdown()
+    assert [e.gold for e in task.rows] == ["17.000000"]
+    assert "IndustryOR.csv: at least 54 % of the original labels are wrong" in task.about
+    assert task.about in capfd.readouterr().out
+    assert not FormulateTask().about
+
+
 def test_the_chat_prompt_shows_models_that_can_be_read():
     shown = fill("formulate_chat", problem="p")
     lp, json_ = shown.split("```")[1].strip(), shown[shown.index('{"sense') : shown.index(". End with")]
@@ -182,6 +200,26 @@ def test_gold_solution_asks_for_the_decision_variables_where_there_is_one_soluti
     other = "max\n a\nst\n a <= 17\n"  # the right value, of another model
     assert gold_solution({"q": one})([group(RIGHT, LUCKY, other, WRONG, "no")], [None]) == [[1, 1, 0, 0, 0]]
     assert gold_solution({"q": several})([group("max\n a\nst\n a <= 5\n", WRONG)], [None]) == [[1, 0]]
+
+
+def test_an_auxiliary_variable_is_not_asked_for_and_one_more_is_allowed():
+    for level in LEVELS:
+        (world,) = worlds(level, "train", 1)
+        left_out = set(world.outcome.values) - set(world.outcome.named(world.words).values)
+        assert left_out == ({"mixed"} if level == "blending" else set())
+    world = next(w for w in worlds("blending", "train", 8) if w.outcome.unique and len(w.outcome.values) == 4)
+    amount, goods = int(world.outcome.values["mixed"]), [n for n in world.outcome.values if n != "mixed"]
+    total, *_ = (line for line in world.formulation.splitlines() if line.startswith(" mix: "))
+    want = re.search(r"- ([0-9]+) mixed >= 0", world.formulation)
+    without = world.formulation.replace(f"{total}\n", "").replace("amount: mixed", f"amount: {' + '.join(goods)}")
+    without = without.replace(want[0], f">= {int(want[1]) * amount}").removesuffix("end")
+    more = world.formulation.removesuffix("end").replace("st\n", f"st\n {goods[0]} + {goods[1]} - both = 0\n")
+    wrong = without.replace(f">= {int(want[1]) * amount}", f">= {int(want[1]) * amount + 900}")
+    (example,) = (e for e in FormulateTask(("blending",)).rows if e.question == world.words)
+    asked = group_of(TASK, "q", example.question, [rollout(t) for t in (without, more, wrong)])
+    assert "mixed" not in without
+    assert gold_solution({"q": world.formulation})([asked], [None]) == [[1, 1, 0]]
+    assert gold_staged({"q": world.formulation}, 2)([asked], [None]) == [[3, 3, 1]]
 
 
 def test_the_staged_rule_is_sirls():

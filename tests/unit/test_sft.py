@@ -19,6 +19,7 @@ from cat_lib.models import load_model
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Example, Reference
 from cat_lib.tasks.arithmetic import Arithmetic
+from cat_lib.tasks.formulate import FormulateTask
 
 TASK = Arithmetic()
 QUESTIONS = TASK.examples("train", 16, 0)
@@ -58,6 +59,16 @@ def test_targets_are_what_the_policy_would_have_generated(embedded):
     task = replace_sampling(TASK, ())
     row = _row(embedded, task, chat, Reference("Hello.", None, "x"))
     assert row["labels"][-1] == embedded.tokenizer.eos_token_id
+
+
+def test_a_word_that_ends_a_target_stands_on_a_line_of_its_own(embedded):
+    task = FormulateTask(("one_product",), each=1)
+    (example,) = task.examples("train", 1, 0)
+    model = task.gold_models[example.id]
+    row = _row(embedded, task, example, Reference(model.removesuffix("end"), example.gold, "gold"))
+    target = [token for token in row["labels"] if token >= 0]
+    assert embedded.tokenizer.decode(target) == model
+    assert target[-1] in embedded.stop_ids(task.sampling.stop)
 
 
 def replace_sampling(task, stop):

@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any, Literal
 
 import pandas as pd
@@ -25,10 +25,11 @@ from cat_lib.files import append_line, read_lines
 from cat_lib.method.rewards.proposals import Proposal, Proposer, rubric_table
 from cat_lib.prompts import one_line
 from cat_lib.schema import Completion, Criterion, Example, Group, Judging, Reference, Rubric, Verdict
+from cat_lib.tasks.search import LONGEST, Search
 
 # a judge of whose last so many verdicts at least this share are alike is reported
 _WINDOW, _CONSTANT = 200, 0.98
-_COLUMNS = ["example", "rollout", "criterion", "points", "met", "score", "cause", "reason"]
+_COLUMNS = ["example", "rollout", "criterion", "points", "met", "grade", "score", "cause", "reason"]
 
 
 class JudgeError(RuntimeError):
@@ -48,8 +49,19 @@ def from_rollout(proposer: Proposer) -> Rubrics:
     return lambda groups, references: proposer([g.rollouts[0].text for g in groups], "reference")
 
 
-def from_question(proposer: Proposer, path: Path | None = None) -> Rubrics:
-    """Control: criteria from the question alone (later version of the paper, A.2).
+def from_search(proposer: Proposer, search: Search, passages: int = 10, path: Path | None = None) -> Rubrics:
+    """DR Tulu's persistent rubrics: criteria from the passages that search finds for the question; kept as the next."""
+
+    def found(question: str) -> str | None:
+        return "\n".join(p.text for p in search(question[-LONGEST:], passages)) or None
+
+    return from_question(proposer, path, found)
+
+
+def from_question(
+    proposer: Proposer, path: Path | None = None, source: Callable[[str], str | None] | None = None
+) -> Rubrics:
+    """Control: criteria from the question alone (later version of the paper, A.2), or from what `source` makes of it.
 
     A question's rubric is written once, by a draw that hangs on the question's id and not on its place in a batch. It
     is kept in `path`, where a resume and other processes find it. One that failed stays failed: its draw is the same.
@@ -59,7 +71,8 @@ def from_question(proposer: Proposer, path: Path | None = None) -> Rubrics:
     def write(group: Group) -> Proposal:
         digest = hashlib.sha256(f"{proposer.sampling.seed} {group.id}".encode("utf-8", "surrogatepass")).digest()
         drawn = replace(proposer.sampling, seed=int.from_bytes(digest[:4]) >> 1)
-        (proposal,) = replace(proposer, sampling=drawn)([group.question], "question")
+        text = source(group.question) if source else group.question
+        (proposal,) = replace(proposer, sampling=drawn)([text], "reference" if source else "question")
         kept = [[c.text, c.points] for c in proposal.rubric.criteria] if proposal.rubric else []
         line = {"example": group.id, "text": proposal.text, "criteria": kept, "cause": proposal.cause}
         if path:
@@ -73,7 +86,7 @@ def from_question(proposer: Proposer, path: Path | None = None) -> Rubrics:
         known = dict[str, Proposal]()
         for line in [line for _, line in read_lines(path)] if path else written:
             criteria = tuple(Criterion(text, points) for text, points in line["criteria"])
-            rubric = Rubric(criteria, "question") if criteria else None
+            rubric = Rubric(criteria, "reference" if source else "question") if criteria else None
             known.setdefault(line["example"], Proposal(rubric, line["text"], cause=line["cause"]))
         for group in groups:
             known[group.id] = known.get(group.id) or write(group)
@@ -115,8 +128,10 @@ class LengthPenalty:
         return reward + self.amount if self.reading == "added" else self.amount
 
 
-def share_met(rubric: Rubric, verdicts: Sequence[Verdict], least: float = 0.5) -> float | None:
-    """Points met over positive points; None if fewer than the share `least` of the verdicts are known.
+def share_met(
+    rubric: Rubric, verdicts: Sequence[Verdict], least: float = 0.5, whole: float | None = None
+) -> float | None:
+    """Points met over positive points, or over `whole`; None if fewer than the share `least` of verdicts are known.
 
     Over n criteria of which m have a verdict: `(n / m) * sum of met points / positive points`. If failures strike at
     random this has the mean of the full score, whatever the points; with all verdicts known it is the full score.
@@ -124,7 +139,7 @@ def share_met(rubric: Rubric, verdicts: Sequence[Verdict], least: float = 0.5) -
     known = [(c, v) for c, v in zip(rubric.criteria, verdicts, strict=True) if v.met is not None]
     if not known or len(known) < least * len(verdicts):
         return None
-    return len(verdicts) / len(known) * sum(c.points for c, v in known if v.met) / rubric.possible
+    return len(verdicts) / len(known) * sum(c.points * v.worth for c, v in known) / (whole or rubric.possible)
 
 
 @dataclass
@@ -139,6 +154,7 @@ class RubricReward:
     rubrics: Rubrics
     penalty: LengthPenalty = LengthPenalty(amount=0.0)  # frozen: safe to share
     max_failed: float = 0.5
+    share: Callable[[Rubric, Sequence[Verdict]], float | None] = share_met
     table: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS))  # the last call's verdicts
     proposals: dict[str, Proposal] = field(default_factory=dict)  # of the last call, by group id
     _last: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
@@ -163,7 +179,7 @@ class RubricReward:
         known = iter(verdicts)
 
         def reward(rollout: Completion, rubric: Rubric | None) -> float | None:
-            share = share_met(rubric, [next(known) for _ in rubric.criteria]) if rubric else None
+            share = self.share(rubric, [next(known) for _ in rubric.criteria]) if rubric else None
             return self.penalty(share, len(rollout.token_ids))
 
         return [[reward(r, p.rubric) for r in g.rollouts] for g, p in zip(groups, proposals, strict=True)]
@@ -180,6 +196,13 @@ class RubricReward:
         if len(self._last) == _WINDOW and max(yes, 1 - yes) >= _CONSTANT and not self._warned:
             self._warned, says = True, "yes" if yes > 0.5 else "no"
             warnings.warn(f"the judge said {says} to {max(yes, 1 - yes):.0%} of its last {_WINDOW} pairs", stacklevel=3)
+
+    def spreads(self, id: str) -> dict[str, float]:
+        """Of a group of the last call, by criterion: the population's deviation over its known verdicts, 2 or more."""
+        known = self.table[self.table["example"] == id].dropna(subset=["met"])
+        worth = known["grade"].fillna(known["met"]).astype(float)
+        parts = worth.groupby(known["criterion"], sort=False)
+        return {str(criterion): pstdev(part) for criterion, part in parts if len(part) > 1}
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The last call's verdicts and rubrics."""

@@ -30,12 +30,11 @@ def objective(groups: Sequence[Group], references: Sequence[Reference | None]) -
 def gold_solution(models: Mapping[str, str]) -> RewardRule:
     """1.0 for the right objective and, where the right model has one solution only, its decision variables too.
 
-    `models` are right ones by question id. Where a problem may have several solutions, the values are not compared. A
-    model with other variables than the right one, as without blending's total, gets 0.
+    `models` are right ones by question id. Where a problem may have several solutions, as any with integers may, the
+    variables are not compared. Compared are the values, to 3 decimals, of those that the problem's words name: a model
+    is as right without an auxiliary variable of the right one, as blending's total, or with one of its own.
     """
-    return _gold_rule(
-        models, lambda _, o, gold: float(_gold_equal(o, gold) and (not gold.unique or _gold_hits(o, gold) == 1))
-    )
+    return _gold_rule(models, lambda _, o, g: float(_gold_equal(o, g) and (not g.unique or _gold_hits(o, g) == 1)))
 
 
 def gold_staged(models: Mapping[str, str], stage: int) -> RewardRule:
@@ -63,6 +62,7 @@ def _gold_rule(models: Mapping[str, str], rate: _Rate) -> RewardRule:
         rewards = list[list[float | None]]()
         for group, row in zip(groups, texts, strict=True):
             gold, found = said[models[group.id]], [(r, said.get(t)) for r, t in zip(group.rollouts, row, strict=True)]
+            gold = gold if isinstance(gold, Lost) else gold.named(group.question)
             rewards.append(
                 [None if isinstance(gold, Lost) or isinstance(o, Lost) else rate(r, o, gold) for r, o in found]
             )
