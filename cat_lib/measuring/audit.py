@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import pandas as pd
 from cat_lib.measuring.stats import Estimate, bootstrap, paired_difference
 from cat_lib.measuring.tables import one_family, table
 from cat_lib.method.judge import Judge
+from cat_lib.schema import Criterion, Group, Judging
 from cat_lib.tasks.healthbench import AUDIT, FILES, clinic, transcript
 from cat_lib.tasks.rows import file_rows, local_file, usable
 
@@ -265,3 +266,34 @@ def attack_words(change: Estimate) -> str:
         "above": f"Attacks work: they raise the share of unmet criteria judged met by {change}; don't train on it.",
         "undecided": f"No attack is shown to work: the share of unmet criteria judged met changes by {change}.",
     }[change.outcome]
+
+
+def usefulness(
+    groups: Sequence[Group],
+    criteria: Mapping[str, Sequence[Criterion]],
+    judge: Judging,
+    second: Judging,
+    scores: np.ndarray,
+) -> pd.DataFrame:
+    """What a criterion is worth on its question's rollouts: one row a criterion, of each group's by its id.
+
+    `spread` over the rollouts and `met` share by `judge`, `agreement` of its verdicts with those of `second`, and
+    `correlation` (Pearson) of the verdicts with `scores` (groups, rollouts); NaN where either is the same for all.
+    Rollouts that lost a verdict are left out; n is how many are left.
+    """
+    rows = []
+    for group, own in zip(groups, scores, strict=True):
+        for c in criteria[group.id]:
+            asked = [(r.text, c.text) for r in group.rollouts]
+            both = [
+                (a.worth, b.worth, s)
+                for a, b, s in zip(judge(asked), second(asked), own, strict=True)
+                if a.met is not None and b.met is not None and math.isfinite(s)
+            ]
+            ours, theirs, worth = np.array(both, dtype=float).reshape(-1, 3).T
+            varies = len(both) > 1 and ours.std() > 0 and worth.std() > 0
+            correlation = float(np.corrcoef(ours, worth)[0, 1]) if varies else math.nan
+            numbers = (ours.mean(), ours.std(), (ours == theirs).mean()) if both else (math.nan,) * 3
+            rows.append([group.id, c.text, c.points, *map(float, numbers), correlation, len(both)])
+    columns = ["example", "criterion", "points", "met", "spread", "agreement", "correlation", "n"]
+    return pd.DataFrame(rows, columns=columns)

@@ -26,9 +26,11 @@ SNIPPET, LONGEST = 600, 400  # most characters of a passage that are shown, and 
 _WORD, _MOST_WORDS = re.compile(r"\w+"), 32
 # words of a question that say nothing of what it is about
 _EMPTY = frozenset(
-    "a about after am an and any are as at be been but by can do does for from get give had has have he her him his "
-    "how i if in is it its just me my no not of on or our out she should so than that the their them then there "
-    "they this to up was we what when which who why will with would you your".split()  # noqa: SIM905  # as words they fit a screen
+    _WORD.findall(
+        "a about after am an and any are as at be been but by can do does for from get give had has have he her him "
+        "his how i if in is it its just me my no not of on or our out she should so than that the their them then there "
+        "they this to up was we what when which who why will with would you your"
+    )
 )
 _ANSWER = 1_000_000  # bytes of an endpoint's answer that are read
 
