@@ -28,8 +28,8 @@ _WORD, _MOST_WORDS = re.compile(r"\w+"), 32
 _EMPTY = frozenset(
     _WORD.findall(
         "a about after am an and any are as at be been but by can do does for from get give had has have he her him "
-        "his how i if in is it its just me my no not of on or our out she should so than that the their them then there "
-        "they this to up was we what when which who why will with would you your"
+        "his how i if in is it its just me my no not of on or our out she should so than that the their them then "
+        "there they this to up was we what when which who why will with would you your"
     )
 )
 _ANSWER = 1_000_000  # bytes of an endpoint's answer that are read
