@@ -1,8 +1,9 @@
 """HealthBench: conversations about health with physicians' criteria (arXiv 2505.08775), files in its format, a twin.
 
 Rows come from the hub id, a URL or a local file: `prompt` (messages), `prompt_id`, `rubrics` (criterion, points, tags)
-and `example_tags`; a `question` (text) may stand for `prompt`. HealthBench Hard and Consensus are files of the same form. The paper holds out 500 of the 5,000
-conversations and leaves open how; here the ids are sorted, shuffled with seed 0, and cut: held out, validation, train.
+and `example_tags`; a `question` (text) may stand for `prompt`. HealthBench Hard and Consensus are files of the same
+form. The paper holds out 500 of the 5,000 conversations and leaves open how; here the ids are sorted, shuffled with
+seed 0, and cut: held out, validation, train.
 
 The criteria are gold. They are used to evaluate, and by the reward whose name says `physician`.
 """

