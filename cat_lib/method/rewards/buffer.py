@@ -52,7 +52,7 @@ class Buffer:
     def update(self, id: str, new: Sequence[Criterion], spreads: Mapping[str, float], at: int) -> None:
         """Take in what step `at` found of a question: new criteria, and spreads by text; then retire by the rule."""
         known = self.questions[id]
-        fresh = [{"text": c.text, "points": c.points, "born": at, "spread": None} for c in new]
+        fresh: list[dict[str, Any]] = [{"text": c.text, "points": c.points, "born": at, "spread": None} for c in new]
         pool = [e | {"spread": spreads.get(e["text"], e["spread"])} for e in (*known["active"], *fresh)]
         if self.retirement == "fifo":
             known["active"] = pool[-self.keep :]
