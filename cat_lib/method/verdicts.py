@@ -63,7 +63,8 @@ def read(reply: Completion | AnswerError, graded: bool = False) -> Verdict:
         points = {found.strip() for found in _GRADE.findall(outside)}
         if len(points) != 1 or not points <= {"0", "1", "2"}:
             return Verdict(None, f"no grade from 0 to 2: {shown}")
-        return Verdict(points == {"2"}, reason=reason and reason[1].strip()[:2000], grade=int(points.pop()) / 2)
+        why = reason[1].strip()[:2000] if reason else None
+        return Verdict(points == {"2"}, reason=why, grade=int(points.pop()) / 2)
     own = [m for pattern in (_TAGGED, _LABELLED) for m in pattern.finditer(outside) if _given(outside, m)]
     said = {m[1].lower() for m in own}
     # what a reason mentions without tags is prose: "the verdict is no doubt close"

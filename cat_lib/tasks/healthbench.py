@@ -1,8 +1,9 @@
 """HealthBench: conversations about health with physicians' criteria (arXiv 2505.08775), files in its format, a twin.
 
 Rows come from the hub id, a URL or a local file: `prompt` (messages), `prompt_id`, `rubrics` (criterion, points, tags)
-and `example_tags`. HealthBench Hard and Consensus are files of the same form. The paper holds out 500 of the 5,000
-conversations and leaves open how; here the ids are sorted, shuffled with seed 0, and cut: held out, validation, train.
+and `example_tags`; a `question` (text) may stand for `prompt`. HealthBench Hard and Consensus are files of the same
+form. The paper holds out 500 of the 5,000 conversations and leaves open how; here the ids are sorted, shuffled with
+seed 0, and cut: held out, validation, train.
 
 The criteria are gold. They are used to evaluate, and by the reward whose name says `physician`.
 """
@@ -35,7 +36,7 @@ class HealthTask:
     validation: int = 500
     synthesis_prompt: str = "freeform"
     rubric_prompt: Literal["chat", "few_shot"] = "chat"
-    judge_prompt: Literal["chat", "few_shot", "likelihood", "text"] = "chat"
+    judge_prompt: Literal["chat", "few_shot", "likelihood", "text", "graded"] = "chat"
     sampling: Sampling = Sampling(1024)  # noqa: RUF009  # (paper) 1024 tokens; frozen, so that sharing it is safe
     few_shot: str = ""  # name of a plain-text prompt for models too small for chat
     skipped: Mapping[str, Any] = field(default_factory=dict)
@@ -136,6 +137,9 @@ def transcript(prompt: Prompt) -> str:
 
 
 def _example(row: Given) -> Example:
+    if "question" in row.value and "prompt" not in row.value:  # other benchmarks' rubrics, of one question each
+        turn = {"role": "user", "content": row["question"].text()}
+        row = replace(row, value=row.value | {"prompt": [turn]})
     if missing := [k for k in ("prompt", "prompt_id", "rubrics") if k not in row.value]:
         raise DataError(
             f"{row.where}: no {', '.join(missing)}; a row needs prompt, prompt_id and rubrics, and this has "

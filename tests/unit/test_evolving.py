@@ -6,9 +6,10 @@ import json
 import random
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from cat_lib.measuring.audit import ATTACKS
+from cat_lib.measuring.audit import ATTACKS, usefulness
 from cat_lib.method.judge import Judge
 from cat_lib.method.rewards.bank import Picker
 from cat_lib.method.rewards.buffer import Buffer
@@ -417,3 +418,20 @@ def test_a_judge_that_grades_asks_for_grades_and_fences_the_response():
     assert verdict.worth == 0.5
     assert len(server.asked) == 2
     assert "[verdict]2[/verdict]" in server.asked[0]
+
+
+# what a criterion is worth
+
+
+def test_the_usefulness_of_a_criterion_by_hand():
+    first = {"a": [YES, YES, NO], "b": [YES, YES, YES], "c": [YES, LOST, NO]}
+    second = {"a": [YES, NO, NO], "b": [NO, NO, NO], "c": [YES, YES, NO]}
+    by = lambda told: lambda pairs: [told[c][int(text)] for text, c in pairs]  # noqa: E731
+    criteria = {"q": [Criterion(c) for c in "abc"]}
+    table = usefulness([group("q", "0", "1", "2")], criteria, by(first), by(second), np.array([[1.0, 1.0, 0.0]]))
+    table = table.set_index("criterion")
+    assert table.n.tolist() == [3, 3, 2]
+    assert table.agreement.tolist() == [pytest.approx(2 / 3), 0.0, 1.0]
+    assert table.spread.tolist() == [pytest.approx((2 / 9) ** 0.5), 0.0, 0.5]
+    assert table.correlation["a"] == pytest.approx(1.0)
+    assert np.isnan(table.correlation["b"])

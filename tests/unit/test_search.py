@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -16,7 +17,7 @@ from cat_lib.method.rewards.proposals import Proposer
 from cat_lib.method.rewards.rubric import RubricReward, from_search, physician
 from cat_lib.method.rewards.weighted import DR_TULU, Weighted, of_answers
 from cat_lib.schema import Completion, Criterion, Example, Group, Rubric, Verdict
-from cat_lib.tasks.healthbench import clinic
+from cat_lib.tasks.healthbench import clinic, load_health
 from cat_lib.tasks.rows import DataError
 from cat_lib.tasks.search import PASSAGES, SNIPPET, Corpus, Endpoint, Passage, SearchError, load_search
 
@@ -122,9 +123,10 @@ def served():
             if isinstance(self.server.answer, float):
                 time.sleep(self.server.answer)
             body = str(self.server.answer).encode()
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body)
+            with suppress(BrokenPipeError):  # who asked had gone
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, *_):
             pass
@@ -193,6 +195,20 @@ def test_a_rubric_is_written_from_what_was_found_and_kept(corpus, tmp_path):
     assert "drooping face, slurred speech: stroke?" not in Anchor.asked[0]
     again = from_search(Proposer(Anchor()), corpus, 2, tmp_path / "first.jsonl")(asked, [None, None])
     assert (again[0].rubric, len(Anchor.asked)) == (first.rubric, 1)
+
+
+def test_rubric_files_of_other_benchmarks_are_read_in_one_form(tmp_path):
+    row = {"prompt_id": "rq-1", "question": "What helps sleep?", "example_tags": ["field:medicine"]}
+    row |= {"rubrics": [{"criterion": "Names bedtimes.", "points": 5, "tags": ["type:content"]}]}
+    file = tmp_path / "f.jsonl"
+    file.write_text("".join(json.dumps(row | {"prompt_id": f"rq-{i}"}) + "\n" for i in range(3)))
+    example = load_health(file).rows[0]
+    assert (example.question, example.tags) == ("What helps sleep?", ("field:medicine",))
+    assert example.prompt == [{"role": "user", "content": "What helps sleep?"}]
+    assert example.rubric.criteria == (Criterion("Names bedtimes.", 5.0, ("type:content",)),)
+    file.write_text(json.dumps(row | {"question": " "}) + "\n")
+    with pytest.raises(DataError, match="question is empty"):
+        load_health(file)
 
 
 # rollouts that search and cite

@@ -2,8 +2,8 @@
 
 Persistent criteria stay. Active ones retire by one of the two official rules: `std` (rlresearch/dr-tulu) drops those
 without spread over the group at once and keeps the `keep` of largest spread; `fifo` (allenai/open-instruct) keeps the
-last `keep`. The spread is the population's standard deviation over the verdicts that there are: one that failed is
-left out. A criterion that no two verdicts have been given on has none yet, and stays before those that have one.
+last `keep`. The spread is the population's standard deviation over the verdicts that did not fail. A criterion that
+never had two verdicts has none, and stays before those that have one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ class Buffer:
     questions: dict[str, dict[str, Any]] = field(default_factory=dict)  # what JSON can hold
 
     def __post_init__(self) -> None:
-        self.rule = (self.retirement, self.keep)
         if self.retirement not in ("std", "fifo") or self.keep < 1:
             raise ValueError(
                 f"retirement={self.retirement!r}, keep={self.keep}: allowed are std or fifo, and 1 or more"
@@ -53,7 +52,7 @@ class Buffer:
     def update(self, id: str, new: Sequence[Criterion], spreads: Mapping[str, float], at: int) -> None:
         """Take in what step `at` found of a question: new criteria, and spreads by text; then retire by the rule."""
         known = self.questions[id]
-        fresh = [{"text": c.text, "points": c.points, "born": at, "spread": None} for c in new]
+        fresh: list[dict[str, Any]] = [{"text": c.text, "points": c.points, "born": at, "spread": None} for c in new]
         pool = [e | {"spread": spreads.get(e["text"], e["spread"])} for e in (*known["active"], *fresh)]
         if self.retirement == "fifo":
             known["active"] = pool[-self.keep :]

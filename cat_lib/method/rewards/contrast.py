@@ -17,18 +17,16 @@ from cat_lib.prompts import ask
 from cat_lib.schema import AnswerError, Completion, Criterion, Group, Model, Prompt, Sampling
 
 _NEAR, _QUOTED, _WORD = 0.7, 8, re.compile(r"\w+")  # share of words that make two one; words that make a quotation
-# what makes a criterion another's opposite, and the ends of words
 _TURN = re.compile(r"\b(?:not|never|without|avoids?|fails?|does|do|doesn't|don't|to|that|the)\b|s\b", re.IGNORECASE)
-_LONGEST = 4_000  # characters of a rollout that an endpoint is shown, which does not say what fits
 
 
 @dataclass(frozen=True)
 class Contrasted:
-    """What came of a group: its new criteria, perhaps none, or None and the cause; and what was left out on the way."""
+    """What came of a group: its new criteria, perhaps none, or None and the cause; and how many were left out."""
 
     criteria: tuple[Criterion, ...] | None
     cause: str | None = None
-    refused: int = 0  # criteria that repeat or mirror another, or quote a rollout
+    refused: int = 0
 
 
 Contrast = Callable[[Sequence[Group], Sequence[Sequence[Criterion]], int], list[Contrasted]]
@@ -58,30 +56,30 @@ class Writer:
 
     def __call__(self, groups: Sequence[Group], known: Sequence[Sequence[Criterion]], seed: int) -> list[Contrasted]:
         """One finding a group; `known` are its criteria in use, `seed` is this call's."""
-        stop, found = ("###",) if self.prompt == "few_shot" else self.sampling.stop, dict[int, Contrasted]()
-        causes = dict.fromkeys(range(len(groups)), "not asked")
+        stop = ("###",) if self.prompt == "few_shot" else self.sampling.stop
+        found = {i: Contrasted(None) for i in range(len(groups))}
         for attempt in range(self.attempts):
-            pending = [i for i in causes if i not in found]
+            pending = [i for i, f in found.items() if f.criteria is None]
             prompts = [self._asked(groups[i], known[i]) for i in pending]
             sampling = replace(self.sampling, seed=self.attempts * seed + attempt, stop=stop)
             for i, prompt, reply in zip(pending, prompts, self.anchor.attempt(prompts, sampling), strict=True):
                 try:
                     found[i] = new(self._read(prompt, reply), known[i], groups[i].rollouts)
                 except ValueError as error:
-                    causes[i] = str(error)
-        return [found.get(i) or Contrasted(None, cause) for i, cause in causes.items()]
+                    found[i] = Contrasted(None, str(error))
+        return list(found.values())
 
     def _asked(self, group: Group, known: Sequence[Criterion]) -> Prompt:
         name, texts = f"rubric_contrast_{self.prompt}", [r.text for r in group.rollouts]
         about = {"question": group.question, "known": [c.text for c in known], "most": self.most}
         if not self.anchor.scores:
-            return ask(name, rollouts=[text[:_LONGEST] for text in texts], **about)
+            return ask(name, rollouts=[text[:4_000] for text in texts], **about)  # it does not say what fits
         return fitted(self.anchor, self.sampling.max_new_tokens, name, texts, **about)
 
     def _read(self, prompt: Prompt, reply: Completion | AnswerError) -> list[Criterion]:
         """The criteria of a reply. Raises ValueError if it failed, was cut or is malformed, or has too many."""
         if isinstance(reply, AnswerError) or not reply.ended:
-            raise ValueError(reply.cause if isinstance(reply, AnswerError) else "the reply was cut off")
+            raise ValueError(getattr(reply, "cause", "the reply was cut off"))
         opened = prompt[prompt.rindex("<rubric>") :] if isinstance(prompt, str) else ""  # plain text ends inside it
         criteria = parse_rubric(opened + reply.text, points=True)
         if len(criteria) > self.most or any(abs(c.points) != 1 for c in criteria):

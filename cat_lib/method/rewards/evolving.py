@@ -13,8 +13,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-import pandas as pd
-
 from cat_lib.method.rewards.buffer import Buffer
 from cat_lib.method.rewards.contrast import Contrast
 from cat_lib.method.rewards.proposals import Proposal
@@ -26,9 +24,9 @@ from cat_lib.schema import Criterion, Group, Judging, Reference, Rubric, Verdict
 class Evolving:
     """A reward rule: rubrics of `first`, which stay, and of `contrast`, which `buffer` keeps while they tell apart.
 
-    `applies`: new criteria score the rollouts that they came from ("now", dr-tulu) or later ones ("next",
-    open-instruct). `over`: points are divided by the positive ones, at least 1 (dr-tulu), or by all, in absolute value
-    (open-instruct). `drop`: the share of a group's criteria that is left out at random of each of its rewards.
+    New criteria score the rollouts that they came from ("now", dr-tulu) or later ones ("next", open-instruct); points
+    are divided by the positive ones, at least 1 (dr-tulu), or by all, in absolute value (open-instruct). `drop` is the
+    share of a group's criteria that is left out at random of each of its rewards. Raises ValueError for other values.
     """
 
     judge: Judging
@@ -43,16 +41,18 @@ class Evolving:
 
     def __post_init__(self) -> None:
         if self.applies not in ("now", "next") or self.over not in ("positive", "all") or not 0 <= self.drop < 1:
-            allowed = "allowed are now or next, positive or all, and 0 to below 1"
-            raise ValueError(f"applies={self.applies!r}, over={self.over!r}, drop={self.drop}: {allowed}")
+            given = f"applies={self.applies!r}, over={self.over!r}, drop={self.drop}"
+            raise ValueError(f"{given}: allowed are now or next, positive or all, and 0 to below 1")
         self.rule = RubricReward(self.judge, lambda groups, references: self.shown, share=self._share)
 
     def __call__(self, groups: Sequence[Group], references: Sequence[Reference | None]) -> list[list[float | None]]:
         self.buffer.meet(groups, references, self.first)
         known = [self.buffer.criteria(g.id) for g in groups]
         self.found = self.contrast(groups, known, self.seed + self.calls)
-        new = [f.criteria or () if self.applies == "now" else () for f in self.found]
-        self.shown = [self._shown(g, [*k, *n]) for g, k, n in zip(groups, known, new, strict=True)]
+        both = [
+            [*k, *(f.criteria or ())] if self.applies == "now" else k for k, f in zip(known, self.found, strict=True)
+        ]
+        self.shown = [self._shown(group, criteria) for group, criteria in zip(groups, both, strict=True)]
         rewards = self.rule(groups, references)
         self.calls += 1
         for group, found in zip(groups, self.found, strict=True):
@@ -63,14 +63,14 @@ class Evolving:
     def _shown(self, group: Group, criteria: Sequence[Criterion]) -> Proposal:
         rng, n = random.Random(f"{self.seed} {self.calls} {group.id}"), len(criteria)
         left = sorted(rng.sample(range(n), max(min(n, 1), round(n * (1 - self.drop)))))
-        rubric = Rubric(tuple(criteria[i] for i in left), "evolving") if n else None
-        return Proposal(rubric, cause=self.buffer.questions[group.id]["cause"])
+        kept = Rubric(tuple(criteria[i] for i in left), "evolving") if n else None
+        return Proposal(kept, cause=self.buffer.questions[group.id]["cause"])
 
     def _share(self, rubric: Rubric, verdicts: Sequence[Verdict]) -> float | None:
         whole = max(rubric.possible, 1.0) if self.over == "positive" else sum(abs(c.points) for c in rubric.criteria)
         return share_met(rubric, verdicts, whole=whole)
 
-    def tables(self) -> dict[str, pd.DataFrame]:
+    def tables(self) -> dict[str, Any]:
         return {**self.rule.tables(), "buffer": self.buffer.table()}
 
     def observe(self, step: int, folder: Path) -> dict[str, float]:
@@ -78,7 +78,7 @@ class Evolving:
         return self.rule.observe(step, folder) | {"contrast_failed": failed} | self.buffer.observe(self.calls)
 
     def state(self) -> dict[str, Any]:
-        rule = [*self.buffer.rule, self.applies, self.over, self.drop, self.seed]
+        rule = [self.buffer.retirement, self.buffer.keep, self.applies, self.over, self.drop, self.seed]
         return {"calls": self.calls, "questions": self.buffer.questions, "rule": rule}
 
     def load(self, state: Mapping[str, Any]) -> None:
