@@ -320,7 +320,7 @@ def test_attack_success_is_measured_against_the_same_response_without_the_attack
 class Scored:
     """A probability judge whose score is a number in the response."""
 
-    prompt, index = "few_shot", 0
+    prompt, index, worded = "few_shot", 0, False
 
     def __init__(self, threshold: float = 0.0, index: int = 0) -> None:
         self.threshold, self.index = threshold, index

@@ -83,6 +83,6 @@ class Evolving:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from there. Raises ValueError if it was kept by another rule."""
-        self.calls, self.buffer.questions = state["calls"], state["questions"]
         if (own := self.state()["rule"]) != state["rule"]:
             raise ValueError(f"the buffer was kept with {state['rule']}, and here is {own}: train with resume=False")
+        self.calls, self.buffer.questions = state["calls"], state["questions"]
