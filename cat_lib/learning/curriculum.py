@@ -3,7 +3,8 @@
 A phase is data: a level, and whether the scaffold stands in the prompt. The paper has easy problems with a scaffold,
 the same without, then hard ones. A phase is trained by turns of plain `train`; after each, k rollouts are drawn of
 problems of the next one, which is entered once any of them is a right model, by structural equality: a value may be
-right by luck. What was found is kept in the arm's folder, so that a run that is resumed goes the same way.
+right by luck. That reads right models, whatever the arm's reward: with more than one phase no arm is without labels.
+What was found is kept in the arm's folder, so that a run that is resumed goes the same way.
 
 Left out: a threshold above zero, a way back, and mixed phases, of which the paper says nothing.
 """
