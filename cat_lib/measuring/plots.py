@@ -183,7 +183,7 @@ def curves(
     if log2:
         axis.set_xscale("log", base=2)
     ticks = sorted(table[x].unique())
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_xticks(ticks, [f"{round(tick, 3):g}" for tick in ticks])
     axis.set(ylim=(0, 1.02), xlabel=xlabel, ylabel=ylabel)
     return _done(figure, title, legend=4)
 

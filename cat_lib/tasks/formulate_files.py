@@ -30,7 +30,8 @@ def load_problems(source: str, skip_bad_rows: bool = False) -> FormulateTask:
     examples, skipped = settle(source, usable(rows, _example, bad), bad, skip_bad_rows)
     called = re.sub("[-_]", "", source.lower().rpartition("/")[2])
     about = "; ".join(f"{source}: {note}" for name, note in DATASETS["formulate"].items() if name in called)
-    print(about, end="\n" * bool(about), flush=True)
+    if about:
+        print(about, flush=True)
     return FormulateTask((), sampling=Sampling(2_048), given=tuple(examples), skipped=skipped, about=about)
 
 
