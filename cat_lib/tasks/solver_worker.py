@@ -1,6 +1,7 @@
 """The process that solves formulations: `python -m cat_lib.tasks.solver_worker`. Started by solvers.py.
 
-HiGHS solves what is linear, through its API, and SCIP, if it is there, what is not. No time is limited here: a limit by
+HiGHS solves what is linear, through its API, and what is quadratic in the objective alone, convex and without integers
+(a tree that multiplies out to that); SCIP, if it is there, the rest. No time is limited here: a limit by
 the clock would depend on what else the machine does, so what takes too long ends the process (workers.py).
 """
 
@@ -16,14 +17,16 @@ from functools import cache, reduce
 from typing import Any
 
 import highspy
+import numpy as np
 
-from cat_lib.tasks.formulation import Expression, Formulation, FormulationError, Tree, read
+from cat_lib.tasks.formulation import LARGEST, SMALLEST, Expression, Formulation, FormulationError, Tree, read
 from cat_lib.tasks.solvers import LIMIT, MEMORY, MISSING, PRICINGS, REPLY, SMALL, near
 from cat_lib.tasks.workers import serve
 
 with suppress(ImportError):
     import pyscipopt
 
+Terms = dict[tuple[str, ...], float]  # numbers by the variables that they multiply: none, one, or two in their order
 Solved = dict[str, Any]  # fields of solvers.Outcome; "limit" and MISSING are no outcomes
 _STATUS = {"optimal": "optimal", "gaplimit": "optimal", "infeasible": "infeasible", "unbounded": "unbounded"}
 _STATUS |= {"unboundedorinfeasible": "either", "inforunbd": "either"}  # solvers' own words, all others being limits
@@ -42,11 +45,81 @@ def reply(text: str) -> str:
 
 def solved(of: Formulation) -> Solved:
     """The outcome. Where a solver can't say whether it is infeasible or unbounded, a constant objective tells."""
-    by = _by_scip if of.nonlinear else _by_highs
-    if (found := by(of))["status"] == "either":
-        feasible = by(replace(of, objective=Expression()))["status"]
+    flat = _flat(of)
+    if (found := _by_highs(of, *flat) if flat else _by_scip(of))["status"] == "limit" and flat and of.nonlinear:
+        found = _by_scip(of)
+    if found["status"] == "either":
+        feasible = solved(replace(of, objective=Expression()))["status"]
         found = {"status": "unbounded" if feasible == "optimal" else feasible}
     return found
+
+
+def _flat(of: Formulation) -> tuple[Terms, list[Terms]] | None:
+    """Objective and rows multiplied out, if HiGHS solves that: linear, or a convex objective of numbers alone."""
+    rows = [_expanded(left) for left, _, _ in of.rows]
+    goal = _expanded(of.objective)
+    if goal is None or any(row is None or any(len(v) > 1 for v in row) for row in rows):
+        return None
+    if squares := {v: value for v, value in goal.items() if len(v) > 1}:
+        signed = np.linalg.eigvalsh(_hessian(squares, [*of.variables])) * (-1 if of.maximize else 1)
+        if any(v.integer for v in of.variables.values()) or signed[0] < -1e-12 * abs(signed).max():
+            return None
+    return goal, [row for row in rows if row is not None]
+
+
+def _hessian(squares: Terms, names: list[str]) -> Any:
+    """The matrix of second derivatives, in the order of names."""
+    place, made = {name: i for i, name in enumerate(names)}, np.zeros((len(names), len(names)))
+    for (one, other), value in squares.items():
+        made[place[one], place[other]] += value
+        made[place[other], place[one]] += value
+    return made
+
+
+def _expanded(of: Expression) -> Terms | None:
+    """The expression multiplied out; None if it is no sum of products of two, or has numbers that HiGHS misreads."""
+    own: Terms = {(): of.constant} | {(name,): value for name, value in of.terms.items()}
+    if of.tree is None:
+        return own
+    if (tree := _product_sum(of.tree)) is None:
+        return None
+    kept = {v: value for v, value in _added(own, tree).items() if value}
+    return kept if all(SMALLEST <= abs(value) <= LARGEST for value in kept.values()) else None
+
+
+def _added(one: Terms, other: Terms, factor: float = 1.0) -> Terms:
+    return one | {v: one.get(v, 0.0) + factor * value for v, value in other.items()}
+
+
+def _product_sum(tree: Tree) -> Terms | None:
+    """A tree as a sum of products of at most two variables, if it is one by + - *, by / of a number and by ^ 1 or 2."""
+    if not isinstance(tree, tuple):
+        return {(tree,): 1.0} if isinstance(tree, str) else {(): tree}
+    name, of = tree[0], [part for part in map(_product_sum, tree[1:]) if part is not None]
+    if len(of) + 1 < len(tree):
+        return None
+    if name in ("+", "-"):
+        sign, first = (-1.0 if name == "-" else 1.0), {} if len(of) == 1 and name == "-" else of.pop(0)
+        return reduce(lambda made, part: _added(made, part, sign), of, first)
+    if name == "/" and of[1].get(()) and len(of[1]) == 1:
+        of[1] = {(): 1 / of[1][()]}
+    elif name == "^" and of[1] in ({(): 1.0}, {(): 2.0}):
+        of[1] = of[0] if of[1][()] == 2 else {(): 1.0}
+    elif name != "*":
+        return None
+    made: Terms | None = of[0]
+    for part in of[1:]:
+        made = _times(made, part)
+    return made
+
+
+def _times(one: Terms | None, other: Terms) -> Terms | None:
+    made: Terms = {}
+    for first, a in (one or {}).items():
+        for second, b in other.items():
+            both = tuple(sorted((*first, *second)))
+            made[both] = made.get(both, 0.0) + a * b
+    return None if one is None or any(len(both) > 2 for both in made) else made
 
 
 @cache
@@ -57,18 +130,25 @@ def _highs() -> Any:
     return made
 
 
-def _by_highs(of: Formulation) -> Solved:
+def _by_highs(of: Formulation, goal: Terms, lefts: list[Terms]) -> Solved:
     highs = _highs()
     highs.clearModel()
     place = {name: i for i, name in enumerate(of.variables)}
     for name, variable in of.variables.items():
-        highs.addCol(of.objective.terms.get(name, 0.0), variable.low, variable.high, 0, [], [])
+        highs.addCol(goal.get((name,), 0.0), variable.low, variable.high, 0, [], [])
         if variable.integer:
             highs.changeColIntegrality(place[name], highspy.HighsVarType.kInteger)
-    for left, sign, right in of.rows:
+    for left, (_, sign, right) in zip(lefts, of.rows, strict=True):
+        right -= left.pop((), 0.0)
         low, high = -math.inf if sign == "<=" else right, math.inf if sign == ">=" else right
-        highs.addRow(low, high, len(left.terms), [place[name] for name in left.terms], [*left.terms.values()])
-    highs.changeObjectiveOffset(of.objective.constant)
+        highs.addRow(low, high, len(left), [place[name] for (name,) in left], [*left.values()])
+    if squares := {v: value for v, value in goal.items() if len(v) > 1}:
+        lower = np.tril(_hessian(squares, [*place]))
+        starts = np.concatenate([[0], np.count_nonzero(lower, axis=0).cumsum()[:-1]]).astype(np.int32)
+        columns, at = np.nonzero(lower.T)
+        triangle = int(highspy.HessianFormat.kTriangular)
+        highs.passHessian(len(place), len(at), triangle, starts, at.astype(np.int32), lower.T[columns, at])
+    highs.changeObjectiveOffset(goal.get((), 0.0))
     highs.changeObjectiveSense(highspy.ObjSense.kMaximize if of.maximize else highspy.ObjSense.kMinimize)
     highs.run()
     status = _STATUS.get(highs.getModelStatus().name[1:].lower(), "limit")

@@ -14,10 +14,10 @@ import highspy
 import pytest
 
 from cat_lib.schema import Lost
-from cat_lib.tasks import solvers
+from cat_lib.tasks import solver_worker, solvers
 from cat_lib.tasks.formulate import LEVELS, worlds
 from cat_lib.tasks.formulation import FormulationError, read
-from cat_lib.tasks.solvers import Outcome, equal, same_models, solve
+from cat_lib.tasks.solvers import MISSING, Outcome, equal, same_models, solve
 from cat_lib.tasks.workers import Pool
 
 LP = """maximize
@@ -302,6 +302,47 @@ def test_a_tree_is_solved_as_it_reads():
             ]
             assert len(allowed) > 100
             assert min(worth(of["objective"], p) for p in allowed) > outcome.objective - 1e-6
+
+
+def squares(rng: random.Random) -> dict[str, Any]:
+    """A convex program: weighted squares of sums of three variables, and linear rows that one point meets."""
+    names, point = "xyz", {name: rng.uniform(-3, 3) for name in "xyz"}
+    sums = [{name: rng.uniform(-2, 2) for name in names} for _ in range(rng.randint(1, 4))]
+    parts = [["*", rng.uniform(0.1, 3), ["^", ["+", *(["*", v, n] for n, v in s.items()), 1.5], 2]] for s in sums]
+    rows = [{"left": {n: rng.uniform(-2, 2) for n in names}, "sign": "<="} for _ in range(3)]
+    rows = [row | {"right": worth(row["left"], point) + rng.random()} for row in rows]
+    tree = ["+", *parts, ["/", ["*", "x", 3], 2], ["-", "y"], 4.0]
+    sense = rng.choice(["min", "max"])
+    known = {n: {"low": -5.0, "high": 5.0} for n in names}
+    return {"sense": sense, "objective": tree if sense == "min" else ["-", tree], "variables": known, "rows": rows}
+
+
+def test_highs_solves_what_is_quadratic_and_convex_as_scip_does(monkeypatch):
+    highspy.Highs.resetGlobalScheduler(True)  # another test's has more threads, which a worker's never has
+    rng = random.Random(0)
+    for _ in range(150):
+        text = json.dumps(of := squares(rng))
+        by_scip = solver_worker._by_scip(read(text))
+        with monkeypatch.context() as without:
+            without.delattr(solver_worker, "pyscipopt")
+            found = json.loads(solver_worker.reply(text))
+        assert found["status"] == by_scip["status"] == "optimal"
+        assert found["nonlinear"]
+        assert found["objective"] == pytest.approx(by_scip["objective"], rel=1e-4, abs=1e-4)
+        assert worth(of["objective"], found["values"]) == pytest.approx(found["objective"], rel=1e-6, abs=1e-6)
+
+
+def test_what_is_not_convex_or_has_integers_is_left_to_scip(monkeypatch):
+    known = {"x": {"low": 0, "high": 4}, "y": {"low": 0, "high": 4}}
+    of = {"sense": "max", "objective": ["*", "x", "y"], "variables": known, "rows": []}
+    whole = of | {"sense": "min", "objective": ["^", ["-", "x", 1.4], 2], "variables": {"x": {"integer": True}}}
+    flat = of | {"objective": ["+", ["*", 2, "x"], ["-", ["*", "x", "y"], ["*", "y", "x"]]]}
+    assert [o.objective for o in solve([json.dumps(each) for each in (of, whole, flat)])] == pytest.approx(
+        [16, 0.16, 8], abs=1e-4
+    )
+    monkeypatch.delattr(solver_worker, "pyscipopt")
+    said = [json.loads(solver_worker.reply(json.dumps(each)))["status"] for each in (of, whole, flat)]
+    assert said == [MISSING, MISSING, "optimal"]
 
 
 @pytest.mark.parametrize("n", [100, pytest.param(1_000, marks=pytest.mark.slow)])
