@@ -66,6 +66,7 @@ class GRPOSettings:
     learning_rate: float = 5e-7  # (paper) constant, no warm-up, AdamW
     beta: float = 1e-3  # (paper) KL to the initial policy
     epsilon: float = 0.2  # clip of the probability ratio
+    loss_type: str = "grpo"  # (paper); or dr_grpo, which divides by no length and no standard deviation (2503.20783)
     lora_rank: int = 32  # (paper) for SFT; RL's is not stated
     save_steps: int | None = None  # None: 50, or a quarter of a shorter run
     seed: int = 0
@@ -87,6 +88,8 @@ class GRPOSettings:
             raise ValueError(
                 f"group_size={self.group_size}: GRPO compares rollouts of one prompt; allowed is 2 or more"
             )
+        if self.loss_type not in ("grpo", "dr_grpo"):
+            raise ValueError(f"loss_type={self.loss_type!r}: allowed are grpo and dr_grpo")
         if self.drawn < self.group_size or self.drawn % self.group_size:
             raise ValueError(
                 f"votes={self.votes}: the first group_size={self.group_size} of them are trained on; allowed is a "
@@ -167,6 +170,8 @@ def grpo_arguments(
         "top_p": sampling.top_p,
         "vllm_importance_sampling_correction": sampling.top_k == 0 and sampling.top_p == 1,  # else there is no ratio
         "chat_template_kwargs": {"enable_thinking": thinking},
+        "loss_type": settings.loss_type,
+        "scale_rewards": "none" if settings.loss_type == "dr_grpo" else "group",
         "beta": settings.beta,
         "epsilon": settings.epsilon,
         "epsilon_high": settings.epsilon,

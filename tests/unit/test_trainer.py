@@ -79,6 +79,9 @@ def test_every_argument_is_one_that_trl_knows(tmp_path):
     assert (args.loss_type, args.beta, args.num_generations, args.temperature) == ("grpo", 1e-3, 8, 1.0)
     assert args.generation_batch_size == 256
     assert args.epsilon_high == args.epsilon
+    other = GRPOSettings(loss_type="dr_grpo")
+    args = GRPOConfig(**grpo_arguments(other, task.sampling, tmp_path, on_cpu=True))
+    assert (args.loss_type, args.scale_rewards) == ("dr_grpo", "none")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +92,7 @@ def test_every_argument_is_one_that_trl_knows(tmp_path):
         ({"steps": 0}, "steps=0"),
         ({"votes": 4}, "votes=4: the first group_size=8 of them are trained on; allowed is a multiple of it, as 16"),
         ({"votes": 12}, "votes=12"),
+        ({"loss_type": "ppo"}, "loss_type='ppo': allowed are grpo and dr_grpo"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(change, message):
