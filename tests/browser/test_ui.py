@@ -127,6 +127,11 @@ def test_a_suites_runs_their_comparison_a_notebook_and_the_report_are_seen(store
     assert page.title() != "hacked"
     assert [u for u in asked if u.startswith(("http:", "https:", "ws:"))] == []
     page.screenshot(path=SCREENSHOTS / "report.png", full_page=True)
+    page.get_by_label("columns that hold this | or this").last.fill("x=0.5")
+    page.get_by_text("1 of 2 columns").wait_for()
+    page.get_by_label("rows that hold this | or this").last.fill("no text of these")
+    page.get_by_text("0 of 1 rows, 1 of 2 columns").wait_for()
+    keep(page, "report_filtered")
 
 
 def test_a_runs_page_tells_its_story_and_two_runs_tables_are_compared(store, ui, page):
