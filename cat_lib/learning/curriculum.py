@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 from statistics import fmean
 
 from cat_lib.files import append_line, read_lines
@@ -53,6 +55,16 @@ class Curriculum:
     def examples(self, at: int) -> list[Example]:
         """The problems that the phase trains on. Raises ValueError if the task has fewer."""
         return self.asked(at).examples("train", self.questions, 0)
+
+    def problems(self, writer: Model | None, path: Path) -> tuple[list[list[Example]], float]:
+        """What each phase trains on, told anew by the writer where there is one (`FormulateTask.retold`, with `path`),
+        and the share of problems whose new words passed the check."""
+        own = [self.examples(at) for at in range(len(self.phases))]
+        if writer is None:
+            return own, 0.0
+        told = [self.asked(at).retold(writer, examples, path) for at, examples in enumerate(own)]
+        pairs = zip(chain.from_iterable(own), chain.from_iterable(told), strict=True)
+        return told, fmean(before.question != after.question for before, after in pairs)
 
     def advance(self, at: int, policy: Model, arm: Run, turn: int, seed: int) -> int:
         """The place of the phase in which training goes on after this turn: the next one, or the same.

@@ -6,8 +6,9 @@ numbers. An answer is the optimum's value (solvers.Outcome); what a model writes
 
 Prompts are plain text with three worked problems of the same level, which the embedded model can follow. With a
 scaffold they also show the form of each right model, its numbers left out: for a level that starts at zero (appendix
-D.3 of the paper, whose scaffold is its solver's syntax with the constraints mapped to it). Left out: words that a
-language model writes back from the model, with the paper's checks of them, and its clarifying questions.
+D.3 of the paper, whose scaffold is its solver's syntax with the constraints mapped to it). `retold` has a language
+model write the words anew from the right model, and checks them. Left out: the paper's clarifying questions, and its
+judge of a text, in whose place stands that each number and name is said.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain, count, islice
 from pathlib import Path
@@ -25,7 +26,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined, Template
 
-from cat_lib.schema import Completion, Example, Group, Lost, Sampling
+from cat_lib.files import append_line, read_lines
+from cat_lib.schema import Completion, Example, Group, Lost, Model, Sampling
 from cat_lib.tasks import solvers
 from cat_lib.tasks.formulation import Tree, read
 from cat_lib.tasks.rows import take
@@ -35,6 +37,7 @@ LEVELS: dict[str, Any] = _DATA["levels"]
 LADDER = ("one_product", "two_products", "total_and_bound", "two_resources")  # where the embedded model can begin
 SIDES = ("worked", "train", "heldout")
 _NUMBERS = re.compile(r"(?<![\w.])[0-9][0-9.]*")  # of a model; names have none
+_LONGEST = 400  # tokens of a problem's words
 _SAID = re.compile(r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
 _MODEL, _WORDS = (  # 1500 in a model is 1,500 in words
     Environment(undefined=StrictUndefined, finalize=lambda v, form=form: v if isinstance(v, str) else format(v, form))
@@ -110,6 +113,25 @@ class FormulateTask:
         found = iter(solvers.same_models([(t, golds[g.id]) for g, own in zip(groups, texts, strict=True) for t in own]))
         return [[next(found) for _ in own] for own in texts]
 
+    def retold(self, model: Model, examples: Sequence[Example], path: Path) -> list[Example]:
+        """The problems in words that a model wrote back from their right models (AutoOR's back-translation).
+
+        It is shown three worked problems. Its words are taken where they say each number once and every variable's
+        name; elsewhere the template's stay, so the share of new ones is the yield. All it wrote is kept in `path`,
+        which is read instead of asking again.
+        """
+        golds, known = self.gold_models, {line["id"]: line["text"] for _, line in read_lines(path)}
+        new = [e for e in examples if e.id not in known]
+        shown = [f"{self._worked(e.level)}Model:\n{golds[e.id]}\nProblem:" for e in new]
+        drawn = replace(self.sampling, max_new_tokens=_LONGEST, stop=("\n",))
+        for example, (said,) in zip(new, model.generate(shown, 1, drawn), strict=True):
+            known[example.id] = said.text.strip() if said.ended else ""
+            append_line(path, {"id": example.id, "text": known[example.id]})
+        return [_in_words(e, known[e.id], golds[e.id]) for e in examples]
+
+    def _worked(self, level: str) -> str:
+        return "".join(f"Model:\n{w.formulation}\nProblem: {w.words}\n\n" for w in worlds(level, "worked", 3))
+
     def _pairs(self) -> Iterator[tuple[Example, str]]:
         for level in self.levels:
             worked = [(self._asked(w), w.formulation.removesuffix("\nend")) for w in worlds(level, "worked", 3)]
@@ -122,6 +144,16 @@ class FormulateTask:
     def _asked(self, world: World) -> str:
         form = " ".join(_NUMBERS.sub("?", world.formulation.removesuffix("end")).split())
         return f"Problem: {world.words}\n" + (f"Form: {form}\n" if self.scaffold else "")
+
+
+def _in_words(example: Example, words: str, model: str) -> Example:
+    """The example in these words, if they say what its own say."""
+    numbers = [float(number.replace(",", "")) for number in _SAID.findall(example.question)]
+    names = {part for name in read(model).variables for part in name.lower().split("_")}
+    if not agree(numbers, words, model) or any(name not in words.lower() for name in names):
+        return example
+    before, _, after = str(example.prompt).rpartition(example.question)
+    return replace(example, question=words, prompt=f"{before}{words}{after}")
 
 
 def written(completion: Completion) -> str | None:

@@ -55,6 +55,23 @@ def test_a_scaffold_shows_the_form_of_each_model_and_not_one_of_its_numbers():
         replace(COURSE, task=replace(TASK, each=2)).examples(0)
 
 
+def test_problems_are_told_anew_where_the_words_say_what_the_model_says(tmp_path):
+    own, path = COURSE.examples(1), tmp_path / "retold.jsonl"
+    same = [f"Once more. {e.question}" for e in own]
+    name = next(word for word in TASK.gold_models[own[2].id].split() if word.isalpha() and word in own[2].question)
+    texts = [same[0], f"{same[1]} For 7.", same[2].replace(name, "things"), ""]
+    course = replace(COURSE, phases=[Phase("two_products", True), Phase("two_products")])
+    (scaffold, told), share = course.problems(Says(*texts), path)
+    assert share == 1 / 4
+    assert [e.question for e in told] == [same[0], *(e.question for e in own[1:])]
+    assert told[0].prompt == own[0].prompt.replace(own[0].question, same[0])
+    assert [e.question for e in scaffold] == [e.question for e in told]  # written once, for both
+    assert [(e.id, e.gold) for e in told] == [(e.id, e.gold) for e in own]
+    again, _ = course.problems(Says("asked again"), path)
+    assert again == [scaffold, told]
+    assert course.problems(None, path) == ([COURSE.examples(0), own], 0.0)
+
+
 def test_a_phase_is_left_when_the_next_one_has_a_right_model_and_not_for_a_lucky_value(tmp_path):
     hard = COURSE.examples(2)
     lucky = [f"max\n a\nst\n a <= {e.gold}\n" for e in hard]
