@@ -30,7 +30,7 @@ def test_rubrics_and_judge_audits_the_judge_and_measures_attacks(store):
     assert metrics["judge_failures"] == 0
     assert metrics["attack_fenced_difference"] == pytest.approx(-0.025, abs=0.08)  # recorded [-0.077, 0.027]
     assert {p.stem for p in (folder / "figures").iterdir()} == {"audit", "compute", "expert_verdicts", "verdicts"}
-    for table in ("audit", "attacks", "expert_verdicts", "rubrics", "verdicts"):
+    for table in ("audit", "attacks", "expert_verdicts", "rubrics", "usefulness", "verdicts"):
         assert len(pd.read_parquet(folder / f"{table}.parquet"))
 
 
