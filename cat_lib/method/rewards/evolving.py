@@ -79,7 +79,8 @@ class Evolving:
 
     def state(self) -> dict[str, Any]:
         rule = [self.buffer.retirement, self.buffer.keep, self.applies, self.over, self.drop, self.seed]
-        return {"calls": self.calls, "questions": self.buffer.questions, "rule": rule}
+        found = type(self.contrast).__name__
+        return {"calls": self.calls, "questions": self.buffer.questions, "rule": [*rule, found]}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from there. Raises ValueError if it was kept by another rule."""
