@@ -117,8 +117,8 @@ class FormulateTask:
         """The problems in words that a model wrote back from their right models (AutoOR's back-translation).
 
         It is shown three worked problems. Its words are taken where they say each number once and every variable's
-        name; elsewhere the template's stay, so the share of new ones is the yield. All it wrote is kept in `path`,
-        which is read instead of asking again.
+        name; elsewhere the template's stay, so the share of new ones is the yield. A number said of the wrong thing
+        is not found out. All it wrote is kept in `path`, which is read instead of asking again.
         """
         golds, known = self.gold_models, {line["id"]: line["text"] for _, line in read_lines(path)}
         new = [e for e in examples if e.id not in known]
