@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 
 from cat_lib.runs.pages import story
 from cat_lib.runs.places import NOTEBOOKS, ROOT
@@ -16,7 +17,8 @@ from cat_lib.runs.places import NOTEBOOKS, ROOT
 PUBLISHED = ROOT / "results/published"
 STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1.5rem; }
-a { color: inherit; text-decoration: none; border: 1px solid #ddd; padding: .8rem; } img { width: 100%; }"""
+a { color: inherit; text-decoration: none; border: 1px solid #ddd; padding: .8rem; } img { width: 100%; }
+h2 { font-size: 1.15rem; margin: 0 0 .4rem; } p { margin: 0 0 .8rem; }"""
 
 
 def card(name: str) -> str:
@@ -25,8 +27,8 @@ def card(name: str) -> str:
     title = "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
     question, _, figure, _ = story(cells, {"status": "FINISHED"})
     shown = f'<img src="{name}/{figure}.png" alt="{figure}">' if (PUBLISHED / name / f"{figure}.png").exists() else ""
-    words = html.escape(question.replace("**The question.** ", "").replace("**", ""))
-    return f'<a href="{name}/executed.html"><h2>{html.escape(title)}</h2><p>{words}</p>{shown}</a>'
+    words = html.escape(re.sub(r"\*\*(The question\. ?)?|[$`\\]", "", question))
+    return f'<a href="{name}/executed.html"><h2>{name[:2]}. {html.escape(title)}</h2><p>{words}</p>{shown}</a>'
 
 
 if __name__ == "__main__":
