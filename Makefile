@@ -52,7 +52,7 @@ suite: setup  ## every notebook at smoke size as one resumable suite (more than 
 seeds: setup  ## the first table of docs/results.md: the demo with 3 seeds, and with a majority vote as teacher (16 minutes)
 	$(PY) benchmarks/quickstart_seeds.py
 
-published: setup  ## results/published: notebooks 01, 04 to 09 and 11 to 14 at smoke size, their numbers and figures (about an hour)
+published: setup  ## results/published: all notebooks but 10 at smoke size, their numbers, figures and pages (an hour and a half)
 	$(PY) benchmarks/published.py
 
 gallery: setup  ## results/published/index.html: the executed notebooks of results/published, by picture

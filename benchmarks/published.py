@@ -23,7 +23,6 @@ from cat_lib.runs.places import ROOT, RUNS
 from cat_lib.runs.runner import run_notebook
 from cat_lib.suites.suite import load_suite
 
-NOTEBOOKS = [name for name in presets() if not name.startswith(("00", "02", "03"))]  # these have results of their own
 LARGE = {"rollouts"}  # one row a rollout: kept with the run, too large to publish
 
 
@@ -66,7 +65,7 @@ def publish_suite(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    names = sys.argv[1:] or NOTEBOOKS
+    names = sys.argv[1:] or list(presets())
     for name in (name for name in names if name.endswith(".yaml")):
         publish_suite(Path(name))
     took = {name: publish(name) for name in names if not name.endswith(".yaml")}
