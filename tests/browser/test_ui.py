@@ -127,10 +127,12 @@ def test_a_suites_runs_their_comparison_a_notebook_and_the_report_are_seen(store
     assert page.title() != "hacked"
     assert [u for u in asked if u.startswith(("http:", "https:", "ws:"))] == []
     page.screenshot(path=SCREENSHOTS / "report.png", full_page=True)
-    page.get_by_label("columns that hold this | or this").last.fill("x=0.5")
-    page.get_by_text("1 of 2 columns").wait_for()
-    page.get_by_label("rows that hold this | or this").last.fill("no text of these")
-    page.get_by_text(re.compile(r"^0 of \d+ rows, 1 of 2 columns")).wait_for()
+    columns = page.get_by_label("columns that hold this | or this")  # of rollouts side by side
+    bar = page.locator(".filter").filter(has=columns).last
+    columns.last.fill("x=0.5")
+    bar.get_by_text("1 of 2 columns").wait_for()
+    bar.get_by_label("rows that hold this | or this").fill("no text of these")
+    bar.get_by_text(re.compile(r"^0 of \d+ rows, 1 of 2 columns")).wait_for()
     keep(page, "report_filtered")
 
 
