@@ -37,6 +37,7 @@ LEVELS: dict[str, Any] = _DATA["levels"]
 LADDER = ("one_product", "two_products", "total_and_bound", "two_resources")  # where the embedded model can begin
 SIDES = ("worked", "train", "heldout")
 _NUMBERS = re.compile(r"(?<![\w.])[0-9][0-9.]*")  # of a model; names have none
+_SIGNS = re.compile(r"[<>=+*^{}]")  # of a model, in no template's words
 _LONGEST = 400  # tokens of a problem's words
 _SAID = re.compile(r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
 _MODEL, _WORDS = (  # 1500 in a model is 1,500 in words
@@ -117,8 +118,9 @@ class FormulateTask:
         """The problems in words that a model wrote back from their right models (AutoOR's back-translation).
 
         It is shown three worked problems. Its words are taken where they say each number once and every variable's
-        name; elsewhere the template's stay, so the share of new ones is the yield. A number said of the wrong thing
-        is not found out. All it wrote is kept in `path`, which is read instead of asking again.
+        name, without a sign of a model: one that repeats the right model would put it into the prompt. Elsewhere the
+        template's stay, so the share of new ones is the yield. A number said of the wrong thing is not found out. All
+        it wrote is kept in `path`, which is read instead of asking again.
         """
         golds, known = self.gold_models, {line["id"]: line["text"] for _, line in read_lines(path)}
         new = [e for e in examples if e.id not in known]
@@ -150,7 +152,7 @@ def _in_words(example: Example, words: str, model: str) -> Example:
     """The example in these words, if they say what its own say."""
     numbers = [float(number.replace(",", "")) for number in _SAID.findall(example.question)]
     names = {part for name in read(model).variables for part in name.lower().split("_")}
-    if not agree(numbers, words, model) or any(name not in words.lower() for name in names):
+    if not agree(numbers, words, model) or any(name not in words.lower() for name in names) or _SIGNS.search(words):
         return example
     before, _, after = str(example.prompt).rpartition(example.question)
     return replace(example, question=words, prompt=f"{before}{words}{after}")

@@ -55,7 +55,7 @@ def solved(of: Formulation) -> Solved:
 
 
 def _flat(of: Formulation) -> tuple[Terms, list[Terms]] | None:
-    """Objective and rows multiplied out, if HiGHS solves that: linear, or a convex objective of numbers alone."""
+    """Objective and rows multiplied out, if HiGHS solves that: linear, or with a convex objective and no integers."""
     rows = [_expanded(left) for left, _, _ in of.rows]
     goal = _expanded(of.objective)
     if goal is None or any(row is None or any(len(v) > 1 for v in row) for row in rows):

@@ -59,7 +59,8 @@ def test_problems_are_told_anew_where_the_words_say_what_the_model_says(tmp_path
     own, path = COURSE.examples(1), tmp_path / "retold.jsonl"
     same = [f"Once more. {e.question}" for e in own]
     name = next(word for word in TASK.gold_models[own[2].id].split() if word.isalpha() and word in own[2].question)
-    texts = [same[0], f"{same[1]} For 7.", same[2].replace(name, "things"), ""]
+    model = " ".join(TASK.gold_models[own[3].id].split())  # says each number once, and every name
+    texts = [same[0], f"{same[1]} For 7.", same[2].replace(name, "things"), model]
     course = replace(COURSE, phases=[Phase("two_products", True), Phase("two_products")])
     (scaffold, told), share = course.problems(Says(*texts), path)
     assert share == 1 / 4
