@@ -249,6 +249,10 @@ def test_a_buffer_of_another_rule_is_refused_on_resume():
         with pytest.raises(ValueError, match=r"the buffer was kept with .*'std'.*resume=False") as error:
             script.rule(*other).load(state)
         assert "\n" not in str(error.value)
+    another = script.rule("std", "now", "positive")
+    another.contrast = lambda groups, known, seed: []
+    with pytest.raises(ValueError, match="the buffer was kept with"):
+        another.load(state)
 
 
 @pytest.mark.parametrize("given", [{"drop": 1.0}, {"drop": -0.1}, {"applies": "later"}, {"over": "none"}])
