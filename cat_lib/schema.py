@@ -23,6 +23,15 @@ class Message(TypedDict):
 Prompt = str | list[Message]  # plain text is continued as it stands; messages go through the chat template
 
 
+class Tool(Protocol):
+    """What a policy may call while it writes."""
+
+    # of a text that came to a stop string: what is put behind it before it goes on, perhaps nothing; None: it ends
+    def __call__(self, text: str) -> str | None: ...
+    # a whole text as it came about: each piece, and whether the policy wrote it
+    def pieces(self, text: str) -> list[tuple[str, bool]]: ...
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to draw tokens. `temperature=0` is greedy; `top_k=0` and `top_p=1` switch those filters off."""
@@ -34,6 +43,7 @@ class Sampling:
     stop: tuple[str, ...] = ()  # generation ends at the first of these strings; the text is cut before it
     seed: int = 0
     form: str = ""  # a regular expression of the whole text, which vLLM holds to; other engines draw freely
+    tool: Tool | None = None  # asked at each stop string whether it goes on; transformers' engine alone can
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def train(
     signal = Signal(estimator, rule)
     record = Record(task, examples, run, signal, settings.group_size)
     reward = GroupReward(
-        task, examples, signal, settings.group_size, partial(policy.read, stop=task.sampling.stop), record.on_step
+        task, examples, signal, settings.group_size, partial(policy.read, sampling=task.sampling), record.on_step
     )
     trainer = _trainer(policy, task, examples, reward, settings, run)
     session = GRPOSession(trainer, policy, run, resume, signal)
@@ -127,6 +127,8 @@ def require_drawn(
             f"votes={settings.drawn}: on a GPU {engine} draws the group_size={settings.group_size} rollouts that it "
             "trains on and no more; take rollouts=vllm, engine=transformers or votes=None"
         )
+    if sampling.tool and (policy.sampler or not policy.plainly):
+        raise ValueError(f"{engine} draws no rollouts that call a tool; take engine=transformers and rollouts=engine")
     for part in (estimator, rule):
         if hasattr(part, "require"):
             part.require(settings.drawn)

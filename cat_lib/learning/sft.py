@@ -133,16 +133,23 @@ def _ended(losses: pd.DataFrame, settings: SFTSettings) -> bool:
 
 
 def _row(policy: LocalModel, task: Task, example: Example, reference: Reference) -> dict[str, list[int]]:
-    """Token ids of prompt and reference as the policy would have generated it, stop included; the prompt masked."""
+    """Token ids of prompt and reference as the policy would have generated it, stop included.
+
+    The prompt is masked, and what a tool put into the reference.
+    """
     prompt, text, tokenizer = policy.encode(example.prompt), reference.text.strip(), policy.tokenizer
     if isinstance(example.prompt, str):
         lead, stop = "" if example.prompt[-1:].isspace() else " ", (task.sampling.stop or ("",))[0]
         text = lead + text + ("\n" if stop[:1].isalpha() else "") + stop  # a word stands on a line of its own
-    target = list(tokenizer(text, add_special_tokens=False).input_ids)
+    pieces = task.sampling.tool.pieces(text) if task.sampling.tool else [(text, True)]
+    target, labels = list[int](), list[int]()
+    for piece, own in pieces:
+        ids = list(tokenizer(piece, add_special_tokens=False).input_ids)
+        target, labels = target + ids, labels + (ids if own else [-100] * len(ids))
     if not target or target[-1] not in policy.stop_ids(task.sampling.stop):
-        target.append(tokenizer.eos_token_id)
+        target, labels = [*target, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
     room = policy.context - len(prompt)
-    return {"input_ids": [*prompt, *target][: policy.context], "labels": [-100] * len(prompt) + target[:room]}
+    return {"input_ids": [*prompt, *target][: policy.context], "labels": [-100] * len(prompt) + labels[:room]}
 
 
 def sft_arguments(settings: SFTSettings, output_dir: Path, rows: int, on_cpu: bool) -> dict[str, Any]:

@@ -108,9 +108,9 @@ class Judge:
         text, asked = self.worded, dict[tuple[str, str], _Asked]()
         heads = {} if text else {r: self.request(r, _HOLE) for r in dict.fromkeys(r for r, _ in pairs)}
         sampled = [asdict(self._draw(a)) for a in range(self.attempts)]
-        # without a form, keys are as they were before there was one: first replies that were paid for stay
+        # without form and tool, keys are as they were before there were any: first replies that were paid for stay
         draws = [
-            {"sampling": {k: v for k, v in s.items() if k != "form" or v}, "index": [self.index, a]}
+            {"sampling": {k: v for k, v in s.items() if k not in ("form", "tool") or v}, "index": [self.index, a]}
             for a, s in enumerate(sampled)
         ]
         for response, criterion in dict.fromkeys(pairs):

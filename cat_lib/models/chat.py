@@ -147,11 +147,15 @@ class Speaker:
         flops = 2.0 * self.parameters * computed
         self.ledger.add(self.role, calls=calls, flops=flops, seconds=clock() - start, **tokens)
 
-    def read(self, prompt: Prompt, text: str, ids: Sequence[int], stop: tuple[str, ...]) -> Completion:
-        """A completion of these token ids: `text` less what was thought, cut before the first stop string."""
+    def read(self, prompt: Prompt, text: str, ids: Sequence[int], sampling: Sampling) -> Completion:
+        """A completion of these token ids: `text` less what was thought, cut before the first stop string.
+
+        With a tool, which went on at those, before one in the last token.
+        """
+        last = len(text) - len(self.decode(ids[:-1])) if sampling.tool else len(text)
         text = spoken(text, self.render(prompt))
-        cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
-        finish: Literal["stop", "length"] = "stop" if ids and ids[-1] in self.stop_ids(stop) else "length"
+        cuts = [at for at in (text.find(s, max(0, len(text) - last)) for s in sampling.stop) if at >= 0]
+        finish: Literal["stop", "length"] = "stop" if ids and ids[-1] in self.stop_ids(sampling.stop) else "length"
         return Completion(text[: min(cuts)] if cuts else text, tuple(ids), finish)
 
 

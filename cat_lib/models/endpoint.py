@@ -102,8 +102,10 @@ class EndpointModel:
         """One completion of each prompt, or the error that took its place. Seeds differ by position.
 
         `keep` is called with each answer as it comes, from another thread. Ctrl-C ends what is in flight.
-        Raises ValueError for sampling with `top_k`, which the API does not have.
+        Raises ValueError for sampling with `top_k`, which the API does not have, or a tool.
         """
+        if sampling.tool:
+            raise ValueError("an endpoint draws no rollouts that call a tool; take engine=transformers")
         if sampling.top_k:
             raise ValueError(f"top_k={sampling.top_k}: servers of this API lack that setting; take top_k=0 and top_p")
         start = clock()

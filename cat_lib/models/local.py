@@ -121,22 +121,29 @@ class LocalModel(Speaker):
         generator = torch.Generator().manual_seed(sampling.seed)
         uniform = torch.rand(len(ids), n, sampling.max_new_tokens, generator=generator)
         results: list[list[Completion]] = [[] for _ in ids]
+
+        def after(tokens: list[int]) -> list[int] | None:
+            more = sampling.tool(self.decode(tokens)) if sampling.tool and tokens[-1] not in self.ends else None
+            return None if more is None else self._ids(more)
+
         with self.working():
             shared = passes.opening(self.model, ids, longest)
             computed = prefix = shared.get_seq_length()
             for batch in passes.batches(lengths, n, sampling.max_new_tokens, self.batch_tokens):
                 own = [ids[i][prefix:] for i in batch]
                 filled = passes.prefill(self.model, own, shared)
-                rows, steps = passes.decode(self.model, filled, uniform[batch], sampling, stop_ids)
+                rows, steps = passes.decode(self.model, filled, uniform[batch], sampling, stop_ids, after)
                 computed += sum(map(len, own)) + steps
-                for row, (tokens, sums) in enumerate(rows):
+                for row, (tokens, sums, foreign) in enumerate(rows):
                     i = batch[row // n]
-                    read = self.read(prompts[i], self.decode(tokens), tokens, sampling.stop)
-                    logprob, entropy, certainty = (total / len(tokens) for total in sums)
+                    read = self.read(prompts[i], self.decode(tokens), tokens, sampling)
+                    given = sum(stop - at for at, stop in foreign)
+                    logprob, entropy, certainty = (total / (len(tokens) - given) for total in sums)
                     told = replace(read, mean_logprob=logprob, mean_entropy=entropy, self_certainty=certainty)
-                    results[i].append(told)
-        answered = sum(len(c.token_ids) for group in results for c in group)
-        self.book(n * sum(lengths), answered, computed, start)
+                    results[i].append(replace(told, foreign=tuple(foreign)))
+        masks = [c.mask for group in results for c in group]
+        answered = sum(map(sum, masks))  # what a tool put in was read, as a prompt is
+        self.book(n * sum(lengths) + sum(map(len, masks)) - answered, answered, computed, start)
         return results
 
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ _CHUNK = 256  # tokens
 _DRAWN = 8  # rows: what is made of their logits stays in a processor's cache, and malloc gives the same memory again
 Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]
+Drawn = tuple[list[int], list[float], list[tuple[int, int]]]
 
 
 class _Roomy(DynamicLayer):  # type: ignore[misc]
@@ -133,10 +134,14 @@ def decode(
     uniform: torch.Tensor,
     sampling: Sampling,
     stop_ids: frozenset[int],
-) -> tuple[list[tuple[list[int], list[float]]], int]:
+    after: Callable[[list[int]], list[int] | None] = lambda ids: None,
+) -> tuple[list[Drawn], int]:
     """Draw n sequences from each of the rows that `prefill` gave; `uniform` (rows, n, tokens) says which.
 
-    Returns (token ids, sums over them of what `draw` tells of a token) of each, and how many tokens were computed.
+    `after` is told the ids of one that came to a stop, and gives the ids that are put behind them before it goes on,
+    cut so that one more can be drawn; None: it has ended.
+    Returns (token ids, sums over the drawn ones of what `draw` tells of a token, spans that were put in) of each, and
+    how many tokens were computed.
     """
     logits, cache, mask = filled
     n, uniform = uniform.shape[1], uniform.flatten(0, 1)
@@ -147,15 +152,23 @@ def decode(
             layer.batch_repeat_interleave(n)
     logits, mask = logits[:, -1].repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
     stops = torch.tensor(sorted(stop_ids))
-    rows: list[tuple[list[int], list[float]]] = [([], [0.0] * 3) for _ in range(len(uniform))]
+    rows: list[Drawn] = [([], [0.0] * 3, []) for _ in range(len(uniform))]
+    put = [list[int]() for _ in rows]  # what is still to be put in
     active, computed = torch.arange(len(uniform)), 0
     for step in range(sampling.max_new_tokens):
         tokens, *numbers = draw(logits, sampling, uniform[active, step])
-        for row, token, *new in zip(*(t.tolist() for t in (active, tokens, *numbers)), strict=True):
-            ids, sums = rows[row]
+        running = ~torch.isin(tokens, stops)
+        for i, (row, token, *new) in enumerate(zip(*(t.tolist() for t in (active, tokens, *numbers)), strict=True)):
+            ids, sums, spans = rows[row]
+            if put[row]:
+                tokens[i], running[i] = put[row][0], True
+                ids.append(put[row].pop(0))
+                continue
             ids.append(token)
             sums[:] = map(operator.add, sums, new)
-        running = ~torch.isin(tokens, stops)
+            if not running[i] and (more := after(ids)) is not None:
+                put[row], running[i] = more[: max(0, sampling.max_new_tokens - len(ids) - 1)], True
+                spans += [(len(ids), len(ids) + len(put[row]))] if put[row] else []
         if step + 1 == sampling.max_new_tokens or not running.any():
             break
         if not running.all():  # ended rows leave the batch, so nobody waits for the longest

@@ -133,6 +133,8 @@ class VLLMModel(Speaker):
         """
         if not prompts:
             return []
+        if sampling.tool:
+            raise ModelError("vLLM draws no rollouts that call a tool; take engine=transformers and rollouts=engine")
         start, ids = clock(), self.fitting(prompts, sampling)
         stops = sorted(self.stop_ids(sampling.stop))
         whole = sampling.top_k == 0 and sampling.top_p == 1 and not sampling.form
@@ -148,7 +150,7 @@ class VLLMModel(Speaker):
         for prompt, answer in zip(prompts, self._run(ids, asked), strict=True):
             group = []
             for one in answer.outputs:
-                read = self.read(prompt, self.decode(one.token_ids), list(one.token_ids), sampling.stop)
+                read = self.read(prompt, self.decode(one.token_ids), list(one.token_ids), sampling)
                 numbers = [place[token].logprob for token, place in zip(one.token_ids, one.logprobs, strict=True)]
                 mean = fmean(numbers) if whole else None
                 group.append(replace(read, mean_logprob=mean, logprobs=tuple(numbers)))

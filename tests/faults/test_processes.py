@@ -37,7 +37,12 @@ import cat_lib.learning.sampler, cat_lib.learning.shared_prompt, cat_lib.learnin
 from cat_lib.models.embedded import checkpoint
 from cat_lib.models.local import LocalModel
 from cat_lib.method.estimators.voting import majority
+from cat_lib.method.rewards.buffer import Buffer
+from cat_lib.method.rewards.contrast import Contrasted
+from cat_lib.method.rewards.evolving import Evolving
+from cat_lib.method.rewards.proposals import Proposal
 from cat_lib.method.rewards.verifiable import verifiable
+from cat_lib.schema import Criterion, Rubric, Verdict
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.runs.tracking import Run
 from cat_lib.learning.settings import GRPOSettings
@@ -50,24 +55,14 @@ task = Arithmetic()
 whole = cat_lib.learning.shared_prompt.SharedPromptTrainer._generate_and_score_completions
 make = cat_lib.learning.grpo._trainer
 
-class Counting:  # its rewards hang on how many groups it has seen before
-    seen = 0
+def judge(pairs):
+    return [Verdict(sum(map(ord, response + criterion)) % 3 == 0) for response, criterion in pairs]
 
-    def __call__(self, groups, references):
-        rewards = []
-        for group in groups:
-            self.seen += 1
-            rewards.append([float(self.seen * (i + 3) % 5) for i in range(len(group.rollouts))])
-        return rewards
+def first(groups, references):
+    return [Proposal(Rubric((Criterion("is short"), Criterion("is even")), "given"))] * len(groups)
 
-    def state(self):
-        return {"seen": self.seen}
-
-    def load(self, state):
-        self.seen = state["seen"]
-
-    def observe(self, step, folder):
-        return {"groups_seen": self.seen}
+def contrast(groups, known, seed):  # what it finds hangs on the call and on the rollouts
+    return [Contrasted((Criterion(f"{seed} like {g.rollouts[seed].text}"), Criterion("wordy", -1.0))) for g in groups]
 
 def case(folder, prompts, micro, rule):
     torch.manual_seed(1)
@@ -113,12 +108,12 @@ def case(folder, prompts, micro, rule):
     cat_lib.learning.sampler.rollouts = fixed
     cat_lib.learning.shared_prompt.SharedPromptTrainer._generate_and_score_completions = spied
     cat_lib.learning.grpo._trainer = made
-    rule = Counting() if rule == "counting" else verifiable
+    rule = Evolving(judge, first, contrast, Buffer(keep=2)) if rule == "evolving" else verifiable
     settings = GRPOSettings(steps=2, group_size=4, prompts_per_step=prompts, prompts_per_micro_batch=micro,
                             learning_rate=1e-2, beta=0.1, lora_rank=4)
     trained = train(policy, task, examples, majority, rule, settings, Run(folder))
     spent = {role: [cost.tokens, cost.flops] for role, cost in trained.spent.items()}
-    out = {"state": getattr(rule, "seen", None), "seen": seen, "gradients": gradients, "spent": spent}
+    out = {"state": rule.state() if rule != verifiable else None, "seen": seen, "gradients": gradients, "spent": spent}
     out = out | {"history": trained.history.to_dict("list")}
     (folder / f"out.{state.process_index}.json").write_text(json.dumps(out))
 
@@ -129,7 +124,7 @@ state.destroy_process_group()
 CASES = {
     "split groups": (3, 3, "verifiable"),
     "whole groups": (4, 4, "verifiable"),
-    "a rule with state": (4, 4, "counting"),
+    "a rubric that evolves": (4, 4, "evolving"),
 }
 
 
@@ -173,7 +168,12 @@ def test_two_processes_train_as_one_does(trained, case):
         _result(trained / str(w) / case, w) for w in (1, 2)
     )
     states = [json.loads(path.read_text())["state"] for path in trained.glob(f"*/{case}/out.*.json")]
-    assert states == [2 * prompts if rule == "counting" else None] * 3  # the same on all processes
+    assert states == [states[0]] * 3  # the same on all processes
+    if rule == "evolving":
+        assert states[0]["calls"] == 2
+        kept = [c for q in states[0]["questions"].values() for c in q["active"] + q["retired"]]
+        assert len(states[0]["questions"]) == prompts
+        assert {c["text"][:6] for c in kept} >= {"0 like", "1 like"}
     assert [s[:3] for s in seen1] == [s[:3] for s in seen2]  # the same rows, in the same order
     assert len(seen1) == 2 * prompts * 4
     advantages = [torch.tensor([s[3] for s in seen]) for seen in (seen1, seen2)]

@@ -20,6 +20,7 @@ from cat_lib.schema import Completion, Criterion, Example, Group, Rubric, Verdic
 from cat_lib.tasks.healthbench import clinic, load_health
 from cat_lib.tasks.rows import DataError
 from cat_lib.tasks.search import PASSAGES, SNIPPET, Corpus, Endpoint, Passage, SearchError, load_search
+from cat_lib.tasks.searching import parts
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +225,7 @@ def test_search_and_format_rewards():
     (searched,), (formatted,) = (f([group(*texts)], [None]) for f in (grounded.searched, grounded.formatted))
     assert searched == [pytest.approx(1 / 3), 0, 1, 0, 0, 0]
     assert formatted == [1.0, 0.5, 0.2, 0, 0, 0]
-    assert grounded.parts("search: a\nanswer: Rest.\nsearch: b") == (["a"], "Rest.\nsearch: b")
+    assert parts("search: a\nanswer: Rest.\nsearch: b") == (["a"], "Rest.\nsearch: b")
 
 
 def cited(says, text, corpus):

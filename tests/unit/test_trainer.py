@@ -26,6 +26,7 @@ from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models.local import LocalModel
 from cat_lib.runs.folder import read_config
 from cat_lib.runs.tracking import Run
+from cat_lib.schema import Sampling
 from cat_lib.tasks.arithmetic import Arithmetic
 
 
@@ -350,7 +351,7 @@ def test_more_rollouts_vote_than_are_trained_on(tmp_path, monkeypatch):
     assert table["text"].nunique() > 12  # each is a draw of its own
     rows = zip(learnt[0]["completion_ids"], learnt[0]["completion_mask"], strict=True)
     ids = [row[mask.bool()].tolist() for row, mask in rows]
-    said = [tiny_policy().read("", tiny_policy().decode(i), i, ("\n",)).text for i in ids]
+    said = [tiny_policy().read("", tiny_policy().decode(i), i, Sampling(1, stop=("\n",))).text for i in ids]
     assert said == table[table["trained"]]["text"].tolist()
     assert trained.history["reward"].tolist() == [pytest.approx((0 + 1 + 2 + 0) / 4)]
     assert {"trained_zero_variance", "trained_rollout_tokens", "trained_pass_at_n"} <= set(trained.history)

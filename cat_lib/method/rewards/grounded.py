@@ -1,8 +1,8 @@
 """Rewards of rollouts that search and cite (DR Tulu, arXiv 2511.19399, appendix D.5); `weighted.py` has their sum.
 
-A rollout is lines: `search: words`, then what was found, one `[id] text` a line, and last `answer: ...`, whose claims
-cite by `[id]`. What a query found is looked up again, not read from the rollout, which could have made it up.
-A rollout without an answer has a rubric and a citation reward of 0: a fact about it. A lost verdict is none.
+What a rollout looks like stands in `tasks/searching.py`. What a query found is looked up again, not read from the
+rollout, which could have made it up. A rollout without an answer has a rubric and a citation reward of 0: a fact about
+it. A lost verdict is none.
 """
 
 from __future__ import annotations
@@ -14,20 +14,11 @@ from statistics import fmean
 
 from cat_lib.schema import Group, Judging, Reference
 from cat_lib.tasks.search import Search
+from cat_lib.tasks.searching import parts
 
 Rewards = list[list[float | None]]
 MOST_QUERIES, NEEDED = 3, "Makes a claim of fact that needs a source."
-_QUERY = re.compile(r"^search: *(\S.*)$", re.MULTILINE | re.IGNORECASE)
-_ANSWER = re.compile(r"^answer: *(\S[\s\S]*)\Z", re.MULTILINE | re.IGNORECASE)
 _CITED, _SENTENCE = re.compile(r"\[([\w./-]{1,80})\]"), re.compile(r"(?<=[.!?])\s+(?!\[)|(?<=\])\s+(?=[A-Z])")
-_LONGEST = 20_000  # characters of a rollout that are read
-
-
-def parts(text: str) -> tuple[list[str], str | None]:
-    """The queries of a rollout, and its answer, None where it has none."""
-    answer = _ANSWER.search(text[:_LONGEST])
-    before = text[: answer.start()] if answer else text[:_LONGEST]
-    return _QUERY.findall(before), answer[1].strip() if answer else None
 
 
 def searched(groups: Sequence[Group], references: Sequence[Reference | None]) -> Rewards:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from cat_lib.method.rewards.grounded import parts
 from cat_lib.schema import Group, Reference, RewardRule
+from cat_lib.tasks.searching import parts
 
 DR_TULU = {"rubric": 0.5, "citation": 0.2, "format": 0.2, "search": 0.1}
 
@@ -20,14 +20,15 @@ def of_answers(rule: RewardRule) -> RewardRule:
 
     def rewards(groups: Sequence[Group], references: Sequence[Reference | None]) -> list[list[float | None]]:
         answers = [[parts(r.text)[1] for r in g.rollouts] for g in groups]
-        bare = [
-            replace(g, rollouts=tuple(replace(r, text=a or "") for r, a in zip(g.rollouts, own, strict=True)))
-            for g, own in zip(groups, answers, strict=True)
-        ]
-        found = zip(answers, rule(bare, references), strict=True)
+        found = zip(answers, rule(answered(groups), references), strict=True)
         return [[0.0 if a is None else r for a, r in zip(own, rs, strict=True)] for own, rs in found]
 
     return rewards
+
+
+def answered(groups: Sequence[Group]) -> list[Group]:
+    """The groups with each rollout's answer in the place of its text; empty where it has none."""
+    return [replace(g, rollouts=tuple(replace(r, text=parts(r.text)[1] or "") for r in g.rollouts)) for g in groups]
 
 
 @dataclass
