@@ -19,7 +19,7 @@ from statistics import fmean
 
 from cat_lib.files import append_line, read_lines
 from cat_lib.runs.tracking import Run
-from cat_lib.schema import Example, Model
+from cat_lib.schema import Example, Judging, Model
 from cat_lib.tasks import group_of
 from cat_lib.tasks.formulate import FormulateTask
 
@@ -56,13 +56,15 @@ class Curriculum:
         """The problems that the phase trains on. Raises ValueError if the task has fewer."""
         return self.asked(at).examples("train", self.questions, 0)
 
-    def problems(self, writer: Model | None, path: Path) -> tuple[list[list[Example]], float]:
-        """What each phase trains on, told anew by the writer where there is one (`FormulateTask.retold`, with `path`),
-        and the share of problems whose new words passed the check."""
+    def problems(
+        self, writer: Model | None, path: Path, judge: Judging | None = None
+    ) -> tuple[list[list[Example]], float]:
+        """What each phase trains on, told anew by the writer where there is one (`FormulateTask.retold`, with `path`
+        and judge), and the share of problems whose new words passed the checks."""
         own = [self.examples(at) for at in range(len(self.phases))]
         if writer is None:
             return own, 0.0
-        told = [self.asked(at).retold(writer, examples, path) for at, examples in enumerate(own)]
+        told = [self.asked(at).retold(writer, examples, path, judge) for at, examples in enumerate(own)]
         pairs = zip(chain.from_iterable(own), chain.from_iterable(told), strict=True)
         return told, fmean(before.question != after.question for before, after in pairs)
 

@@ -7,8 +7,7 @@ numbers. An answer is the optimum's value (solvers.Outcome); what a model writes
 Prompts are plain text with three worked problems of the same level, which the embedded model can follow. With a
 scaffold they also show the form of each right model, its numbers left out: for a level that starts at zero (appendix
 D.3 of the paper, whose scaffold is its solver's syntax with the constraints mapped to it). `retold` has a language
-model write the words anew from the right model, and checks them. Left out: the paper's clarifying questions, and its
-judge of a text, in whose place stands that each number and name is said.
+model write the words anew from the right model, and checks them. Left out: the paper's clarifying questions.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined, Template
 
 from cat_lib.files import append_line, read_lines
-from cat_lib.schema import Completion, Example, Group, Lost, Model, Sampling
+from cat_lib.schema import Completion, Example, Group, Judging, Lost, Model, Sampling
 from cat_lib.tasks import solvers
 from cat_lib.tasks.formulation import Tree, read
 from cat_lib.tasks.rows import take
@@ -39,6 +38,13 @@ SIDES = ("worked", "train", "heldout")
 _NUMBERS = re.compile(r"(?<![\w.])[0-9][0-9.]*")  # of a model; names have none
 _SIGNS = re.compile(r"[<>=+*^{}]")  # of a model, in no template's words
 _LONGEST = 400  # tokens of a problem's words
+CHECKS = (  # the paper's five, of a problem in words and its model
+    "Every number of the model stands in the problem, said of the same thing.",
+    "The problem states every constraint of the model, and no other.",
+    "The problem asks for what the model minimizes or maximizes.",
+    "What depends on what, and by which factor, is the same in the problem and in the model.",
+    "The problem contradicts itself nowhere, and says all that solving it needs.",
+)
 _SAID = re.compile(r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
 _MODEL, _WORDS = (  # 1500 in a model is 1,500 in words
     Environment(undefined=StrictUndefined, finalize=lambda v, form=form: v if isinstance(v, str) else format(v, form))
@@ -114,21 +120,29 @@ class FormulateTask:
         found = iter(solvers.same_models([(t, golds[g.id]) for g, own in zip(groups, texts, strict=True) for t in own]))
         return [[next(found) for _ in own] for own in texts]
 
-    def retold(self, model: Model, examples: Sequence[Example], path: Path) -> list[Example]:
+    def retold(
+        self, model: Model, examples: Sequence[Example], path: Path, judge: Judging | None = None
+    ) -> list[Example]:
         """The problems in words that a model wrote back from their right models (AutoOR's back-translation).
 
         It is shown three worked problems. Its words are taken where they say each number once and every variable's
-        name, without a sign of a model: one that repeats the right model would put it into the prompt. Elsewhere the
-        template's stay, so the share of new ones is the yield. A number said of the wrong thing is not found out. All
-        it wrote is kept in `path`, which is read instead of asking again.
+        name, without a sign of a model: one that repeats the right model would put it into the prompt. What passes is
+        put to the judge, if there is one, which has to find all `CHECKS` met; without it a number said of the wrong
+        thing is not found out. Elsewhere the template's words stay, so the share of new ones is the yield. All it wrote
+        is kept in `path`, with the checks that failed, and read instead of asking again.
         """
-        golds, known = self.gold_models, {line["id"]: line["text"] for _, line in read_lines(path)}
+        golds = self.gold_models
+        known = {line["id"]: "" if line["failed"] else line["text"] for _, line in read_lines(path)}
         new = [e for e in examples if e.id not in known]
         shown = [f"{self._worked(e.level)}Model:\n{golds[e.id]}\nProblem:" for e in new]
         drawn = replace(self.sampling, max_new_tokens=_LONGEST, stop=("\n",))
         for example, (said,) in zip(new, model.generate(shown, 1, drawn), strict=True):
-            known[example.id] = said.text.strip() if said.ended else ""
-            append_line(path, {"id": example.id, "text": known[example.id]})
+            text, failed, gold = said.text.strip() if said.ended else "", list[str](), golds[example.id]
+            if judge and _in_words(example, text, gold) is not example:
+                verdicts = judge([(f"Problem:\n{text}\n\nModel:\n{gold}", check) for check in CHECKS])
+                failed = [check for check, verdict in zip(CHECKS, verdicts, strict=True) if not verdict.met]
+            known[example.id] = "" if failed else text
+            append_line(path, {"id": example.id, "text": text, "failed": failed})
         return [_in_words(e, known[e.id], golds[e.id]) for e in examples]
 
     def _worked(self, level: str) -> str:

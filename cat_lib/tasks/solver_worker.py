@@ -201,22 +201,30 @@ def _branch(tree: Tree, variables: dict[str, Any]) -> Any:
 
 
 def _same(one: Formulation, other: Formulation) -> bool | None:
-    """Whether both have one optimum, at their own prices and at PRICINGS random ones; None at a limit.
+    """Whether both have one optimum, at their own prices and at random ones; None at a limit.
 
-    Variables are matched by name, or by their order where the names differ: a wrong match can deny what is the same,
-    and hardly find the same in what is not.
+    Where all variables of `other` stand in `one` by name, its further ones are auxiliary, and keep their prices. Else
+    variables are matched by their order: a wrong match can deny what is the same, and hardly find the same in what is
+    not. What a price changes by is added to both objectives, whose own prices may stand at an auxiliary variable.
     """
-    names = {name.lower(): name for name in other.variables}
-    matched = [names.get(name.lower(), "") for name in one.variables]
-    matched = matched if set(matched) == set(other.variables) else list(other.variables)
-    if len(matched) != len(one.variables):
+    names = {name.lower(): name for name in one.variables}
+    matched = [names.get(name.lower(), "") for name in other.variables]
+    if "" in matched:
+        matched = list(one.variables)
+    if len(matched) != len(other.variables):
         return False
-    rng = random.Random(0)
-    for pricing in range(1 + PRICINGS):
+    rng, tree = random.Random(0), other.objective.tree is not None
+    # by an auxiliary variable a row can be bought off, at a price that few others pass
+    pricings = PRICINGS * (1 if len(one.variables) == len(other.variables) else 4)
+    for pricing in range(1 + pricings):
         factors = [2 ** rng.uniform(-3, 3) for _ in matched]
+        prices = [-1.0 if other.maximize else 1.0] * len(matched)  # a tree has none, and gets the factors beside it
+        if not tree:
+            prices = [other.objective.terms.get(name, 0.0) for name in other.variables]
+        added = [p * (f - (not tree)) for p, f in zip(prices, factors, strict=True)]
         first, second = (
-            solved(_priced(of, dict(zip(by, factors, strict=True))) if pricing else of)
-            for of, by in ((one, one.variables), (other, matched))
+            solved(_priced(of, dict(zip(by, added, strict=True))) if pricing else of)
+            for of, by in ((one, matched), (other, other.variables))
         )
         if {"limit", MISSING} & {first["status"], second["status"]}:
             return None
@@ -226,11 +234,11 @@ def _same(one: Formulation, other: Formulation) -> bool | None:
     return True
 
 
-def _priced(of: Formulation, factors: dict[str, float]) -> Formulation:
-    """Each variable's price times its factor; a tree has no prices, and gets the factors for prices beside it."""
-    own = of.objective.tree is None
-    prices = of.objective.terms if own else dict.fromkeys(factors, -1.0 if of.maximize else 1.0)
-    return replace(of, objective=replace(of.objective, terms={name: p * factors[name] for name, p in prices.items()}))
+def _priced(of: Formulation, added: dict[str, float]) -> Formulation:
+    terms = of.objective.terms
+    return replace(
+        of, objective=replace(of.objective, terms=terms | {n: terms.get(n, 0.0) + p for n, p in added.items()})
+    )
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ def solve(texts: Sequence[str]) -> list[Outcome | Lost]:
 def same_models(pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
     """Whether the formulations of each pair are one model: the same optimum, and at PRICINGS random re-pricings too.
 
-    Stricter than equal objectives, which a wrong model may have by luck. A malformed one is no model; None at a limit.
+    Stricter than equal objectives, which a wrong model may have by luck. The first may have variables more than the
+    second, if it has all of the second's by name. A malformed one is no model; None at a limit.
     """
     said = _asked(["\0".join(text.replace("\0", "?") for text in pair) for pair in pairs])
     return [None if isinstance(one, Lost) else json.loads(one).get("same", False) for one in said]

@@ -16,8 +16,8 @@ from cat_lib.learning.grpo import train
 from cat_lib.learning.settings import GRPOSettings
 from cat_lib.method.estimators.voting import none
 from cat_lib.runs.tracking import Run
-from cat_lib.schema import Completion, Sampling
-from cat_lib.tasks.formulate import FormulateTask
+from cat_lib.schema import Completion, Sampling, Verdict
+from cat_lib.tasks.formulate import CHECKS, FormulateTask
 
 PHASES = [Phase("two_products", True), Phase("two_products"), Phase("two_resources")]
 TASK = FormulateTask(each=6, sampling=Sampling(6, temperature=0.7, stop=("end",)))
@@ -71,6 +71,25 @@ def test_problems_are_told_anew_where_the_words_say_what_the_model_says(tmp_path
     again, _ = course.problems(Says("asked again"), path)
     assert again == [scaffold, told]
     assert course.problems(None, path) == ([COURSE.examples(0), own], 0.0)
+
+
+def test_words_that_a_judge_finds_wrong_are_not_taken(tmp_path):
+    own, path, asked = COURSE.examples(1), tmp_path / "retold.jsonl", []
+    same = [f"Once more. {e.question}" for e in own[:3]]
+
+    def judge(pairs):
+        asked.append(pairs)
+        return [Verdict(met) for met in ([True] * 5, [True] * 4 + [False], [None] + [True] * 4)[len(asked) - 1]]
+
+    course = replace(COURSE, phases=[Phase("two_products")])
+    ((told,), share) = course.problems(Says(*same, "no problem"), path, judge)
+    assert share == 1 / 4
+    assert [e.question for e in told] == [same[0], *(e.question for e in own[1:])]
+    assert len(asked) == 3  # what fails the check of its numbers is not shown
+    assert [check for _, check in asked[0]] == list(CHECKS)
+    assert asked[0][0][0] == f"Problem:\n{same[0]}\n\nModel:\n{TASK.gold_models[own[0].id]}"
+    assert [json.loads(line)["failed"] for line in path.read_text().splitlines()] == [[], [CHECKS[4]], [CHECKS[0]], []]
+    assert course.problems(Says("asked again"), path, None)[0] == [told]
 
 
 def test_a_phase_is_left_when_the_next_one_has_a_right_model_and_not_for_a_lucky_value(tmp_path):

@@ -441,7 +441,11 @@ def test_models_are_the_same_if_no_prices_tell_them_apart():
         right.replace("3 x + 4 y", "4 y + 3 x"): True,
         put("2 x + 3 y <= 12", "3 x + 4 y"): False,  # another value
         right.replace("x + y <= 5", "x <= 3"): False,  # the same value, by luck
-        right.replace("3 x + 4 y", "3 x + 4 y + 0 z"): False,
+        right.replace("3 x + 4 y", "3 x + 4 y + 0 z"): True,  # by name, what is more is auxiliary
+        put("2 x + 3 y <= 12\n d: x + y <= 5\n z - 3 x - 4 y = 0", "z"): True,
+        put("2 x + 3 y <= 12\n d: x + y <= 5\n z - 3 x - 4 y = 0", "z").replace("y", "c"): False,
+        put("2 x + 3 y - z <= 12\n d: x + y <= 5", "3 x + 4 y - 2 z"): False,  # what is short can be bought, at a price
+        right.replace("3 x + 4 y", "3 x").replace(" + y <= 5", " <= 5"): False,  # less than all
         "no model": False,
     }
     assert solve([right])[0].answer == solve([right.replace("x + y <= 5", "x <= 3")])[0].answer == "17"
