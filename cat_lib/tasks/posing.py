@@ -6,21 +6,22 @@ tags where the paper has <think>: what stands between those an engine takes out 
 is plain text with worked examples, so is this, on one line.
 
 What is read is strict: of an answer that ended, exactly one question, which the solver's task (`posed`) reads in its
-turn and refuses where it is held out. Text that speaks to who solves or judges it is no question. Left out: pairs made
-of multi-part questions, the paper's cold start; `cold_start` reads any pairs from a file.
+turn and refuses where it is held out. Text that speaks to who solves or judges it is no question.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from cat_lib.prompts import ask
-from cat_lib.schema import Completion, Example, Lost, Prompt, Reference, Sampling, Task
-from cat_lib.tasks.rows import Given, file_rows, local_file, take, usable
+from cat_lib.schema import Completion, Example, Lost, Model, Prompt, Reference, Sampling, Task
+from cat_lib.tasks.rows import DataError, Given, file_rows, local_file, take, usable
 
 BANDS = (0.3, 0.7)  # of self-consistency: below, an easier question is asked for, above, a harder one
 _LONGEST = 20_000  # characters of an answer that are read
@@ -122,6 +123,40 @@ def drawn(of: Task, temperature: float = 1.0, top_p: float = 0.95) -> Sampling:
     """How questions are drawn: one line of plain text, or a chat. Length and defaults are the paper's."""
     plain = plain_form(of)
     return Sampling(40 if plain else 4096, temperature, top_p=top_p, stop=("\n",) if plain else ())
+
+
+def multi_part(
+    path: str | Path, of: Posable, writer: Model, difficulty: Callable[[list[Example]], Mapping[str, float]], out: Path
+) -> int:
+    """Write what `cold_start` reads to `out`: the paper's pairs, made of questions in several parts. Returns how many.
+
+    A file's rows have a `stem` and `parts`, in their order: stem and part are one question, and a later part is posed
+    from an earlier. `writer`, a reasoning model, tells the plan that leads from one to the other. `difficulty` measures
+    the seeds (`seed_difficulty` of a solver). Left out is a pair with a question that is none of the task's, or held
+    out, that speaks to its reader, whose seed has no difficulty, or whose plan failed. Raises DataError for a row that
+    can't be used, or if no pair is left.
+    """
+
+    def make(row: Given) -> list[Example | None]:
+        stem, parts = row["stem"].text(), row["parts"].texts()
+        texts = [f"{stem.strip()} {part.strip()}" for part in parts]
+        found = [None if _ADDRESSED.search(text) else of.posed(text) for text in texts]
+        return [one if isinstance(one, Example) else None for one in found]
+
+    rows = usable(file_rows(local_file(path)), make)
+    pairs = [(a, b) for _, own in rows for a, b in combinations(own, 2) if a and b]
+    known = difficulty(list({a.id: a for a, _ in pairs}.values())) if pairs else {}
+    asked = [ask("pose_plan_chat", first=a.question, second=b.question) for a, b in pairs]
+    plans = writer.attempt(asked, Sampling(1000, temperature=0.7))
+    kept = [
+        {"seed": a.question, "difficulty": known[a.id], "plan": plan.text.strip(), "question": b.question}
+        for (a, b), plan in zip(pairs, plans, strict=True)
+        if a.id in known and isinstance(plan, Completion) and plan.ended and plan.text.strip()
+    ]
+    if not kept:
+        raise DataError(f"{path}: none of its {len(pairs)} pairs of parts can be used as questions of {of.name}")
+    out.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+    return len(kept)
 
 
 def cold_start(path: str | Path, of: Posable, plan: bool = True) -> tuple[Posing, list[Example], list[Reference]]:
