@@ -91,7 +91,8 @@ def test_the_citation_is_valid():
     assert f'version = "{cff["version"]}"' in project
     assert f'license = "{cff["license"]}"' in project
     papers = {reference["url"].rsplit("/", 1)[1] for reference in cff["references"]}
-    assert papers == {"2509.14234", "2504.16084", "2505.08775"}
+    methods = {"2509.14234", "2504.16084", "2603.19880", "2511.19399", "2604.16804", "2511.09907"}
+    assert papers == methods | {"2505.08775"}
     for entry in (cff, *cff["references"]):
         assert entry["authors"]
         assert all(set(a) in ({"name"}, {"given-names", "family-names"}) for a in entry["authors"])
