@@ -255,6 +255,7 @@ def _train_tiny(folder, rule, steps=4, **change):
     settings = GRPOSettings(
         steps=steps, group_size=4, prompts_per_step=2, prompts_per_micro_batch=2, learning_rate=1e-2, lora_rank=4,
         save_steps=change.pop("save_steps", 2), votes=change.pop("votes", None),
+        loss_type=change.pop("loss_type", "grpo"), beta=change.pop("beta", 1e-3),
     )  # fmt: skip
     return train(tiny_policy(), task, task.examples("train", 8, 0), none, rule, settings, Run(folder), **change)
 
@@ -289,6 +290,30 @@ def test_a_rule_sees_what_the_rollout_s_own_pass_knew(tmp_path, monkeypatch):
     assert trained.history["reward_accuracy"].isna().all()  # no rollout is right, and there is nothing to order
     assert "reward_accuracy_last" not in trained.signal_metrics()
     assert pd.read_parquet(tmp_path / "counts.parquet")[["seen", "step"]].to_numpy().tolist() == [[2, 1]]
+
+
+def test_dr_grpo_divides_by_no_length_and_no_standard_deviation(tmp_path, monkeypatch):
+    """Its loss restated (Liu et al., 2503.20783), where the policy is the one that drew and nothing holds it."""
+    learnt, scored, generate = [], SharedPromptTrainer._generate_and_score_completions, LocalModel.generate
+
+    def of_all_lengths(self, prompts, n, sampling):
+        groups = generate(self, prompts, n, sampling)
+        return [[replace(c, token_ids=c.token_ids[: 3 * i + 3]) for i, c in enumerate(group)] for group in groups]
+
+    def spied(self, inputs):
+        learnt.append(scored(self, inputs))
+        return learnt[-1]
+
+    monkeypatch.setattr(LocalModel, "generate", of_all_lengths)
+    monkeypatch.setattr(SharedPromptTrainer, "_generate_and_score_completions", spied)
+    trained = _train_tiny(tmp_path, Counting(), steps=1, loss_type="dr_grpo", beta=0.0)
+    given = [[float((2 * (i + 3)) % 5) for i in range(4)]] * 2  # two groups were seen
+    expected = [r - sum(group) / 4 for group in given for r in group]
+    lengths = learnt[0]["completion_mask"].sum(1).tolist()
+    assert learnt[0]["advantages"].tolist() == pytest.approx(expected, abs=1e-5)
+    assert lengths == [3, 6, 9, 12] * 2
+    loss = -sum(a * n for a, n in zip(expected, lengths, strict=True)) / (8 * Arithmetic().sampling.max_new_tokens)
+    assert trained.history["loss"].tolist() == [pytest.approx(loss, abs=1e-4)]
 
 
 @pytest.fixture(scope="module")
