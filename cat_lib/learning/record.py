@@ -1,4 +1,4 @@
-"""What a training run keeps of itself: every rollout in a file, signals by step, the first step that looks broken.
+"""What a training run keeps of itself: every rollout in a file, signals by step.
 
 A rule may have `tables() -> dict[str, DataFrame]`, what it knows of its last call, and `observe(step, folder) ->
 dict[str, float]`, that step's further metrics. Both are asked after the rewards, where the rule has scored.
@@ -15,7 +15,7 @@ import pandas as pd
 
 from cat_lib.learning.trl import Signal
 from cat_lib.method.estimators.voting import first
-from cat_lib.method.signals import CollapseWatch, Rewards, gold_signals, signals
+from cat_lib.method.signals import Rewards, gold_signals, signals
 from cat_lib.prompts import valid
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Example, Group, Reference, Task
@@ -64,13 +64,6 @@ class Record:
             joined[name] = table[table["step"] <= steps]
             self.run.table(name, joined[name])
         return joined["rollouts"]
-
-
-def collapse(history: Sequence[dict[str, float]]) -> list[str]:
-    """The first logged step that looks like a collapse, in words, or none: a collapsed run repeats it every step."""
-    watch = CollapseWatch()
-    found = ((h["step"], watch.update(h)) for h in history if "answer_dependence" in h)
-    return [f"step {step}: {warning}" for step, warning in found if warning][:1]
 
 
 def write_step(run_dir: Path, name: str, step: int, table: pd.DataFrame) -> None:

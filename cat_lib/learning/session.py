@@ -24,9 +24,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState
 
 from cat_lib.files import append_line, read_lines
 from cat_lib.learning.checkpoints import SIGNAL, load_adapter, newest_checkpoint
-from cat_lib.learning.record import collapse
 from cat_lib.learning.trl import Signal
 from cat_lib.ledger import Cost, Ledger, clock
+from cat_lib.method.signals import collapse
 from cat_lib.models.local import LocalModel
 from cat_lib.runs.tracking import Run
 from cat_lib.shown import duration

@@ -131,28 +131,22 @@ class FlipRate:
         self.majorities = dict(state)
 
 
-class CollapseWatch:
-    """Says when agreement is bought by forgetting the question.
+def collapse(history: Iterable[Mapping[str, float]]) -> list[str]:
+    """The first logged step at which agreement is bought by forgetting the question, in words, or none.
 
-    It compares the mean of the last _WINDOW steps with the mean of the first: a rise of agreement by more than _RISE
+    The mean of the last _WINDOW steps is compared with that of the first: a rise of agreement by more than _RISE
     together with a fall of `answer_dependence` by more than the share _FALL. In healthy learning both rise. It cannot
     see wrong majorities that still depend on the question; `label_accuracy` shows those.
     """
-
-    def __init__(self) -> None:
-        self.history: list[tuple[float, float]] = []
-
-    def update(self, step_signals: dict[str, float]) -> str | None:
-        """Take one step's signals; returns a warning where the two means have parted, else None."""
-        self.history.append((step_signals["agreement"], step_signals["answer_dependence"]))
-        if len(self.history) < 2 * _WINDOW:
-            return None
-        parts = self.history[:_WINDOW], self.history[-_WINDOW:]
-        (a0, d0), (a1, d1) = ([fmean(x) for x in zip(*part, strict=True)] for part in parts)
-        if a1 - a0 <= _RISE or d1 >= d0 * (1 - _FALL):
-            return None
-        return (
-            f"collapse: agreement rose from {a0:.2f} to {a1:.2f} while answer_dependence fell from {d0:.2f} to "
-            f"{d1:.2f} nats: rollouts agree without reading the question. Lower the learning rate, raise beta, or "
-            "make extraction stricter."
-        )
+    logged = [h for h in history if "answer_dependence" in h]
+    for end in range(2 * _WINDOW, len(logged) + 1):
+        parts = logged[:_WINDOW], logged[end - _WINDOW : end]
+        a0, a1 = (fmean(h["agreement"] for h in part) for part in parts)
+        d0, d1 = (fmean(h["answer_dependence"] for h in part) for part in parts)
+        if a1 - a0 > _RISE and d1 < d0 * (1 - _FALL):
+            return [
+                f"step {logged[end - 1]['step']}: collapse: agreement rose from {a0:.2f} to {a1:.2f} while "
+                f"answer_dependence fell from {d0:.2f} to {d1:.2f} nats: rollouts agree without reading the question. "
+                "Lower the learning rate, raise beta, or make extraction stricter."
+            ]
+    return []

@@ -13,7 +13,7 @@ from cat_lib.learning.trl import GroupReward, Signal, whole_groups
 from cat_lib.method.estimators.synthesis import synthesis, synthesis_prompt
 from cat_lib.method.estimators.voting import agreement, majority
 from cat_lib.method.rewards.verifiable import verifiable
-from cat_lib.method.signals import CollapseWatch, answer_dependence, gold_signals, reward_accuracy, signals
+from cat_lib.method.signals import answer_dependence, collapse, gold_signals, reward_accuracy, signals
 from cat_lib.models.chat import fit
 from cat_lib.prompts import ask, fence, fill, one_line
 from cat_lib.schema import Completion, Group, Reference
@@ -273,8 +273,7 @@ def test_answer_dependence_is_mutual_information():
 
 def test_collapse_watch_warns_of_agreement_without_the_question_only():
     def warnings(steps):
-        watch = CollapseWatch()
-        return [w for a, d in steps if (w := watch.update({"agreement": a, "answer_dependence": d}))]
+        return collapse([{"step": i, "agreement": a, "answer_dependence": d} for i, (a, d) in enumerate(steps, 1)])
 
     healthy = [(0.5 + 0.05 * i, 2.0 + 0.05 * i) for i in range(9)]
     collapsing = [(0.5 + 0.05 * i, 2.0 - 0.2 * i) for i in range(9)]
@@ -282,3 +281,4 @@ def test_collapse_watch_warns_of_agreement_without_the_question_only():
     assert not warnings(healthy)
     assert not warnings(forgetting)
     assert "without reading the question" in warnings(collapsing)[0]
+    assert [warning.split(":")[0] for warning in warnings(collapsing)] == ["step 6"]
