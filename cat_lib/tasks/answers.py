@@ -21,7 +21,6 @@ from cat_lib.tasks.workers import Pool
 
 LIMIT = 2.0  # seconds of processor time an item may take; honest answers take 0.001 to 0.3
 MEMORY = 2 << 30  # bytes of address space of a worker
-REMEMBERED = 50_000  # forms
 LONGEST = 1_000  # characters of an answer, and of a form
 APPROXIMATE = 6  # decimal places from which on a number may stand for one that it rounds
 
@@ -31,8 +30,7 @@ _TOKEN = re.compile(r"\\boxed\s*\{|\\(?!\\boxed).|[{}]", re.DOTALL)  # an escape
 
 _SLOW = Lost(f"it can't be read in time (over {LIMIT:g} s) or memory")
 _LONG = Lost(f"its exact form has over {LONGEST:,} characters")
-_pool = Pool([sys.executable, "-m", "cat_lib.tasks.answer_worker"], "read answers", _SLOW, _LONG)
-_remembered: dict[str, str | Lost] = {}
+_pool = Pool([sys.executable, "-m", "cat_lib.tasks.answer_worker"], "read answers", _SLOW, _LONG, most=50_000)
 
 
 def boxes(text: str) -> list[str]:
@@ -61,11 +59,8 @@ def read(answers: Sequence[str]) -> list[str | Lost | None]:
     mathematics; an answer over LONGEST characters stays as it is. Raises RuntimeError if no worker can be started.
     """
     texts = [answer.strip() for answer in answers]
-    forms = {text: _remembered.get(text) or _easy(text) for text in texts}
+    forms = {text: _easy(text) for text in texts}
     found = _pool.ask([text for text, form in forms.items() if form is None])
-    if len(_remembered) > REMEMBERED:
-        _remembered.clear()
-    _remembered.update({text: form for text, form in found.items() if form is not _SLOW})  # it may be faster next time
     return [(found.get(text) or forms[text]) or None for text in texts]
 
 

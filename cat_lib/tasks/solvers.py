@@ -18,13 +18,12 @@ from cat_lib.tasks.workers import Pool
 
 LIMIT = 4.0  # seconds of processor time a formulation may take; an LP of 8 variables takes 0.002
 MEMORY = 4 << 30  # bytes of address space of a worker
-REPLY, REMEMBERED = 200_000, 20_000  # characters of an outcome; outcomes
+REPLY = 200_000  # characters of an outcome
 SMALL, PRICINGS = 1e-6, 3  # of a whole; times that two models are compared at other prices
 MISSING = "SCIP solves what is not linear, and is not installed: pip install pyscipopt==6.3.0"
 
 _LIMIT = Lost(f"the solver's limit: over {LIMIT:g} s or {MEMORY >> 30} GiB")
 _pool = Pool([sys.executable, "-m", "cat_lib.tasks.solver_worker"], "solve formulations", _LIMIT, _LIMIT)
-_remembered: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,9 @@ class Outcome:
 
 def solve(texts: Sequence[str]) -> list[Outcome | Lost]:
     """The outcome of each formulation, or why it is lost. Raises RuntimeError if no worker can be started."""
-    said = _asked([text.replace("\0", "?") for text in texts])
-    found = [one if isinstance(one, Lost) else json.loads(one) for one in said]
+    asked = [text.replace("\0", "?") for text in texts]
+    replies = _pool.ask(asked)
+    found = [one if isinstance(one := replies[text], Lost) else json.loads(one) for text in asked]
     lost = {"limit": _LIMIT, MISSING: Lost(MISSING)}
     return [one if isinstance(one, Lost) else lost.get(one["status"]) or Outcome(**one) for one in found]
 
@@ -73,18 +73,9 @@ def same_models(pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
     Stricter than equal objectives, which a wrong model may have by luck. The first may have variables more than the
     second, if it has all of the second's by name. A malformed one is no model; None at a limit.
     """
-    said = _asked(["\0".join(text.replace("\0", "?") for text in pair) for pair in pairs])
-    return [None if isinstance(one, Lost) else json.loads(one).get("same", False) for one in said]
-
-
-def _asked(texts: Sequence[str]) -> list[str | Lost]:
-    new = [text for text in dict.fromkeys(texts) if text not in _remembered]
-    found = _pool.ask(new) if new else {}
-    said = [_remembered.get(text) or found[text] for text in texts]
-    if len(_remembered) > REMEMBERED:
-        _remembered.clear()
-    _remembered.update({text: one for text, one in found.items() if isinstance(one, str)})
-    return said
+    asked = ["\0".join(text.replace("\0", "?") for text in pair) for pair in pairs]
+    replies = _pool.ask(asked)
+    return [None if isinstance(one := replies[text], Lost) else json.loads(one).get("same", False) for text in asked]
 
 
 def near(one: float, other: float, nonlinear: bool = False) -> bool:

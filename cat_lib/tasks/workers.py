@@ -28,10 +28,14 @@ TOGETHER = 4  # texts that a worker gets at once, which saves half of the waitin
 
 
 class Pool:
-    """Worker processes of one command. `slow` and `long` say of a text why it was lost; `purpose` what workers do."""
+    """Worker processes of one command. `slow` and `long` say of a text why it was lost; `purpose` what workers do.
 
-    def __init__(self, command: Sequence[str], purpose: str, slow: Lost, long: Lost) -> None:
-        self.command, self.purpose, self.slow, self.long = command, purpose, slow, long
+    About `most` replies are remembered; none of a text that was too slow: it may be faster next time.
+    """
+
+    def __init__(self, command: Sequence[str], purpose: str, slow: Lost, long: Lost, most: int = 20_000) -> None:
+        self.command, self.purpose, self.slow, self.long, self.most = command, purpose, slow, long, most
+        self.remembered: dict[str, str | Lost] = {}
         self._begin()
         os.register_at_fork(after_in_child=self._begin)
 
@@ -42,11 +46,16 @@ class Pool:
 
     def ask(self, texts: Sequence[str]) -> dict[str, str | Lost]:
         """The reply to each text, or why it was lost. Raises RuntimeError if no worker can be started."""
-        found: dict[str, str | Lost] = {}
-        size = min(TOGETHER, -(-len(texts) // WORKERS) or 1)
-        parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+        known = self.remembered
+        found = {text: known[text] for text in texts if text in known}
+        new = [text for text in dict.fromkeys(texts) if text not in found]
+        size = min(TOGETHER, -(-len(new) // WORKERS) or 1)
+        parts = [new[start : start + size] for start in range(0, len(new), size)]
         for replies in self._threads.map(self._ask, parts):  # an interrupt cancels what has not begun
             found |= replies
+        if len(self.remembered) > self.most:
+            self.remembered = {}
+        self.remembered |= {text: reply for text, reply in found.items() if reply is not self.slow}
         return found
 
     def _ask(self, texts: Sequence[str]) -> dict[str, str | Lost]:

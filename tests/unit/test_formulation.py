@@ -403,7 +403,6 @@ def limited(monkeypatch, before: str, seconds: float) -> None:
     code = f"{before}; from cat_lib.tasks import solver_worker as w; w.serve(w.reply, '', {seconds}, w.MEMORY, w.REPLY)"
     pool = Pool([sys.executable, "-c", code], "solve formulations", solvers._LIMIT, solvers._LIMIT)
     monkeypatch.setattr(solvers, "_pool", pool)
-    monkeypatch.setattr(solvers, "_remembered", {})
 
 
 def test_what_takes_too_long_is_lost_and_the_rest_is_not(monkeypatch):
