@@ -20,7 +20,7 @@ from statistics import fmean
 from cat_lib.files import append_line, read_lines
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Example, Judging, Model
-from cat_lib.tasks import group_of
+from cat_lib.tasks import sample_groups
 from cat_lib.tasks.formulate import FormulateTask
 
 
@@ -86,7 +86,6 @@ class Curriculum:
 
     def _ahead(self, at: int, policy: Model, seed: int) -> dict[str, float]:
         task, examples = self.asked(at), self.examples(at)
-        drawn = policy.generate([e.prompt for e in examples], self.k, replace(task.sampling, seed=seed))
-        groups = [group_of(task, e.id, e.question, own, e.prompt) for e, own in zip(examples, drawn, strict=True)]
+        groups = sample_groups(policy, task, examples, self.k, replace(task.sampling, seed=seed))
         values = [any(task.correct(a, e.gold) for a in g.answers) for e, g in zip(examples, groups, strict=True)]
         return {"pass_at_k": fmean(map(any, task.right_models(groups))), "value_pass_at_k": fmean(values)}

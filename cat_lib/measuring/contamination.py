@@ -23,9 +23,10 @@ from difflib import SequenceMatcher
 
 import pandas as pd
 
-from cat_lib.measuring.evaluation import graded, sample_groups
+from cat_lib.measuring.evaluation import graded
 from cat_lib.measuring.tables import compare, outcomes, summary
 from cat_lib.schema import Example, Model, Prompt, Sampling, Task
+from cat_lib.tasks import sample_groups
 
 SHARE = 0.6  # of a question's words that are shown
 GIVEN, REDRAWN = "given", "redrawn"

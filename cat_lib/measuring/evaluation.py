@@ -19,8 +19,8 @@ from cat_lib.measuring.tables import outcomes
 from cat_lib.method.estimators.synthesis import OfFirst
 from cat_lib.method.estimators.voting import agreement
 from cat_lib.prompts import valid
-from cat_lib.schema import Estimator, Example, Group, Model, Reference, Sampling, Task
-from cat_lib.tasks import group_of
+from cat_lib.schema import Estimator, Example, Group, Model, Reference, Task
+from cat_lib.tasks import sample_groups as sample_groups
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,6 @@ class Evaluation:
         correct = {method: score.correct for method, score in self.scores.items()}
         frame = outcomes(correct, [g.id for g in self.groups], self.seed)
         return frame.assign(level=[*self.levels] * len(correct)) if self.levels else frame
-
-
-def sample_groups(model: Model, task: Task, examples: Sequence[Example], n: int, sampling: Sampling) -> list[Group]:
-    """n rollouts of each question, with their extracted answers."""
-    return [
-        group_of(task, e.id, e.question, rollouts, e.prompt)
-        for e, rollouts in zip(examples, model.generate([e.prompt for e in examples], n, sampling), strict=True)
-    ]
 
 
 def graded(task: Task, examples: Sequence[Example], found: Sequence[Group | Reference | None]) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Tasks by name, and the one way to make a group of rollouts."""
+"""Tasks by name, and the one way to make a group of rollouts, given or drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cat_lib.schema import Completion, Group, Lost, Prompt, Sampling, Task
+from cat_lib.schema import Completion, Example, Group, Lost, Model, Prompt, Sampling, Task
 from cat_lib.tasks.arithmetic import Arithmetic
 from cat_lib.tasks.formulate import FormulateTask
 from cat_lib.tasks.formulate_files import load_problems
@@ -64,3 +64,9 @@ def group_of(task: Task, id: str, question: str, rollouts: Sequence[Completion],
     answers = tuple(None if isinstance(answer, Lost) else answer for answer in found)
     lost = frozenset(i for i, answer in enumerate(found) if isinstance(answer, Lost))
     return Group(id, question, tuple(rollouts), answers, prompt, lost)
+
+
+def sample_groups(model: Model, task: Task, examples: Sequence[Example], n: int, sampling: Sampling) -> list[Group]:
+    """n rollouts of each question, with their extracted answers."""
+    drawn = model.generate([e.prompt for e in examples], n, sampling) if examples else []
+    return [group_of(task, e.id, e.question, own, e.prompt) for e, own in zip(examples, drawn, strict=True)]

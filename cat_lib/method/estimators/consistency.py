@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cat_lib.schema import Estimator, Example, Group, Model, Reference, Sampling
-from cat_lib.tasks import group_of
+from cat_lib.tasks import sample_groups
 from cat_lib.tasks.likeness import clusters
 from cat_lib.tasks.posing import BANDS, Posable, Posing
 
@@ -67,7 +67,7 @@ def consistency(solver: Model, task: Posing, n: int, sampling: Sampling) -> Esti
     def estimate(groups: Sequence[Group]) -> list[Reference | None]:
         texts = [text for group in groups for text in group.answers]
         read = [e for t in dict.fromkeys(texts) if t is not None and isinstance(e := task.of.posed(t), Example)]
-        known = {g.question: g.answers for g in _said(solver, task.of, read, n, sampling) if not g.lost}
+        known = {g.question: g.answers for g in sample_groups(solver, task.of, read, n, sampling) if not g.lost}
         questions = [t for t in texts if t is not None]
         cluster: dict[str | None, int] = dict(zip(questions, clusters(questions), strict=True))
         size, seen, found = Counter(map(cluster.get, questions)), set[str](), list[Reference | None]()
@@ -94,7 +94,8 @@ def seed_difficulty(
 
     Warns where all are in one band of difficulty. Raises ValueError if no seed is left.
     """
-    valid = {g.id: Counter(a for a in g.answers if a is not None) for g in _said(solver, task, seeds, n, sampling)}
+    groups = sample_groups(solver, task, seeds, n, sampling)
+    valid = {g.id: Counter(a for a in g.answers if a is not None) for g in groups}
     found = {id: max(own.values()) / own.total() for id, own in valid.items() if own}
     if not found:
         raise ValueError(f"{solver.name!r} gives no readable answer to any of {len(seeds)} seeds; take easier ones")
@@ -103,8 +104,3 @@ def seed_difficulty(
         say = f"all {len(found)} seeds are of one difficulty ({span}), so the same is asked of the generator for each"
         warnings.warn(f"{say}: take seeds of several levels", stacklevel=2)
     return found
-
-
-def _said(solver: Model, task: Posable, asked: Sequence[Example], n: int, sampling: Sampling) -> list[Group]:
-    drawn = solver.generate([e.prompt for e in asked], n, sampling) if asked else []
-    return [group_of(task, e.id, e.question, own, e.prompt) for e, own in zip(asked, drawn, strict=True)]
