@@ -50,21 +50,10 @@ def _example(row: Given) -> Example:
     question, answer = (
         next((k for k in keys[kind] if k in row.value), keys[kind][0]) for kind in ("question", "answer")
     )
-    asked, value = row[question].text().strip(), row[answer].value
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, str | int | float)
-        or (found := number(str(value).strip())) is None
-    ):
-        raise row[answer].refused(
-            f"is {row[answer].shown}, where one number is needed: a row without a solution is no use"
-        )
+    asked, given = row[question].text().strip(), row[answer]
+    if (found := number(str(given.value).strip())) is None:
+        raise given.refused(f"is {given.shown}, where one number is needed: a row without a solution is no use")
     kinds = [str(row[key].value) for key in keys["level"] if row[key].value is not None]
     loose = "~" if re.search("non-?linear|nlp|quadratic", " ".join(kinds).lower()) else ""  # within 2 %
-    return Example(
-        row.where.rpartition("/")[2],
-        asked,
-        ask("formulate_chat", problem=asked),
-        f"{loose}{float(found):.6f}",
-        "".join(kinds[:1]),
-    )
+    id, prompt = row.where.rpartition("/")[2], ask("formulate_chat", problem=asked)
+    return Example(id, asked, prompt, f"{loose}{float(found):.6f}", "".join(kinds[:1]))
