@@ -120,18 +120,11 @@ def _launch() -> str:
 
 def _answer(choices: Sequence[Any]) -> Any:
     """vLLM's own answer, of what its server says of one prompt."""
-    outputs = [
-        SimpleNamespace(
-            token_ids=one["token_ids"],
-            logprobs=[
-                {token: SimpleNamespace(logprob=float(number))}
-                for token, number in zip(one["token_ids"], one["logprobs"]["token_logprobs"], strict=True)
-            ]
-            if one["logprobs"]
-            else None,
-        )
-        for one in sorted(choices, key=lambda one: one["index"])
-    ]
+    outputs = list[SimpleNamespace]()
+    for one in sorted(choices, key=lambda one: one["index"]):
+        pairs = zip(one["token_ids"], one["logprobs"]["token_logprobs"], strict=True) if one["logprobs"] else ()
+        own = [{token: SimpleNamespace(logprob=float(number))} for token, number in pairs]
+        outputs.append(SimpleNamespace(token_ids=one["token_ids"], logprobs=own))
     places = [
         {int(token): SimpleNamespace(logprob=float(found["logprob"])) for token, found in (place or {}).items()}
         for place in choices[0].get("prompt_logprobs") or ()
