@@ -67,11 +67,7 @@ def require_sampler(rollouts: str) -> bool:
 
 
 def _local(name: str, engine: str, thinking: bool) -> LocalModel:
-    path = _path(name)
-    if engine == "unsloth":
-        model, tokenizer = _unsloth(name, path)
-    else:
-        model, tokenizer = _transformers(name, path)
+    model, tokenizer = (_unsloth if engine == "unsloth" else _transformers)(name, _path(name))
     from cat_lib.models import memory
     from cat_lib.models.attention import register, unsuited
     from cat_lib.models.local import LocalModel
@@ -89,10 +85,7 @@ def _local(name: str, engine: str, thinking: bool) -> LocalModel:
     return replace(loaded, batch_tokens=max(loaded.batch_tokens, memory.batch_tokens(model)))
 
 
-@lru_cache(maxsize=1)
-def _loaded(name: str) -> LocalModel:
-    """One copy of a model's weights, however many roles it gets."""
-    return _local(name, "transformers", False)
+_loaded = lru_cache(maxsize=1)(_local)  # one copy of a model's weights, however many roles it gets
 
 
 def open_model(name: str, role: str, ledger: Ledger, **settings: Any) -> Model:
@@ -104,7 +97,7 @@ def open_model(name: str, role: str, ledger: Ledger, **settings: Any) -> Model:
         from cat_lib.models import endpoint
 
         return endpoint.parse(name, role=role, ledger=ledger, **settings)
-    return replace(_loaded(name), role=role, ledger=ledger)
+    return replace(_loaded(name, "transformers", False), role=role, ledger=ledger)
 
 
 def reader(name: str) -> Model:
