@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cat_lib.files import Lock, read_lines
-from cat_lib.runs import pages, places, store, traces
+from cat_lib.runs import pages, store, traces
 from cat_lib.runs.adapters import log_adapters
 from cat_lib.runs.folder import ENDED, BusyError, RunError, read_config, settle
 from cat_lib.runs.store import SUITE, TrackingError, advice, connect, experiment_of, find_or_create, tags_of
@@ -144,10 +144,13 @@ def _artifacts(client: Any, folder: Path, sent: Sent) -> None:
 
 
 class Mirror:
-    """Keeps folders and the store the same from one thread. Raises TrackingError if the store can't be used now."""
+    """Keeps folders and the store the same from one thread. Raises TrackingError if the store can't be used now.
+
+    With `CAT_LIB_TRACKING=off` nothing is copied, and nothing else changes.
+    """
 
     def __init__(self) -> None:
-        self._client = connect() if places.tracked() else None
+        self._client = connect() if os.environ.get("CAT_LIB_TRACKING") != "off" else None
         self._open: dict[Path, Sent] = {}
         self._stop, self._away = threading.Event(), 0.0
         self._thread = threading.Thread(target=self._rounds, name="mirror", daemon=True)

@@ -13,8 +13,3 @@ NOTEBOOKS = ROOT / "notebooks"
 def tracking_uri() -> str:
     """`MLFLOW_TRACKING_URI`, else the SQLite file under results/, always absolute."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'results' / 'mlflow.db'}"
-
-
-def tracked() -> bool:
-    """Whether runs are copied to MLflow: `CAT_LIB_TRACKING=off` leaves it out, and nothing else changes."""
-    return os.environ.get("CAT_LIB_TRACKING") != "off"

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cat_lib.files import Lock
-from cat_lib.runs import places
 from cat_lib.runs.children import on_stop
 from cat_lib.runs.folder import ENDED, BusyError, Run, now, read_config, settle
 from cat_lib.runs.mirror import Mirror
@@ -67,7 +66,7 @@ class Batch:
     suite: Suite
     states: list[State]
     executor: Executor
-    mirror: Mirror | None
+    mirror: Mirror
     show: Callable[[Batch], None]
     stops: int = 0
     refusal: str = ""  # why the executor takes no more runs now: queues have limits, and count a run that has ended
@@ -116,8 +115,7 @@ class Batch:
                 state.word, state.why = Word.FAILED, f"could not be started: {error}"
             return
         state.word, state.started, self.refusal, self._refusals = Word.RUNNING, time.time(), "", 0
-        if self.mirror:
-            self.mirror.add(entry.folder)
+        self.mirror.add(entry.folder)
 
     def _ended(self, state: State, code: int, known: str) -> None:
         folder, state.seconds = state.entry.folder, time.time() - state.started
@@ -145,8 +143,7 @@ class Batch:
         state.word = Word(config["status"])
         if state.word != Word.FINISHED:
             state.why = config.get("error") or reason
-        if self.mirror:
-            self.mirror.end(folder, **unsaid)
+        self.mirror.end(folder, **unsaid)
 
     def _look_elsewhere(self, state: State) -> None:
         """Another process works on it: done if it finishes there, ours again if it dies."""
@@ -158,8 +155,7 @@ class Batch:
         state.word = Word.WAITING
         if state.entry.status == "FINISHED":
             state.word, state.why = Word.SKIPPED, "finished by another process"
-            if self.mirror:
-                self.mirror.end(state.entry.folder)
+            self.mirror.end(state.entry.folder)
 
 
 def plan(chosen: Sequence[Entry], retry_failed: bool) -> list[State]:
@@ -189,7 +185,7 @@ def run_suite(suite: Suite, states: list[State], executor: Executor, show: Calla
         parent, lock = Run(suite.folder), Lock(suite.folder / "suite.lock")
         (suite.folder / "suite.yaml").write_bytes(suite.file.read_bytes())
         lock.acquire(shared=True)
-        mirror = Mirror() if places.tracked() else None
+        mirror = Mirror()
         tags = {"suite": suite.name, "executor": executor.name, "host": socket.gethostname()}
         about = {"notebook": SUITE, "run": suite.name, "started": now()} | read_config(suite.folder)
         parent.update_config(**about | {"tags": tags, "status": "RUNNING", "ended": None, **environment()})
@@ -197,10 +193,9 @@ def run_suite(suite: Suite, states: list[State], executor: Executor, show: Calla
         advice = "make room or change its rights"
         raise SuiteError(f"{suite.folder} can't be written ({error.strerror}): {advice}") from error
     batch = Batch(suite, states, executor, mirror, show)
-    if mirror:
-        mirror.add(parent.dir)
-        for state in batch.found(Word.SKIPPED):  # finished while the store, or who would have sent it, was away
-            mirror.end(state.entry.folder)
+    mirror.add(parent.dir)
+    for state in batch.found(Word.SKIPPED):  # finished while the store, or who would have sent it, was away
+        mirror.end(state.entry.folder)
 
     def stop(_: int) -> None:
         batch.stops += 1
@@ -212,8 +207,7 @@ def run_suite(suite: Suite, states: list[State], executor: Executor, show: Calla
             lock.release()
             if lock.acquire():  # or another process still runs this suite, and says how it ended
                 _end(parent, batch)
-            if mirror:
-                mirror.close()
+            mirror.close()
             lock.release()
     return batch.stops > 0
 
@@ -228,5 +222,4 @@ def _end(parent: Run, batch: Batch) -> None:
         parent.end(status)
     except OSError as error:
         print(f"the suite's own result could not be written: {error}", flush=True)
-    if batch.mirror:
-        batch.mirror.end(parent.dir, status=status)
+    batch.mirror.end(parent.dir, status=status)
