@@ -48,10 +48,9 @@ def signals(
         "disagreement": [v != r for v, r in both],
         "no_answer": [a is None and not gone for a, gone in answers],
         "answer_lost": [gone for _, gone in answers],
+        "answer_dependence": [answer_dependence([group.answers for group in groups])],
     }
-    return {name: fmean(values) for name, values in shares.items() if values} | {
-        "answer_dependence": answer_dependence([group.answers for group in groups])
-    }
+    return {name: fmean(values) for name, values in shares.items() if values}
 
 
 def gold_signals(
