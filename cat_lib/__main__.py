@@ -209,9 +209,8 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> 
     except TrackingError as error:
         check.fail(error)
     for e in reversed(experiments):  # links that don't say so, as the server's own, open on GenAI's pages
-        typer.echo(
-            f"{e.name}: http://127.0.0.1:{port}/#/experiments/{e.experiment_id}/runs?workflowType=machine_learning"
-        )
+        page = f"http://127.0.0.1:{port}/#/experiments/{e.experiment_id}/runs?workflowType=machine_learning"
+        typer.echo(f"{e.name}: {page}")
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--uvicorn-opts", "--log-level warning"]
     # not among the words of the command: whoever lists processes sees those

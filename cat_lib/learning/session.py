@@ -74,8 +74,7 @@ class Session(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, trainer: Any, policy: LocalModel, run: Run, resume: bool, signal: Signal | None = None) -> None:
-        self.trainer, self.policy, self.run = trainer, policy, run
-        self.signal = signal
+        self.trainer, self.policy, self.run, self.signal = trainer, policy, run, signal
         self.told = self.stopped = False  # several processes: this one has had a signal; all end after this step
         # or a later resume would go on from another training; no process saves before all have made a step together
         if not resume and run.writes:

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -133,9 +132,7 @@ def arguments(
     """What TRL's config is given for either trainer: the same in every run, from trainer_arguments.yaml with the
     reasons, and what the run's folder, its machine and its settings say.
     """
-    decided = yaml.safe_load(resources.files(__package__).joinpath("trainer_arguments.yaml").read_text("utf-8"))[
-        "decided"
-    ]
+    decided = yaml.safe_load(Path(__file__).with_name("trainer_arguments.yaml").read_text("utf-8"))["decided"]
     return {name: value for group in (*decided["both"], *decided[trainer]) for name, value in group["set"].items()} | {
         "output_dir": str(output_dir),
         "learning_rate": learning_rate,

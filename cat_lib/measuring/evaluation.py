@@ -137,10 +137,7 @@ def cost_ratios(of: Score, over: Score) -> dict[str, float]:
 
 def preview(groups: Sequence[Group], rollouts: int = 4) -> pd.DataFrame:
     """One row a group: its question, its first rollouts as they are, and its agreement."""
-    rows = [
-        [group.question, *(r.text for r in group.rollouts[:rollouts]), round(agreement(group.answers), 2)]
-        for group in groups
-    ]
+    rows = [[g.question, *(r.text for r in g.rollouts[:rollouts]), round(agreement(g.answers), 2)] for g in groups]
     return pd.DataFrame(rows, columns=["question", *(f"rollout {i + 1}" for i in range(rollouts)), "agreement"])
 
 

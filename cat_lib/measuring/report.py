@@ -265,9 +265,8 @@ def inert(table: pd.DataFrame) -> pd.DataFrame:
 
 def _row(run: Any, experiment: str) -> dict[str, Any]:
     row: dict[str, Any] = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
-    row |= {f"param.{k}": v for k, v in run.data.params.items()} | {
-        f"metric.{bare(k)}": v for k, v in run.data.metrics.items()
-    }
+    row |= {f"param.{k}": v for k, v in run.data.params.items()}
+    row |= {f"metric.{bare(k)}": v for k, v in run.data.metrics.items()}
     for used in run.inputs.dataset_inputs:
         context = {tag.key: tag.value for tag in used.tags}.get("mlflow.data.context")
         row[f"dataset.{context}"] = json.loads(used.dataset.profile or "{}").get("num_rows")

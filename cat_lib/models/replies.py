@@ -129,9 +129,8 @@ def environment() -> str:
 
 def unwanted(said: str, sent: Collection[str]) -> str | None:
     """Which of the fields that an answer can do without a refusal names; of temperature and top_p, the second."""
-    if not re.search(
-        r"(?i)unsupport|not support|unknown|unrecogni|unexpected|extra|permitted|not allowed|both|deprecat", said
-    ):
+    about = r"(?i)unsupport|not support|unknown|unrecogni|unexpected|extra|permitted|not allowed|both|deprecat"
+    if not re.search(about, said):
         return None  # it complains about a value, not about the field
     optional = (f for f in ("seed", "stop", "top_p", "temperature", "max_tokens") if f in sent)
     return next((f for f in optional if re.search(rf"(?<!\w){f}(?!\w)", said)), None)

@@ -18,9 +18,7 @@ from cat_lib.schema import Prompt
 _CONTINUED = ("few_shot", "likelihood", "predictability")  # in the names of prompts that are text to go on with
 _RUN = re.compile(r"`{21,}")
 # control characters, and what is invisible or reorders the line: zero-width, bidirectional, tag characters
-_CONTROL = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]"
-)
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]")
 # how the common chat templates write a change of speaker; a tokenizer reads these in any text as control tokens
 _SPECIAL = re.compile(r"<(?=\||/?s>|bos>|eos>|(?:start|end)_of_turn>)|\[(?=/?INST\])")
 # how reasoning models set off what they think before they answer

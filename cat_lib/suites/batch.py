@@ -123,8 +123,7 @@ class Batch:
             state.word = Word.ELSEWHERE
             return
         if code == CHANGED:
-            state.word = Word.FAILED
-            state.why = "the code has changed since the suite started; start the suite again"
+            state.word, state.why = Word.FAILED, "the code has changed since the suite started; start the suite again"
             return
         said = Word.KILLED if code < 0 or code == KILLED_CODE else Word.FAILED
         reason = known or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}")
