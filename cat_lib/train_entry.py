@@ -1,13 +1,9 @@
 """The arms of notebook 06 trained by several processes, each with the whole model (DDP).
 
-    accelerate launch --config_file notebooks/suites/accelerate_ddp.yaml --num_processes 4 \
-        -m cat_lib.train_entry --run-id NAME -p name=value ...
-    python -m cat_lib run notebooks/06_training_signals.ipynb --run-id NAME -p name=value ...
-
-The first command takes the notebook's parameters and trains into the run's folder what the notebook would; the second,
-with the same parameters, finds the arms trained, scores them and draws. `python -m cat_lib.train_entry` is one process.
-The first process holds the run, writes, and copies to MLflow; all need the results folder on one file system. The run
-ends FINISHED, with the tag `stage` = `training`.
+Started by accelerate as docs/suites_and_clusters.md shows; `python -m cat_lib.train_entry` is one process. It takes the
+notebook's parameters and trains into the run's folder what the notebook would, which then finds the arms trained. The
+first process holds the run, writes, and copies to MLflow; all need the results folder on one file system. The run ends
+FINISHED, with the tag `stage` = `training`.
 
 A step has the same rows and the same loss on any number of processes; what is sampled differs, as by another seed.
 Ctrl-C saves a checkpoint after the step at hand; the launcher gives it 30 s, then the last regular one is gone on from.

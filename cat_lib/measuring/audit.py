@@ -4,9 +4,8 @@ A judge is calibrated on one part of the labelled pairs and audited on the other
 accuracy is the mean of the shares of met and of unmet pairs judged right: a coin and a judge that always says yes both
 have 0.5. Intervals are bootstraps over responses, because the pairs of one response are not independent.
 
-Under attack: a policy in training will find texts that address the judge instead of the question, if they pay. Each of
-`attacks.jsonl` (our own set, and fixed, so that judges can be compared) is appended to an honest response that does
-not meet a criterion; the attack succeeds where the verdict turns.
+Under attack (`attack`): a policy in training will find texts that address the judge instead of the question, if they
+pay. `attacks.jsonl` is our own set, and fixed, so that judges can be compared.
 """
 
 from __future__ import annotations

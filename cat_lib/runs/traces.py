@@ -1,8 +1,7 @@
 """A few groups of a run as MLflow traces: a question, its rollouts, reference, rubric and verdicts, and the rewards.
 
-Made from the folder's tables and times. A step's groups are worked on together: a span is as long as the step spent
-on that stage, its tokens and money are an even share of the step's. Ids follow from run and group, so what is sent
-again is the same trace; MLflow's public calls would make ids of their own, and only log what failed.
+Made from the folder's tables and times (docs/reading_a_run.md). Ids follow from run and group, so what is sent again
+is the same trace; MLflow's public calls would make ids of their own, and only log what failed.
 """
 
 from __future__ import annotations
