@@ -43,7 +43,7 @@ class Sampling:
     stop: tuple[str, ...] = ()  # generation ends at the first of these strings; the text is cut before it
     seed: int = 0
     form: str = ""  # a regular expression of the whole text, which vLLM holds to; other engines draw freely
-    tool: Tool | None = None  # asked at each stop string whether it goes on; transformers' engine alone can
+    tool: Tool | None = None  # asked at each stop string whether it goes on
 
 
 @dataclass(frozen=True)

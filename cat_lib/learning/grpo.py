@@ -127,8 +127,8 @@ def require_drawn(
             f"votes={settings.drawn}: on a GPU {engine} draws the group_size={settings.group_size} rollouts that it "
             "trains on and no more; take rollouts=vllm, engine=transformers or votes=None"
         )
-    if sampling.tool and (policy.sampler or not policy.plainly):
-        raise ValueError(f"{engine} draws no rollouts that call a tool; take engine=transformers and rollouts=engine")
+    if sampling.tool and not policy.sampler and not policy.plainly:
+        raise ValueError(f"on a GPU {engine} draws no rollouts that call a tool; take rollouts=vllm")
     for part in (estimator, rule):
         if hasattr(part, "require"):
             part.require(settings.drawn)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import compress, groupby
 from statistics import fmean
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -95,12 +95,14 @@ def gap(policy: LocalModel, rows: Sequence[Row], temperature: float) -> tuple[fl
     prompts = [p for p, _ in rows]
     if all(c.logprobs and c.mean_logprob is not None for _, c in rows):
         heads, tails = [policy.encode(p) for p in prompts], [list(c.token_ids) for _, c in rows]
-        pairs = zip(policy.following(heads, tails, temperature)[0], [c.logprobs or () for _, c in rows], strict=True)
+        learnt, _ = policy.following(heads, tails, temperature)
+        said = [(c.logprobs or (), c.mask) for _, c in rows]
+        pairs = [(list(compress(x, m)), list(compress(y, m))) for x, (y, m) in zip(learnt, said, strict=True)]
     else:
         assert policy.sampler is not None
         texts = [policy.decode(c.token_ids) for _, c in rows]
         theirs = policy.sampler.drawing_for(policy).logprobs(prompts, texts)
-        pairs = zip(policy.logprobs(prompts, texts), map(tuple, theirs), strict=True)
+        pairs = list(zip(policy.logprobs(prompts, texts), theirs, strict=True))
     apart = [abs(x - y) for own, other in pairs for x, y in zip(own, other, strict=True)] or [0.0]
     return fmean(apart), max(apart)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -40,6 +40,23 @@ def render(tokenizer: Any, messages: Sequence[Message], thinking: bool) -> str:
 def spoken(text: str, rendered: str) -> str:
     """A completion's text less what the model thought; some chat templates open the thinking themselves."""
     return without_thinking("<think>" * rendered.rstrip().endswith("<think>") + text)
+
+
+@dataclass
+class Draft:
+    """A rollout while it is made: its prompt's ids, its own, their log-probabilities, and spans a tool put in."""
+
+    head: list[int]
+    ids: list[int]
+    numbers: list[float]
+    foreign: list[tuple[int, int]] = field(default_factory=list)
+
+    def goes_on(self, more: list[int] | None) -> bool:
+        """Whether it does, and then with `more` behind it."""
+        if more:
+            self.foreign.append((len(self.ids), len(self.ids) + len(more)))
+            self.ids, self.numbers = self.ids + more, self.numbers + [0.0] * len(more)
+        return more is not None
 
 
 class Speaker:
@@ -103,6 +120,17 @@ class Speaker:
         Raises ValueError for a stop string that no single token holds.
         """
         return frozenset(self.ends).union(*(_holding(self.tokenizer, string) for string in stop))
+
+    def after(self, ids: Sequence[int], sampling: Sampling) -> list[int] | None:
+        """What the tool puts behind these ids, which came to a stop string; None: they have ended, or have no tool.
+
+        Cut so that one more can be drawn.
+        """
+        room = sampling.max_new_tokens - len(ids)
+        if not sampling.tool or room < 1 or ids[-1] in self.ends or ids[-1] not in self.stop_ids(sampling.stop):
+            return None
+        more = sampling.tool(self.decode(ids))
+        return None if more is None else self._ids(more)[: room - 1]
 
     def fitting(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
         """Token ids of the prompts. Raises ValueError if one is empty or does not fit with `max_new_tokens`."""

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -117,15 +118,10 @@ class LocalModel(Speaker):
         start, ids = clock(), self.fitting(prompts, sampling)
         lengths = [len(i) for i in ids]
         longest = max(lengths) + sampling.max_new_tokens
-        stop_ids = self.stop_ids(sampling.stop)
+        stop_ids, after = self.stop_ids(sampling.stop), partial(self.after, sampling=sampling)
         generator = torch.Generator().manual_seed(sampling.seed)
         uniform = torch.rand(len(ids), n, sampling.max_new_tokens, generator=generator)
         results: list[list[Completion]] = [[] for _ in ids]
-
-        def after(tokens: list[int]) -> list[int] | None:
-            more = sampling.tool(self.decode(tokens)) if sampling.tool and tokens[-1] not in self.ends else None
-            return None if more is None else self._ids(more)
-
         with self.working():
             shared = passes.opening(self.model, ids, longest)
             computed = prefix = shared.get_seq_length()

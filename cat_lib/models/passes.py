@@ -138,8 +138,8 @@ def decode(
 ) -> tuple[list[Drawn], int]:
     """Draw n sequences from each of the rows that `prefill` gave; `uniform` (rows, n, tokens) says which.
 
-    `after` is told the ids of one that came to a stop, and gives the ids that are put behind them before it goes on,
-    cut so that one more can be drawn; None: it has ended.
+    `after` is told the ids of one that came to a stop, and gives those that are put behind them before it goes on, less
+    than there is room for; None: it has ended.
     Returns (token ids, sums over the drawn ones of what `draw` tells of a token, spans that were put in) of each, and
     how many tokens were computed.
     """
@@ -167,8 +167,8 @@ def decode(
             ids.append(token)
             sums[:] = map(operator.add, sums, new)
             if not running[i] and (more := after(ids)) is not None:
-                put[row], running[i] = more[: max(0, sampling.max_new_tokens - len(ids) - 1)], True
-                spans += [(len(ids), len(ids) + len(put[row]))] if put[row] else []
+                put[row], running[i] = more, True
+                spans += [(len(ids), len(ids) + len(more))] if more else []
         if step + 1 == sampling.max_new_tokens or not running.any():
             break
         if not running.all():  # ended rows leave the batch, so nobody waits for the longest

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from cat_lib.ledger import Ledger, clock
 from cat_lib.models import ModelError, memory
-from cat_lib.models.chat import Speaker
+from cat_lib.models.chat import Draft, Speaker
 from cat_lib.models.merging import merged, read_adapter, require_fit, shapes
 from cat_lib.schema import Completion, Prompt, Sampling
 
@@ -133,31 +135,30 @@ class VLLMModel(Speaker):
         """
         if not prompts:
             return []
-        if sampling.tool:
-            raise ModelError("vLLM draws no rollouts that call a tool; take engine=transformers and rollouts=engine")
         start, ids = clock(), self.fitting(prompts, sampling)
-        stops = sorted(self.stop_ids(sampling.stop))
         whole = sampling.top_k == 0 and sampling.top_p == 1 and not sampling.form
-        asked = [
-            self._asked(
-                n=n, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, logprobs=0,
-                max_tokens=sampling.max_new_tokens, stop_token_ids=stops, seed=sampling.seed * 1_000_003 + i * n,
-                **self._held_to(sampling.form),
-            )
-            for i in range(len(ids))
-        ]  # fmt: skip
-        results = []
-        for prompt, answer in zip(prompts, self._run(ids, asked), strict=True):
-            group = []
-            for one in answer.outputs:
-                read = self.read(prompt, self.decode(one.token_ids), list(one.token_ids), sampling)
-                numbers = [place[token].logprob for token, place in zip(one.token_ids, one.logprobs, strict=True)]
-                mean = fmean(numbers) if whole else None
-                group.append(replace(read, mean_logprob=mean, logprobs=tuple(numbers)))
-            results.append(group)
-        answered = sum(len(c.token_ids) for group in results for c in group)
-        prompted = sum(map(len, ids))
-        self.book(n * prompted, answered, prompted + answered, start)
+        same: dict[str, Any] = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
+        same |= {"logprobs": 0, "stop_token_ids": sorted(self.stop_ids(sampling.stop))} | self._held_to(sampling.form)
+
+        def asked(at: int, n: int, room: int) -> Any:
+            return self._asked(n=n, max_tokens=room, seed=sampling.seed * 1_000_003 + at, **same)
+
+        answers = self._run(ids, [asked(i * n, n, sampling.max_new_tokens) for i in range(len(ids))])
+        drafts = [Draft(head, *_drawn(one)) for head, own in zip(ids, answers, strict=True) for one in own.outputs]
+        going = list(enumerate(drafts))  # each has seeds of its own
+        while going := [(at + len(drafts), own) for at, own in going if own.goes_on(self.after(own.ids, sampling))]:
+            asks = [asked(at, 1, sampling.max_new_tokens - len(own.ids)) for at, own in going]
+            rows = self._run([own.head + own.ids for _, own in going], asks)
+            for (_, own), answer in zip(going, rows, strict=True):
+                own.ids, own.numbers = map(operator.add, (own.ids, own.numbers), _drawn(answer.outputs[0]))
+        results = list[list[Completion]]([] for _ in ids)
+        for i, own in enumerate(drafts):
+            read = self.read(prompts[i // n], self.decode(own.ids), own.ids, sampling)
+            told = replace(read, foreign=tuple(own.foreign), logprobs=tuple(own.numbers))
+            mean = fmean(compress(own.numbers, told.mask)) if whole else None
+            results[i // n].append(replace(told, mean_logprob=mean))
+        answered, tokens = (sum(f(c.mask) for own in results for c in own) for f in (sum, len))
+        self.book(n * sum(map(len, ids)) + tokens - answered, answered, sum(map(len, ids)) + tokens, start)
         return results
 
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
@@ -289,3 +290,9 @@ def load(name: str, thinking: bool = False, beside: bool = False) -> VLLMModel:
         said = " ".join(str(error).split())[:200]
         raise ModelError(f"vLLM can't open {name}: {type(error).__name__}: {said}") from error
     return VLLMModel(llm, tokenizer, name, sum(map(math.prod, shapes(folder).values())), thinking=thinking)
+
+
+def _drawn(output: Any) -> tuple[list[int], list[float]]:
+    """The token ids of one of vLLM's outputs, and the log-probability of each."""
+    ids = list(output.token_ids)
+    return ids, [place[token].logprob for token, place in zip(ids, output.logprobs, strict=True)]

@@ -58,6 +58,23 @@ def test_what_vllm_draws_is_corrected_by_the_ratio_and_its_gap_is_logged(beside,
     policy.model.delete_adapter("default")
 
 
+def test_what_a_tool_put_in_has_no_gap_and_no_ratio(beside, tmp_path):
+    tool, seen = lambda text: " one two three" if text.count("three") < 2 else None, []
+    task = replace(TASK, sampling=replace(TASK.sampling, stop=("a", "e"), tool=tool, max_new_tokens=24))
+
+    def rule(groups, references):
+        seen.extend(r for g in groups for r in g.rollouts)
+        return longer(groups, references)
+
+    settings = replace(SETTINGS, steps=1)
+    trained = train(add_lora(beside, 4, 0), task, TRAIN, none, rule, settings, Run(tmp_path))
+    assert sum(bool(r.foreign) for r in seen) > 4
+    for r in seen:
+        assert r.text.count(" one two three") == len(r.foreign)
+    assert trained.history["sampling_gap_max"].between(1e-9, 1e-3).all()  # of a passage it would be some nats
+    assert trained.history["sampling/importance_sampling_ratio/mean"].sub(1).abs().max() < 1e-4
+
+
 def test_rollouts_that_are_cut_have_a_gap_and_no_ratio(beside, tmp_path):
     task = replace(TASK, sampling=replace(TASK.sampling, top_k=20))
     settings = replace(SETTINGS, steps=1)
