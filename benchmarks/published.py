@@ -18,12 +18,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from cat_lib.files import read_lines
+from cat_lib.method.signals import GOLD_SIGNALS, SIGNALS
 from cat_lib.runs.parameters import presets
 from cat_lib.runs.places import ROOT, RUNS
 from cat_lib.runs.runner import run_notebook
 from cat_lib.suites.suite import load_suite
 
 LARGE = {"rollouts"}  # one row a rollout: kept with the run, too large to publish
+WATCHED = ("entropy", "flip_rate", "answer_dependence")
 
 
 def publish(notebook: str) -> float | None:
@@ -50,6 +53,11 @@ def keep(folder: Path, name: str) -> None:
     for table in sorted(folder.glob("*.parquet")):
         if table.stem not in LARGE:
             pd.read_parquet(table).round(6).to_csv(target / f"{table.stem}.csv", index=False)
+    lines = [{"step": line["step"]} | line["metrics"] for _, line in read_lines(folder / "metrics.jsonl")]
+    steps = pd.DataFrame(lines, columns=None if lines else ["step"]).groupby("step").first()
+    kept = [name for name in steps if name.rpartition("/")[2] in (*SIGNALS, *GOLD_SIGNALS, *WATCHED)]
+    if kept:
+        steps[kept].round(6).to_csv(target / "steps.csv")
     size = sum(p.stat().st_size for p in target.iterdir())
     print(f"{name}: {size // 1000} kB in {target.relative_to(ROOT)}", flush=True)
 
