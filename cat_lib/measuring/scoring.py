@@ -66,8 +66,8 @@ class RubricScore:
 
     @property
     def tokens(self) -> float:
-        """Mean length of a response."""
-        return float(np.mean([len(r.token_ids) for g in self.groups for r in g.rollouts]))
+        """Mean length of a response, in tokens that the policy wrote."""
+        return float(np.mean([sum(r.mask) for g in self.groups for r in g.rollouts]))
 
     @property
     def estimate(self) -> Estimate:

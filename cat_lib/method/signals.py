@@ -35,7 +35,7 @@ def signals(
     shares: dict[str, Sequence[float]] = {
         "unscorable": [r is None for r in flat],
         "zero_variance": [len(values) == 1 for values in scored if values],
-        "rollout_tokens": [len(r.token_ids) for group in groups for r in group.rollouts],
+        "rollout_tokens": [sum(r.mask) for group in groups for r in group.rollouts],
     }
     if not verifiable:
         return {name: fmean(values) for name, values in shares.items() if values}

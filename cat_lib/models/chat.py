@@ -133,7 +133,14 @@ class Speaker:
         return None if more is None else self._ids(more)[: room - 1]
 
     def fitting(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
-        """Token ids of the prompts. Raises ValueError if one is empty or does not fit with `max_new_tokens`."""
+        """Token ids of the prompts.
+
+        Raises ValueError if one is empty or does not fit with `max_new_tokens`, or if a model that thinks has a tool.
+        """
+        if sampling.tool and any(self.thinking or self.render(p).rstrip().endswith("<think>") for p in prompts):
+            raise ValueError(
+                f"{self.name!r} thinks first, and a tool can't be called from thoughts: take thinking=false"
+            )
         ids = [self.encode(p) for p in prompts]
         shortest, longest = (f(map(len, ids)) for f in (min, max))
         if shortest == 0 or longest + sampling.max_new_tokens > self.context:
@@ -183,7 +190,10 @@ class Speaker:
         last = len(text) - len(self.decode(ids[:-1])) if sampling.tool else len(text)
         text = spoken(text, self.render(prompt))
         cuts = [at for at in (text.find(s, max(0, len(text) - last)) for s in sampling.stop) if at >= 0]
-        finish: Literal["stop", "length"] = "stop" if ids and ids[-1] in self.stop_ids(sampling.stop) else "length"
+        ended = bool(ids) and ids[-1] in self.stop_ids(sampling.stop)
+        if ended and sampling.tool and len(ids) >= sampling.max_new_tokens and ids[-1] not in self.ends:
+            ended = sampling.tool(self.decode(ids)) is None
+        finish: Literal["stop", "length"] = "stop" if ended else "length"
         return Completion(text[: min(cuts)] if cuts else text, tuple(ids), finish)
 
 

@@ -12,6 +12,7 @@ from cat_lib.runs import places
 from cat_lib.runs.parameters import Parameters, effective, presets
 from cat_lib.suites.suite import Entry, SuiteError
 from cat_lib.tasks import check_source, sampling_of
+from cat_lib.tasks.searching import room
 
 _PROMPT_TOKENS = 256  # of a question, for the memory estimate, which comes before there is a tokenizer
 
@@ -27,9 +28,13 @@ def require(p: Parameters, here: bool = True) -> float | None:
         return None
     v = p.values
     new_tokens = v.get("response_tokens") or sampling_of(p.task).max_new_tokens
+    if searches := "dr_tulu" in v.get("arms", ()):
+        new_tokens += room(p.searches, p.task == "clinic")
     counts = (v.get(key) for key in ("group_size", "votes", "samples", "rollouts"))
     largest = max((n for n in counts if isinstance(n, int)), default=1)
     drawn = "vllm" in (v.get("engine"), v.get("rollouts"))
+    if searches and p.engine == "unsloth" and p.rollouts == "engine" and machine()[1] == "cuda":
+        raise ValueError("on a GPU unsloth draws no rollouts that search (the arm dr_tulu); take rollouts=vllm")
     answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens, vllm=drawn)
     most = [(p.model, answer)]
     if other := v.get("other_model"):

@@ -132,7 +132,7 @@ class FormulateTask:
         is kept in `path`, with the checks that failed, and read instead of asking again.
         """
         golds = self.gold_models
-        known = {line["id"]: "" if line["failed"] else line["text"] for _, line in read_lines(path)}
+        known = {line["id"]: "" if line.get("failed") else line["text"] for _, line in read_lines(path)}
         new = [e for e in examples if e.id not in known]
         shown = [f"{self._worked(e.level)}Model:\n{golds[e.id]}\nProblem:" for e in new]
         drawn = replace(self.sampling, max_new_tokens=_LONGEST, stop=("\n",))

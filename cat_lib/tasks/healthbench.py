@@ -107,14 +107,15 @@ def clinic() -> HealthTask:
 def fitting(examples: Sequence[Example], model: Model, max_new_tokens: int) -> tuple[list[Example], dict[str, int]]:
     """The examples with conversations cut to the model's context, and how many turns each cut one lost.
 
-    The oldest turns go first, and with them what no longer answers anything; a system message and the last user turn
+    The oldest turns go first, and with them what no longer answers anything; system messages and the last user turn
     stay. The `question` that rubrics are written from is cut alike.
     Raises ValueError naming an example whose last turn alone does not fit.
     """
     room, cut, kept = model.context - max_new_tokens, dict[str, int](), []
     for example in examples:
         turns = [] if isinstance(example.prompt, str) else example.prompt.copy()
-        start = 1 if turns and turns[0]["role"] == "system" else 0
+        start = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+        told = start > 0 and _question(turns[1:]) == example.question  # what a task puts first is no part of a question
         while (taken := len(model.encode(turns or example.prompt))) > room:
             if len(turns) <= start + 1:
                 raise ValueError(
@@ -124,7 +125,7 @@ def fitting(examples: Sequence[Example], model: Model, max_new_tokens: int) -> t
             gone = 2 if turns[start + 1]["role"] == "assistant" else 1  # templates want the user to open
             del turns[start : start + gone]
             cut[example.id] = cut.get(example.id, 0) + gone
-        kept.append(replace(example, prompt=turns, question=_question(turns)) if example.id in cut else example)
+        kept.append(replace(example, prompt=turns, question=_question(turns[told:])) if example.id in cut else example)
     return kept, cut
 
 

@@ -139,12 +139,14 @@ def multi_part(
 
     def make(row: Given) -> list[Example | None]:
         stem, parts = row["stem"].text(), row["parts"].texts()
+        if len(parts) < 2:
+            raise row["parts"].refused(f"is {row['parts'].shown}, where two or more are needed")
         texts = [f"{stem.strip()} {part.strip()}" for part in parts]
         found = [None if _ADDRESSED.search(text) else of.posed(text) for text in texts]
         return [one if isinstance(one, Example) else None for one in found]
 
     rows = usable(file_rows(local_file(path)), make)
-    pairs = [(a, b) for _, own in rows for a, b in combinations(own, 2) if a and b]
+    pairs = [(a, b) for _, own in rows for a, b in combinations(own, 2) if a and b and a.id != b.id]
     known = difficulty(list({a.id: a for a, _ in pairs}.values())) if pairs else {}
     asked = [ask("pose_plan_chat", first=a.question, second=b.question) for a, b in pairs]
     plans = writer.attempt(asked, Sampling(1000, temperature=0.7))

@@ -56,9 +56,9 @@ class Corpus:
     def __init__(self, passages: Sequence[Passage]) -> None:
         if not passages:
             raise DataError("a corpus without passages: give a file with an id and a text in each row")
-        self.passages = {p.id: Passage(p.id, one_line(p.text)) for p in passages}
+        self.passages = {_citable(p.id): Passage(_citable(p.id), one_line(p.text)) for p in passages}
         if len(self.passages) < len(passages):
-            ids = [p.id for p in passages]
+            ids = [_citable(p.id) for p in passages]
             twice = next(i for i in ids if ids.count(i) > 1)
             raise DataError(f"passage id {twice!r} stands twice; each passage needs its own")
         self.base = sqlite3.connect(":memory:", check_same_thread=False)
@@ -125,7 +125,12 @@ def load_search(source: str | Path = PASSAGES) -> Search:
 
 
 def _passage(row: Given) -> Passage:
-    return Passage(row["id"].text(), one_line(row["text"].text()))
+    return Passage(_citable(row["id"].text()), one_line(row["text"].text()))
+
+
+def _citable(id: str) -> str:
+    """An id that can stand in brackets: what is no letter, number, or one of ./_- becomes a dash."""
+    return re.sub(r"[^\w./-]+", "-", id)[:80]
 
 
 def _snippet(passage: Passage) -> Passage:

@@ -68,7 +68,7 @@ def solve(texts: Sequence[str]) -> list[Outcome | Lost]:
 
 
 def same_models(pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-    """Whether the formulations of each pair are one model: the same optimum, and at PRICINGS random re-pricings too.
+    """Whether the formulations of each pair are one model: the same optimum, and at random re-pricings too.
 
     Stricter than equal objectives, which a wrong model may have by luck. The first may have variables more than the
     second, if it has all of the second's by name. A malformed one is no model; None at a limit.

@@ -439,6 +439,14 @@ def test_pairs_of_parts_are_a_cold_start(tmp_path):
     assert all(q in writer.asked[0] for q in ("What is 58 + 26?", "What is 51 + 27?"))
     _, (seed,), (answer,) = cold_start(out, TASK)
     assert (seed.question, answer.text) == ("What is 58 + 26?", "Larger. Much. New question: What is 51 + 27?")
+    file.write_text(json.dumps(rows[0] | {"parts": ["58 + 26?", "58 + 26?"]}))  # no question is posed from itself
+    with pytest.raises(DataError, match="none of its 0 pairs"):
+        multi_part(file, TASK, Planner(), difficulty, out)
+    for parts, told in ((["58 + 26?"], "is a list"), (None, "is null or missing")):
+        file.write_text(json.dumps(rows[0] | {"parts": parts}))
+        with pytest.raises(DataError, match=f"parts {told}.* where two or more are needed"):
+            multi_part(file, TASK, writer, difficulty, out)
+    file.write_text(json.dumps(rows[0]))
     with pytest.raises(DataError, match="none of its 3 pairs of parts can be used as questions of arithmetic"):
         multi_part(file, TASK, writer, lambda seeds: {}, out)
 

@@ -244,6 +244,10 @@ def test_the_citation_reward_by_hand(corpus):
     assert cited(lambda r, c: no if c == grounded.NEEDED else half, GOOD, corpus) == pytest.approx(0.6 * 0.75 + 0.4)
     # a citation of what no query found is worth nothing, whatever the rollout shows of it
     assert cited(lambda r, c: yes, FORGED, corpus) == 0.0
+    # nor what was looked up in vain, behind as many queries as were answered
+    late = f"search: zzqq\n{GOOD}"
+    (rewards,) = grounded.Cited(lambda pairs: [yes] * len(pairs), corpus, most=1)([group(late, GOOD)], [None])
+    assert rewards[0] < rewards[1]
     # no answer is a fact; lost verdicts are none
     assert cited(lambda r, c: yes, "search: stroke", corpus) == 0.0
     assert cited(lambda r, c: lost, GOOD, corpus) is None

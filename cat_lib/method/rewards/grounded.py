@@ -48,6 +48,7 @@ class Cited:
     judge: Judging
     search: Search
     found: int = 3  # passages a query
+    most: int = MOST_QUERIES  # that were answered
 
     def __call__(self, groups: Sequence[Group], references: Sequence[Reference | None]) -> Rewards:
         return [[self._one(r.text) for r in g.rollouts] for g in groups]
@@ -56,7 +57,7 @@ class Cited:
         queries, answer = parts(text)
         if answer is None:
             return 0.0
-        known = {p.id: p.text for q in queries[:MOST_QUERIES] for p in self.search(q, self.found)}
+        known = {p.id: p.text for q in queries[: self.most] for p in self.search(q, self.found)}
         recall, precision, cited = list[float](), list[float](), _CITED.findall(answer)
         for claim in filter(None, map(str.strip, _SENTENCE.split(answer))):
             ids, bare = list(dict.fromkeys(_CITED.findall(claim))), " ".join(_CITED.sub("", claim).split())
