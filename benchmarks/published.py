@@ -48,7 +48,7 @@ def keep(folder: Path, name: str) -> None:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(folder / "figures", target)
     for file in ("metrics.json", "executed.html"):
-        if (folder / file).exists():
+        if (folder / file).exists() and (file != "executed.html" or "/" not in name):  # of a suite no pages, for size
             shutil.copy(folder / file, target)
     for table in sorted(folder.glob("*.parquet")):
         if table.stem not in LARGE:
