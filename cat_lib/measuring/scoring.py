@@ -114,15 +114,15 @@ def judged(examples: Sequence[Example], groups: Sequence[Group], judge: Judging)
     return RubricScore(list(groups), scores.to_numpy(float), tags)
 
 
-def compare_arms(scores: Mapping[str, RubricScore]) -> pd.DataFrame:
+def compare_arms(scores: Mapping[str, RubricScore], seed: int) -> pd.DataFrame:
     """Each policy minus the first, and the others minus the second: the column `against` says which; one family.
 
-    Paired over the questions scored on both sides, as `tables.compare`.
+    `seed` is what all were trained with. Paired over the questions scored on both sides, as `tables.compare`.
     """
     frame = pd.concat([s.outcomes.assign(method=name) for name, s in scores.items()], ignore_index=True)
     first, second, *others = scores
     pairs = [(arm, first) for arm in (second, *others)] + [(arm, second) for arm in others]
-    return compare(frame, pairs).assign(against=[base for _, base in pairs])
+    return compare(frame, pairs).assign(against=[base for _, base in pairs], seed=str(seed))
 
 
 def score_metrics(before: RubricScore, after: RubricScore, split: str = "heldout") -> dict[str, float]:

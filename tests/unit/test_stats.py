@@ -395,12 +395,13 @@ def test_arms_that_changed_nothing_are_called_better_or_worse_in_few_runs(monkey
         return RubricScore(groups, rng.normal(0.4, 0.2, (40, 1)), pd.DataFrame())
 
     for _ in range(300):
-        arms = compare_arms({"untrained": scored()} | {arm: scored() for arm in "abcd"})
+        arms = compare_arms({"untrained": scored()} | {arm: scored() for arm in "abcd"}, 7)
         assert arms[["method", "against"]].agg(" ".join, axis=1).tolist() == [
             *("a untrained", "b untrained", "c untrained", "d untrained"), *("b a", "c a", "d a")
         ]  # fmt: skip
         called += (arms.outcome != "undecided").any()
         alone += any(stats.decided(row.low, row.high, row.p_alone) for row in arms.itertuples())
+    assert set(arms.seed) == {"7"}
     assert called / 300 <= 0.07
     assert alone / 300 >= 0.18
 
