@@ -27,7 +27,8 @@ def card(name: str) -> str:
     title = "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
     question, _, figure, _ = story(cells, {"status": "FINISHED"})
     shown = f'<img src="{name}/{figure}.png" alt="{figure}">' if (PUBLISHED / name / f"{figure}.png").exists() else ""
-    words = html.escape(re.sub(r"\*\*(The question\. ?)?|[$`\\]", "", question))
+    bare = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", question)  # of a link its words
+    words = html.escape(re.sub(r"\*\*(The question\. ?)?|[*$`\\]", "", bare))
     return f'<a href="{name}/executed.html"><h2>{name[:2]}. {html.escape(title)}</h2><p>{words}</p>{shown}</a>'
 
 
