@@ -77,11 +77,11 @@ def test_a_template_that_takes_all_turns_gets_them_as_they_are(with_template):
 def test_what_is_thought_is_counted_and_not_said(with_template):
     opened, closed = with_template(OPENED), with_template(QWEN, thinking=True)
     chat, ids = turns(("user", "Hi")), [5, 6, 2]
-    assert opened.read(chat, "It is\n</think>\n\nHello", ids, ()).text == "Hello"
-    assert opened.read(chat, "It is a long story", ids, ()).text == ""  # cut while it thought
-    assert closed.read(chat, "<think>\nIt is\n</think>\n\nHello", ids, ()).text == "Hello"
-    assert closed.read(chat, "Hello", ids, ()).text == "Hello"
-    assert closed.read(chat, "<think>It", ids, ()).token_ids == tuple(ids)
+    assert opened.read(chat, "It is\n</think>\n\nHello", ids, Sampling(9)).text == "Hello"
+    assert opened.read(chat, "It is a long story", ids, Sampling(9)).text == ""  # cut while it thought
+    assert closed.read(chat, "<think>\nIt is\n</think>\n\nHello", ids, Sampling(9)).text == "Hello"
+    assert closed.read(chat, "Hello", ids, Sampling(9)).text == "Hello"
+    assert closed.read(chat, "<think>It", ids, Sampling(9)).token_ids == tuple(ids)
 
 
 def test_generation_cuts_the_thinking_and_books_its_tokens(with_template):
