@@ -122,7 +122,7 @@ class Session(TrainerCallback):  # type: ignore[misc]
             state = trainer.state
             # an evaluation that is logged and not yet weighed would be passed over by a resume, which must redo it
             evaluated = any("eval_loss" in h and h["step"] == state.global_step for h in state.log_history)
-            if (self.stopped or not several) and not evaluated:
+            if (self.stopped or not several) and not evaluated and trainer.optimizer:  # none before the first step
                 trainer._save_checkpoint(trainer.model, trial=None)  # by all processes: it has collectives
                 saved = run.dir / "checkpoints" / f"checkpoint-{state.global_step}"
                 if run.writes:
