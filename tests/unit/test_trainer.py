@@ -292,6 +292,16 @@ def test_a_rule_sees_what_the_rollout_s_own_pass_knew(tmp_path, monkeypatch):
     assert pd.read_parquet(tmp_path / "counts.parquet")[["seen", "step"]].to_numpy().tolist() == [[2, 1]]
 
 
+def test_an_interrupt_before_the_first_step_is_one_and_leaves_no_checkpoint(tmp_path, monkeypatch):
+    def interrupted(self, *_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GRPOTrainer, "create_optimizer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _train_tiny(tmp_path, Counting(), steps=1)
+    assert not list(tmp_path.glob("checkpoints/checkpoint-*"))
+
+
 def test_dr_grpo_divides_by_no_length_and_no_standard_deviation(tmp_path, monkeypatch):
     """Its loss restated (Liu et al., 2503.20783), where the policy is the one that drew and nothing holds it."""
     learnt, scored, generate = [], SharedPromptTrainer._generate_and_score_completions, LocalModel.generate
