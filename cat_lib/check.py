@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cat_lib.method.judge import Judge
-from cat_lib.models import ModelError, endpoint, load_model, reader
+from cat_lib.models import LEARNERS, ModelError, endpoint, load_model, reader
 from cat_lib.schema import Lost
 from cat_lib.shown import masked, visible
 from cat_lib.tasks import load_task
@@ -97,7 +97,9 @@ def judge(
 
 @app.command()
 def engine(
-    name: Annotated[str, typer.Argument(metavar="ENGINE", help="What learns and samples: transformers or unsloth.")],
+    name: Annotated[
+        str, typer.Argument(metavar="ENGINE", help="What learns and samples: transformers, unsloth or unsloth_4bit.")
+    ],
     model: Annotated[str, typer.Option(help="As `model` of a notebook.")] = "embedded",
     rollouts: Annotated[str, typer.Option(help="What samples in its place: vllm, or a server's URL.")] = "engine",
 ) -> None:
@@ -105,8 +107,8 @@ def engine(
     from cat_lib.learning import canary, sampler
 
     try:
-        if name not in (able := ("transformers", "unsloth")):
-            raise ValueError(f"engine={name!r} does not learn; allowed are {', '.join(able)}, with --rollouts vllm")
+        if name not in LEARNERS:
+            raise ValueError(f"engine={name!r} does not learn; allowed are {', '.join(LEARNERS)}, with --rollouts vllm")
         learner: Any = load_model(name=model, engine=name, rollouts=rollouts)
         if learner.sampler:
             found = sampler.samples_the_policy(learner, [e.prompt for e in Arithmetic().examples("train", 8, 0)])

@@ -6,10 +6,12 @@ used, is imported before the libraries that it patches.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from cat_lib.models.local import LocalModel
     from cat_lib.schema import Model
 
-ENGINES = ("transformers", "unsloth", "vllm")
+LEARNERS = ("transformers", "unsloth", "unsloth_4bit")
+ENGINES = (*LEARNERS, "vllm")
 ADVICE = 'model="embedded" works offline, and a local folder is given by its path, e.g. model="./my-model"'
 
 
@@ -31,13 +34,17 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False, 
     """The model `name` ("embedded", a hub id such as "Qwen/Qwen3-4B", or a local folder), ready to generate.
 
     With rollouts="vllm" a vLLM engine beside it generates for it, policy and anchor, and what it learns is handed over;
-    with the URL of a vLLM server, that does.
+    with the URL of a vLLM server, that does. engine="unsloth_4bit" holds the linear layers' weights in 4 bits (NF4,
+    doubly quantized: QLoRA, arXiv 2305.14314), which no other engine would draw from.
     On CPUs with bfloat16 instructions, and on GPUs, weights are bfloat16; else float32. `thinking` lets a model think
     before it answers, where its chat template leaves that open. Raises ModelError if it cannot be reached, has no
     tokenizer or chat template or an attention that is not supported, ValueError for an unknown engine.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r}: allowed are {', '.join(ENGINES)}")
+    if engine == "unsloth_4bit" and rollouts != "engine":
+        learnt = "learns on 4-bit weights, and vLLM would draw from 16-bit ones"
+        raise ValueError(f"engine={engine!r} {learnt}: take rollouts='engine', or engine='unsloth'")
     if require_sampler(rollouts):
         from cat_lib.models import served
 
@@ -67,7 +74,10 @@ def require_sampler(rollouts: str) -> bool:
 
 
 def _local(name: str, engine: str, thinking: bool) -> LocalModel:
-    model, tokenizer = (_unsloth if engine == "unsloth" else _transformers)(name, _path(name))
+    if engine == "transformers":
+        model, tokenizer = _transformers(name, _path(name))
+    else:
+        model, tokenizer = _unsloth(name, _path(name), engine == "unsloth_4bit")
     from cat_lib.models import memory
     from cat_lib.models.attention import register, unsuited
     from cat_lib.models.local import LocalModel
@@ -166,14 +176,22 @@ def _transformers(name: str, path: str) -> tuple[Any, Any]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
-def _unsloth(name: str, path: str) -> tuple[Any, Any]:
+def _unsloth(name: str, path: str, four_bit: bool) -> tuple[Any, Any]:
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # of kernels that it would download
     try:
+        if four_bit:
+            import_module("bitsandbytes")  # Unsloth goes on without it, in 16 bits
         from unsloth import FastLanguageModel  # must come before transformers, trl and peft
     except Exception as error:  # a folder of it, no driver, another torch
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ModelError(f"engine=unsloth: Unsloth can't be used here ({said}); `make engines` adds it") from None
     with _reaching("weights", name):
-        model, tokenizer = FastLanguageModel.from_pretrained(path, load_in_4bit=False, load_in_16bit=True)
+        model, tokenizer = FastLanguageModel.from_pretrained(path, load_in_4bit=four_bit, load_in_16bit=not four_bit)
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = (
+                False  # packed for inference, weights that policies share have no gradient
+            )
     return model, tokenizer
 
 

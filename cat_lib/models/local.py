@@ -10,6 +10,7 @@ Left out: beam search, penalties, multi-token stop strings, speculative decoding
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -41,7 +42,7 @@ class LocalModel(Speaker):
     tokenizer: Any
     name: str
     role: str = "policy"
-    engine: str = "transformers"  # "unsloth" where Unsloth made the model
+    engine: str = "transformers"  # "unsloth" or "unsloth_4bit" where Unsloth made the model
     thinking: bool = False  # whether the chat template may let the model think first; the paper has it off
     batch_tokens: int = 16_384  # most key-value positions alive at once
     ledger: Ledger = field(default_factory=Ledger)
@@ -67,7 +68,10 @@ class LocalModel(Speaker):
     def parameters(self) -> int:
         """Parameters that a token of text passes through; the LoRA adapter, below a percent, is not counted."""
         parts = self.plain.get_decoder(), self.plain.get_output_embeddings()
-        return sum({id(p): p.numel() for part in parts for p in part.parameters()}.values())
+        each = {id(p): p for part in parts for p in part.parameters()}.values()
+        return sum(
+            math.prod(getattr(p, "quant_state", p).shape) for p in each
+        )  # of two 4-bit weights in one byte, both
 
     @property
     def context(self) -> int:

@@ -4,8 +4,8 @@ It leans to too much: a run refused costs a line, one killed its work. What a to
 measured on CPUs (for GPUs under CPU autocast): with gated feed-forward layers and LoRA it is 1.5 to 2.6 times the
 34 bytes x hidden x layers of Korthikanti et al. (2022, arXiv 2205.05198), so it is counted by widths here.
 
-Left out: attention's quadratic part (not stored), quantized weights (`load_model` makes none), scoring given texts,
-the limits of containers (psutil sees the host), several GPUs (a run uses one).
+Left out: attention's quadratic part (not stored), scoring given texts, the limits of containers (psutil sees the host),
+several GPUs (a run uses one).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ VLLM_CACHE = 2  # GB of keys and values that vLLM sets aside on a CPU
 LIBRARIES = {"cpu": 1.5, "cuda": 0.5}  # GB: what a notebook imports (measured); CUDA context and workspaces
 _KEPT = {("cpu", 2): 5.5, ("cpu", 4): 6.0, ("cuda", 2): 4.25, ("cuda", 4): 6.0}  # bytes a width, by bytes a weight
 _LOGIT = {"cpu": 15, "cuda": 12}  # bytes in an update: 15 measured on CPUs; TRL's GPU kernel keeps fewer copies
+_NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # bytes of a 4-bit weight and its doubly quantized scales (QLoRA, 3)
 _POSITIONS, _ROWS, _SHARED = 16_384, 256, 4096  # LocalModel.batch_tokens, passes.MAX_ROWS, shared_prompt.LONGEST_ROW
 
 # `query` and `key` are a model's heads times the width of one
@@ -48,6 +49,7 @@ class Work:
     checkpointing: bool = False
     lora_rank: int = 32
     vllm: bool = False  # it draws, in training beside the engine that learns, each with its own weights
+    four_bit: bool = False  # the linear layers' weights, but for the output's
 
 
 class Memory(NamedTuple):
@@ -141,6 +143,9 @@ def estimate(name: str, work: Work) -> Memory | None:
         logits = 24 * of.vocabulary * min(rows, _ROWS)  # six float32 arrays while a token is drawn
     cache = 2 * of.layers * of.key * size * positions  # keys and values
     weights = size * of.parameters
+    if work.four_bit:
+        embedded = min(2 * of.vocabulary * of.hidden, of.parameters)
+        weights = size * embedded + _NF4 * (of.parameters - embedded)
     if work.vllm and device == "cpu":  # on a GPU it sleeps while the policy learns
         cache, weights = cache + VLLM_CACHE * GB, weights * (2 if work.train else 1)
     held = weights, adapter, cache, activations, logits, LIBRARIES[device] * GB

@@ -16,7 +16,19 @@ from typing import Any
 from cat_lib.runs.parameters import presets
 from cat_lib.shown import masked
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "papermill", "unsloth", "vllm")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "mlflow",
+    "papermill",
+    "unsloth",
+    "vllm",
+    "bitsandbytes",
+)
 _CODE = (".py", ".txt", ".jsonl", ".yaml")  # of cat_lib, what can change a run
 _PACKAGE = Path(__file__).resolve().parents[1]
 

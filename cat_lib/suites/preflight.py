@@ -33,9 +33,9 @@ def require(p: Parameters, here: bool = True) -> float | None:
     counts = (v.get(key) for key in ("group_size", "votes", "samples", "rollouts"))
     largest = max((n for n in counts if isinstance(n, int)), default=1)
     drawn = "vllm" in (v.get("engine"), v.get("rollouts"))
-    if searches and p.engine == "unsloth" and p.rollouts == "engine" and machine()[1] == "cuda":
+    if searches and p.engine.startswith("unsloth") and p.rollouts == "engine" and machine()[1] == "cuda":
         raise ValueError("on a GPU unsloth draws no rollouts that search (the arm dr_tulu); take rollouts=vllm")
-    answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens, vllm=drawn)
+    answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens, vllm=drawn, four_bit=v.get("engine") == "unsloth_4bit")
     most = [(p.model, answer)]
     if other := v.get("other_model"):
         most.append((other, replace(answer, vllm=False)))

@@ -21,6 +21,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
         ("02_rubrics_and_judge", {"engine": "vllm"}),
         ("00_quickstart", {"rollouts": "vllm"}),
         ("00_quickstart", {"engine": "unsloth"}),
+        ("00_quickstart", {"engine": "unsloth_4bit"}),
         ("06_training_signals", {"rollouts": "vllm"}),
         ("06_training_signals", {"engine": "unsloth"}),
     ],

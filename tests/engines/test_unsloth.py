@@ -9,6 +9,8 @@ from importlib import util
 
 import pytest
 
+from cat_lib.models import load_model
+
 pytestmark = pytest.mark.skipif(util.find_spec("unsloth") is None, reason="Unsloth is not installed: make engines")
 PROGRAM = """
 import json, sys
@@ -34,8 +36,8 @@ print(json.dumps([texts, numbers]))
 """
 
 
-def said(engine: str) -> list:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, engine], capture_output=True, text=True, check=True)
+def said(what: str, program: str = PROGRAM) -> list:
+    done = subprocess.run([sys.executable, "-c", program, what], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -46,3 +48,43 @@ def test_text_and_log_probabilities_are_those_of_the_transformers_engine():
     assert one[0] != one[1]
     flat, its = ([x for row in part[0] for x in row] for part in (numbers, theirs))
     assert flat == pytest.approx(its, abs=1e-3)
+
+
+FOUR_BIT = """
+import json, sys
+import torch
+from cat_lib.learning.grpo import add_lora
+from cat_lib.models import load_model
+from cat_lib.tasks.arithmetic import Arithmetic
+model = load_model(sys.argv[1], "unsloth_4bit")
+plain = load_model(sys.argv[1])
+from bitsandbytes.functional import dequantize_4bit
+layers = dict(plain.model.named_modules())
+packed = [(name, one) for name, one in model.model.named_modules() if type(one).__name__ == "Linear4bit"]
+for name, one in packed:
+    layers[name].weight.data = dequantize_4bit(one.weight.data, one.weight.quant_state).to(plain.model.dtype)
+policy = add_lora(model, 8, 0)
+shared = {id(p) for p in model.model.parameters()} <= {id(p) for p in policy.model.parameters()}
+task = Arithmetic()
+prompts = [e.prompt for e in task.examples("heldout", 24, 0)]
+drawn = [m.generate(prompts, 4, task.sampling) for m in (model, plain, policy)]
+texts = [[c.text for group in groups for c in group] for groups in drawn]
+loss = -sum(policy.model(**policy.tokenizer(["2 + 2 = 4"], return_tensors="pt")).logits[0, -1].log_softmax(-1)[:4])
+loss.backward()
+learns = {name.split(".")[-3] for name, p in policy.model.named_parameters() if p.grad is not None}
+print(json.dumps([texts, len(packed), shared, sorted(learns), model.parameters == plain.parameters]))
+"""
+
+
+def test_four_bits_are_the_weights_that_both_the_anchor_and_the_policy_are_made_of(two_layers):
+    """Rollouts of 4-bit weights are, seed for seed, those of transformers' model with the same weights unpacked."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: make engines")
+    texts, packed, shared, learns, counted = said(two_layers, FOUR_BIT)
+    assert texts[0] == texts[1] == texts[2]
+    assert (packed, shared, counted) == (14, True, True)
+    assert learns == ["lora_A", "lora_B"]
+
+
+def test_what_draws_from_other_weights_than_the_four_bit_ones_is_refused():
+    with pytest.raises(ValueError, match=r"learns on 4-bit weights, and vLLM would draw from 16-bit ones: take roll"):
+        load_model("embedded", "unsloth_4bit", rollouts="vllm")

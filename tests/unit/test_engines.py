@@ -65,6 +65,9 @@ def test_what_is_unknown_or_not_installed_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "unsloth", None)
     with pytest.raises(ModelError, match=r"engine=unsloth: Unsloth can't be used here .*`make engines` adds it"):
         load_model("embedded", "unsloth")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ModelError, match=r"engine=unsloth: .*bitsandbytes.*`make engines` adds it"):
+        load_model("embedded", "unsloth_4bit")
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ModelError, match=r"engine=vllm: vLLM is not installed here .*`make engines` adds it"):
         load_model("embedded", rollouts="vllm")
@@ -75,6 +78,15 @@ def test_vllm_beside_a_learner_is_counted(monkeypatch):
     alone, beside = (estimate("embedded", Work(True, 4, 8, 256, 512, vllm=drawn)) for drawn in (False, True))
     assert beside.weights == 2 * alone.weights
     assert beside.cache == alone.cache + memory.VLLM_CACHE
+
+
+def test_four_bits_are_little_more_than_a_third_of_sixteen(monkeypatch):
+    """Llama 3.1 8B so held is 5.3 GB: 7e9 weights of linear layers at 0.516 bytes, 1.05e9 of embeddings at 2."""
+    monkeypatch.setattr(memory, "machine", lambda: (64.0, "cuda", 2))
+    whole, packed = (estimate("meta-llama/Llama-3.1-8B", Work(True, 4, 8, 256, 512, four_bit=bits)) for bits in (0, 1))
+    assert 5.3 < packed.weights < 5.7  # by its name alone, with a larger vocabulary's embeddings
+    assert packed.weights < 0.4 * whole.weights
+    assert packed[1:] == whole[1:]
 
 
 def test_several_processes_do_not_draw_by_one_engine(monkeypatch, capsys):
