@@ -202,13 +202,9 @@ def _read(source: str, notebook: Path, cells: Sequence[str]) -> dict[str, Parame
             "and put all else into a cell below"
         ) from None
     for node in nodes:
-        value: ast.expr
-        annotation: ast.expr | None
         match node:
-            case ast.Assign([ast.Name(name)], value):
-                annotation = None
-            case ast.AnnAssign(ast.Name(name), annotation, ast.expr() as value):
-                pass
+            case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), value=ast.expr() as value):
+                annotation = getattr(node, "annotation", None)
             case _:
                 raise ParameterError(f"{notebook}: line {node.lineno} of the parameters cell is no plain assignment")
         try:
