@@ -59,7 +59,7 @@ def run_notebook(
     folder = (runs or places.RUNS) / notebook.stem / (run_id or new_run_id())
     require_same(folder, parameters)
     with mirrored(folder):
-        execute(notebook, parameters, folder)
+        execute(notebook, parameters, open_run(notebook.stem, parameters, folder))
     return folder
 
 
@@ -77,18 +77,8 @@ def differences(folder: Path, parameters: Mapping[str, Any]) -> dict[str, tuple[
     return {k: (then.get(k), here.get(k)) for k in sorted({**then, **here}) if then.get(k) != here.get(k)}
 
 
-def execute(
-    notebook: Path,
-    parameters: dict[str, Any],
-    folder: Path,
-    labels: Mapping[str, str] | None = None,
-    once: bool = False,
-) -> None:
-    """Execute `notebook` in `folder`, and say there how it ended; `once`: not again if it has finished.
-
-    Raises RunError if it did not run to its end, BusyError or FinishedError before a kernel starts.
-    """
-    run = open_run(notebook.stem, parameters, folder, labels, once)
+def execute(notebook: Path, parameters: dict[str, Any], run: Run) -> None:
+    """Execute `notebook` as an open run, and say in its folder how it ended. Raises RunError if not at its end."""
     lead(run, lambda: _papermill(notebook, parameters, run))
 
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cat_lib.runs.folder import BusyError, FinishedError, RunError
+from cat_lib.runs.folder import BusyError, FinishedError, RunError, open_run
 from cat_lib.runs.provenance import code_version
 from cat_lib.runs.runner import execute
 from cat_lib.shown import masked
@@ -32,7 +32,8 @@ def main(spec: dict[str, Any]) -> int:
         print("the code has changed since the suite started; start the suite again", flush=True)
         return CHANGED
     try:
-        execute(notebook, spec["parameters"], Path(spec["folder"]), spec["labels"], once=True)
+        run = open_run(notebook.stem, spec["parameters"], Path(spec["folder"]), spec["labels"], once=True)
+        execute(notebook, spec["parameters"], run)
     except FinishedError:  # by another process that had it in its queue
         return FINISHED
     except BusyError as error:
