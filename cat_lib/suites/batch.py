@@ -22,8 +22,7 @@ from cat_lib.runs.folder import ENDED, BusyError, Run, now, read_config, settle
 from cat_lib.runs.mirror import Mirror
 from cat_lib.runs.provenance import environment
 from cat_lib.runs.store import SUITE
-from cat_lib.suites.entry import BUSY, CHANGED, STORAGE
-from cat_lib.suites.entry import KILLED as KILLED_CODE
+from cat_lib.suites.entry import BUSY, CHANGED, KILLED, STORAGE
 from cat_lib.suites.executors import Executor, ExecutorError, Job, outcome
 from cat_lib.suites.suite import Entry, Suite, SuiteError
 
@@ -125,7 +124,7 @@ class Batch:
         if code == CHANGED:
             state.word, state.why = Word.FAILED, "the code has changed since the suite started; start the suite again"
             return
-        said = Word.KILLED if code < 0 or code == KILLED_CODE else Word.FAILED
+        said = Word.KILLED if code < 0 or code == KILLED else Word.FAILED
         reason = known or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}")
         if code == STORAGE:
             reason = f"could not write to {folder}: the disk is full or read-only"
