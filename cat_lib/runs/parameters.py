@@ -81,10 +81,8 @@ class Parameter:
         if text == "None" and "None" in self.types:
             return None
         for read in (self._adapter.validate_strings, self._adapter.validate_json):
-            try:
+            with suppress(ValidationError):
                 return read(text)
-            except ValidationError:
-                continue
         raise ParameterError(f"{self.name}={text!r}: allowed is {' or '.join(self.types)}")
 
 
@@ -166,11 +164,9 @@ def resolve(notebook: Path, given: Mapping[str, Any], typed: bool = True) -> dic
         if name not in known:
             hint = nearest(name, known) or f"; known are {', '.join(known)}"
             raise ParameterError(f"unknown parameter {name!r} of {notebook.name}{hint}")
-    values = {}
-    for name, parameter in known.items():
-        value = given.get(name, parameter.default)
-        values[name] = parameter.check(parameter.parse(value) if name in given and not typed else value)
-    return values
+    if not typed:
+        given = {name: known[name].parse(text) for name, text in given.items()}
+    return {name: parameter.check(given.get(name, parameter.default)) for name, parameter in known.items()}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
