@@ -136,10 +136,9 @@ def found(folder: Path) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
+    with suppress(OSError, ValueError):
         return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError):
-        return {}
+    return {}
 
 
 def _one_line(text: str) -> str:
