@@ -146,12 +146,11 @@ def _parameters(pairs: Sequence[str]) -> Parameters:
     given = dict(pair.split("=", 1) for pair in pairs)
     p = effective(NOTEBOOK, resolve(places.NOTEBOOKS / f"{NOTEBOOK}.ipynb", given, typed=False))
     preflight.check(p)
-    if (p.rollouts == "vllm" or p.engine == "auto") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        asked = f"engine={p.engine!r}, rollouts={p.rollouts!r}"
-        raise ValueError(
-            f"{asked}: there are several processes; name engine, and take rollouts=engine or a server's URL"
-        )
-    cut(GRPOSettings.of(p), int(os.environ.get("WORLD_SIZE", "1")))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and (p.rollouts == "vllm" or p.engine == "auto"):
+        asked = f"engine={p.engine!r}, rollouts={p.rollouts!r}: there are several processes"
+        raise ValueError(f"{asked}; name engine, and take rollouts=engine or a server's URL")
+    cut(GRPOSettings.of(p), processes)
     return p
 
 
