@@ -56,8 +56,7 @@ def checks() -> Iterator[Check]:
 def _disk() -> Check:
     folder = cache_folder()
     made = (folder / NAME).exists()
-    while not folder.exists():
-        folder = folder.parent
+    folder = next(up for up in (folder, *folder.parents) if up.exists())
     free = shutil.disk_usage(folder).free // 2**20
     advice = f"{NEEDS_MB} MB needed: set CAT_LIB_CACHE elsewhere"
     return Check("cache disk", made or free >= NEEDS_MB, f"{free} MB free at {folder}", advice, needed=True)
@@ -143,12 +142,12 @@ def _paper() -> Check:
 
 def _hub() -> Check:
     host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or "huggingface.co"
-    good, found = True, host
+    found = host
     try:
         socket.create_connection((host, 443), timeout=3).close()
     except OSError:
-        good, found = False, f"{host} not reached"
-    return Check("model hub", good, found, 'use model="embedded" or a local folder')
+        found = f"{host} not reached"
+    return Check("model hub", found == host, found, 'use model="embedded" or a local folder')
 
 
 def _tracking() -> Check:
