@@ -57,9 +57,7 @@ def without_thinking(text: str) -> str:
     Of a block that was opened and never closed nothing is left. A close without an opening, from templates that open
     the block in the prompt, ends the thinking too.
     """
-    spoken = _THOUGHT.sub("", text)
-    stray = [close.end() for close in _CLOSE.finditer(spoken)]
-    spoken = spoken[stray[-1] :] if stray else spoken
+    spoken = _CLOSE.split(_THOUGHT.sub("", text))[-1]
     return text if spoken == text else spoken.lstrip()
 
 
