@@ -62,11 +62,9 @@ def _known() -> Iterator[str]:
     yield from filter(None, map(os.environ.get, _SECRETS))
     for address in filter(None, map(os.environ.get, _ADDRESSES)):
         if login := re.match(r"(\w[\w+.-]*)://(?!/)(.*)@", address, re.DOTALL):
-            user, colon, password = login[2].partition(":")
-            secrets = [password] if colon else []
-            if login[1].startswith("http"):  # there a user may be a token; a database's is a name
-                secrets.append(user)
-            for secret in secrets:
+            user, _, password = login[2].partition(":")
+            # of http a user may be a token; a database's is a name
+            for secret in (password, user) if login[1].startswith("http") else (password,):
                 parts = {p for s in (secret, unquote(secret)) for p in (s, *re.split(r"[/@:?#\s]", s))}
                 yield from (part for part in parts if len(part) > 1)
         yield from (option[1] for option in _OPTION.findall(address) if option[1])
