@@ -71,9 +71,8 @@ def _hessian(squares: Terms, names: list[str]) -> Any:
     """The matrix of second derivatives, in the order of names."""
     place, made = {name: i for i, name in enumerate(names)}, np.zeros((len(names), len(names)))
     for (one, other), value in squares.items():
-        made[place[one], place[other]] += value
-        made[place[other], place[one]] += value
-    return made
+        made[place[one], place[other]] = value
+    return made + made.T
 
 
 def _expanded(of: Expression) -> Terms | None:
