@@ -86,7 +86,7 @@ def _expanded(of: Expression) -> Terms | None:
     return kept if all(SMALLEST <= abs(value) <= LARGEST for value in kept.values()) else None
 
 
-def _added(one: Terms, other: Terms, factor: float = 1.0) -> Terms:
+def _added(one: dict[Any, float], other: dict[Any, float], factor: float = 1.0) -> dict[Any, float]:
     return one | {v: one.get(v, 0.0) + factor * value for v, value in other.items()}
 
 
@@ -234,10 +234,7 @@ def _same(one: Formulation, other: Formulation) -> bool | None:
 
 
 def _priced(of: Formulation, added: dict[str, float]) -> Formulation:
-    terms = of.objective.terms
-    return replace(
-        of, objective=replace(of.objective, terms=terms | {n: terms.get(n, 0.0) + p for n, p in added.items()})
-    )
+    return replace(of, objective=replace(of.objective, terms=_added(of.objective.terms, added)))
 
 
 if __name__ == "__main__":
