@@ -62,7 +62,7 @@ def ours(round_: int) -> int:
 
 
 def main() -> None:
-    answers.canonical([r"\sqrt{8}", r"\sqrt{7}"])  # starts the workers
+    answers.read([r"\sqrt{8}", r"\sqrt{7}"])  # starts the workers
     for round_ in range(3):
         made, before, start = pairs(100 + round_), memory(), time.perf_counter()
         verdicts = answers.equal(made)

@@ -72,11 +72,6 @@ def _easy(text: str) -> str | None:
     return None if value is None or places(value) >= APPROXIMATE else str(value)
 
 
-def canonical(answers: Sequence[str]) -> list[str | None]:
-    """As `read`, with None for what was lost too."""
-    return [None if isinstance(form, Lost) else form for form in read(answers)]
-
-
 def equal(pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
     """Whether both texts of each pair have one canonical form, which empty ones have not; None if one was lost."""
     forms = read([text for pair in pairs for text in pair])

@@ -137,7 +137,7 @@ def test_ttrl_metrics_follow_their_definitions_with_ties_gaps_and_other_notation
         ["7", "7", "7", "7"],
     ]
     golds = ["1/2", "4", "1", "8"]
-    canonical = [[None if a is None else latex.canonical([a])[0] for a in row] for row in written]
+    canonical = [[None if a is None else latex.read([a])[0] for a in row] for row in written]
     groups = [
         Group(str(i), "", tuple(Completion(a or "", (), "stop") for a in row), tuple(row))
         for i, row in enumerate(canonical)
