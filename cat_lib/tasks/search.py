@@ -78,32 +78,28 @@ class Corpus:
         return [_snippet(self.passages[id]) for (id,) in rows]
 
 
-@dataclass(frozen=True)
-class Endpoint:
+def endpoint(url: str, deadline: float = 10.0) -> Search:
     """A `Search` behind an address with {query} and {n} in it, that answers [{"id": ..., "text": ...}, ...].
 
-    Raises SearchError if it can't be reached within `deadline` seconds, or answers anything else.
+    It raises SearchError if it can't be reached within `deadline` seconds, or answers anything else.
     """
+    if not url.startswith(("http://", "https://")) or "{query}" not in url:
+        raise ValueError(f"search={masked(url)!r}: allowed is an http address with {{query}} in it")
 
-    url: str
-    deadline: float = 10.0
-
-    def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")) or "{query}" not in self.url:
-            raise ValueError(f"search={masked(self.url)!r}: allowed is an http address with {{query}} in it")
-
-    def __call__(self, query: str, n: int) -> list[Passage]:
-        url = self.url.replace("{query}", quote(query[:LONGEST], safe="")).replace("{n}", str(n))
+    def search(query: str, n: int) -> list[Passage]:
+        asked = url.replace("{query}", quote(query[:LONGEST], safe="")).replace("{n}", str(n))
         try:
-            with urllib.request.urlopen(url, timeout=self.deadline) as reply:
-                rows = json.loads(reply.read(_ANSWER + 1)[: _ANSWER + 1].decode())
+            with urllib.request.urlopen(asked, timeout=deadline) as reply:
+                rows = json.loads(reply.read(_ANSWER + 1).decode())
             found = [_passage(row) for row in Given(rows, "the answer").entries()]
         except (OSError, HTTPException, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise SearchError(
-                f"search at {masked(self.url)} failed ({masked(str(error) or type(error).__name__)[:200]}); see that "
+                f"search at {masked(url)} failed ({masked(str(error) or type(error).__name__)[:200]}); see that "
                 'it runs and answers a list of {"id", "text"}, or take a local file'
             ) from None
         return [_snippet(p) for p in found[:n]]
+
+    return search
 
 
 def load_search(source: str | Path = PASSAGES) -> Search:
@@ -114,7 +110,7 @@ def load_search(source: str | Path = PASSAGES) -> Search:
     Raises DataError for a corpus that can't be had or used, ValueError for an address without {query}.
     """
     if str(source).startswith(("http://", "https://")):
-        return Endpoint(str(source))
+        return endpoint(str(source))
     if (folder := Path(source)).is_dir():
         files = sorted(folder.rglob("*.txt"))
         named = [

@@ -19,7 +19,7 @@ from cat_lib.method.rewards.weighted import DR_TULU, Weighted, of_answers
 from cat_lib.schema import Completion, Criterion, Example, Group, Rubric, Verdict
 from cat_lib.tasks.healthbench import clinic, load_health
 from cat_lib.tasks.rows import DataError
-from cat_lib.tasks.search import PASSAGES, SNIPPET, Corpus, Endpoint, Passage, SearchError, load_search
+from cat_lib.tasks.search import PASSAGES, SNIPPET, Corpus, Passage, SearchError, endpoint, load_search
 from cat_lib.tasks.searching import parts
 
 
@@ -153,14 +153,14 @@ def test_an_endpoint_is_a_search_too(served):
 def test_an_endpoint_that_is_slow_or_answers_wrongly_is_one_line(served, answer):
     served.answer = answer
     with pytest.raises(SearchError, match=r"search at http://127.0.0.1:\d+/\?key=\*\*\*.*failed") as error:
-        Endpoint(f"http://127.0.0.1:{served.server_port}/?key=secret&q={{query}}", deadline=0.3)("x", 1)
+        endpoint(f"http://127.0.0.1:{served.server_port}/?key=secret&q={{query}}", deadline=0.3)("x", 1)
     assert "\n" not in str(error.value)
     assert "secret" not in str(error.value)
 
 
 def test_an_endpoint_that_is_down_and_an_address_without_a_query_are_refused():
     with pytest.raises(SearchError, match="failed"):
-        Endpoint("http://127.0.0.1:9/{query}")("x", 1)
+        endpoint("http://127.0.0.1:9/{query}")("x", 1)
     with pytest.raises(ValueError, match=r"an http address with .query. in it"):
         load_search("http://127.0.0.1:9/")
 
