@@ -113,10 +113,9 @@ def load_search(source: str | Path = PASSAGES) -> Search:
         return endpoint(str(source))
     if (folder := Path(source)).is_dir():
         files = sorted(folder.rglob("*.txt"))
-        named = [
-            (f.relative_to(folder).as_posix().removesuffix(".txt"), f.read_text("utf-8", "replace")) for f in files
-        ]
-        return Corpus([Passage(id, text) for id, text in named if text.strip()])
+        ids = [f.relative_to(folder).as_posix().removesuffix(".txt") for f in files]
+        texts = [f.read_text("utf-8", "replace") for f in files]
+        return Corpus([Passage(id, text) for id, text in zip(ids, texts, strict=True) if text.strip()])
     return Corpus([passage for _, passage in usable(file_rows(local_file(source)), _passage)])
 
 
