@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import urllib.request
 from codecs import BOM_UTF8
@@ -143,7 +144,7 @@ def local_file(source: str | Path, hub: Mapping[str, str] | None = None) -> Path
         path = cache_folder() / "data" / f"{name}.json{'' if urlsplit(source).path.endswith('.json') else 'l'}"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
+            partial = path.with_suffix(f".{os.getpid()}.partial")  # another process may fetch the same
             try:
                 with urllib.request.urlopen(source, timeout=60) as reply:
                     partial.write_bytes(reply.read())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 from codecs import BOM_UTF8
 from functools import partial
@@ -213,6 +215,26 @@ def test_what_an_address_holds_is_kept_in_the_cache_folder(tmp_path, monkeypatch
     monkeypatch.setenv("CAT_LIB_CACHE", str(tmp_path / "other"))
     with pytest.raises(DataError, match="can't be fetched"):
         load_rows(source)
+
+
+def test_two_processes_may_fetch_one_address_at_once(tmp_path, monkeypatch):
+    (tmp_path / "served").mkdir()
+    write(tmp_path / "served", ROW)
+    handler, written = partial(SimpleHTTPRequestHandler, directory=tmp_path / "served"), Path.write_bytes
+    monkeypatch.setenv("CAT_LIB_CACHE", str(tmp_path / "cache"))
+
+    def overtaken(path, content):
+        written(path, content)
+        code = "import sys; from cat_lib.tasks.rows import local_file; local_file(sys.argv[1])"
+        subprocess.run([sys.executable, "-c", code, source], check=True, cwd=ROOT)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = f"http://127.0.0.1:{server.server_port}/rows.jsonl"
+        monkeypatch.setattr(Path, "write_bytes", overtaken)
+        assert [e.id for e in load_rows(source)] == ["p1"]
+        server.shutdown()
+    assert [file.suffix for file in (tmp_path / "cache" / "data").iterdir()] == [".jsonl"]
 
 
 def test_a_list_of_rows_is_read_as_lines_are(tmp_path):
