@@ -56,14 +56,13 @@ class Corpus:
     def __init__(self, passages: Sequence[Passage]) -> None:
         if not passages:
             raise DataError("a corpus without passages: give a file with an id and a text in each row")
-        self.passages = {_citable(p.id): Passage(_citable(p.id), one_line(p.text)) for p in passages}
-        if len(self.passages) < len(passages):
-            ids = [_citable(p.id) for p in passages]
+        ids, texts = [_citable(p.id) for p in passages], [one_line(p.text) for p in passages]
+        if len({*ids}) < len(ids):
             twice = next(i for i in ids if ids.count(i) > 1)
             raise DataError(f"passage id {twice!r} stands twice; each passage needs its own")
         self.base = sqlite3.connect(":memory:", check_same_thread=False)
         self.base.execute("CREATE VIRTUAL TABLE passages USING fts5(text, id UNINDEXED, tokenize='porter unicode61')")
-        self.base.executemany("INSERT INTO passages VALUES (?, ?)", [(p.text, p.id) for p in self.passages.values()])
+        self.base.executemany("INSERT INTO passages VALUES (?, ?)", zip(texts, ids, strict=True))
 
     def __call__(self, query: str, n: int) -> list[Passage]:
         """Passages with any of the query's words, by BM25; words that say nothing are left out if it has others."""
@@ -73,9 +72,9 @@ class Corpus:
             return []
         asked = " OR ".join(f'"{word}"' for word in words[:_MOST_WORDS])
         rows = self.base.execute(
-            "SELECT id FROM passages WHERE passages MATCH ? ORDER BY bm25(passages), rowid LIMIT ?", (asked, n)
+            "SELECT id, text FROM passages WHERE passages MATCH ? ORDER BY bm25(passages), rowid LIMIT ?", (asked, n)
         )
-        return [_snippet(self.passages[id]) for (id,) in rows]
+        return [_snippet(Passage(id, text)) for id, text in rows]
 
 
 def endpoint(url: str, deadline: float = 10.0) -> Search:
