@@ -212,15 +212,14 @@ def _same(one: Formulation, other: Formulation) -> bool | None:
         matched = list(one.variables)
     if len(matched) != len(other.variables):
         return False
-    rng, tree = random.Random(0), other.objective.tree is not None
+    rng, prices = random.Random(0), other.objective.terms
     # by an auxiliary variable a row can be bought off, at a price that few others pass
     pricings = PRICINGS * (1 if len(one.variables) == len(other.variables) else 4)
     for pricing in range(1 + pricings):
         factors = [2 ** rng.uniform(-3, 3) for _ in matched]
-        prices = [-1.0 if other.maximize else 1.0] * len(matched)  # a tree has none, and gets the factors beside it
-        if not tree:
-            prices = [other.objective.terms.get(name, 0.0) for name in other.variables]
-        added = [p * (f - (not tree)) for p, f in zip(prices, factors, strict=True)]
+        added = [prices.get(name, 0.0) * (f - 1) for name, f in zip(other.variables, factors, strict=True)]
+        if other.objective.tree is not None:  # it has no prices, and gets the factors beside it
+            added = [-f if other.maximize else f for f in factors]
         first, second = (
             solved(_priced(of, dict(zip(by, added, strict=True))) if pricing else of)
             for of, by in ((one, matched), (other, other.variables))
