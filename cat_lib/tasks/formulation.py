@@ -130,13 +130,11 @@ class _LP:
         ends = [("low", match[1], match[2]), ("low", "-", match[7] and "inf"), ("high", "", match[7] and "inf")]
         ends += [(end, match[5], match[6]) for end, but in (("low", "<"), ("high", ">")) if but not in (match[4] or "")]
         variable = self.made.variables[self.name(match[3])]
-        for end, sign, size in ends:
-            value = _signed(sign, size) if size else None
-            if size and (f"{end} {match[3]}" in self.bounded or value == (math.inf if end == "low" else -math.inf)):
+        for end, value in ((end, _signed(sign, size)) for end, sign, size in ends if size):
+            if f"{end} {match[3]}" in self.bounded or value == (math.inf if end == "low" else -math.inf):
                 raise FormulationError(f"{value:g} can't be the {end} end of {match[3]}, which has one, or has none")
-            if value is not None:
-                self.bounded.add(f"{end} {match[3]}")
-                setattr(variable, end, value)
+            self.bounded.add(f"{end} {match[3]}")
+            setattr(variable, end, value)
 
     def general(self, text: str, high: float | None = None) -> None:
         for word in text.split(" "):
