@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,5 @@ def read_lines(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any
             if not line.endswith(b"\n"):
                 return  # it may still be written
             offset += len(line)
-            try:
+            with suppress(ValueError):
                 yield offset, json.loads(line)
-            except ValueError:
-                continue
