@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cat_lib.learning.grpo import add_lora, train
 from cat_lib.learning.sampler import PolicyError, samples_the_policy
 from cat_lib.learning.settings import GRPOSettings
+from cat_lib.method.estimators.voting import none
 from cat_lib.models import ModelError, load_model
 from cat_lib.models.memory import gpus
 from cat_lib.runs.folder import Run, read_config
@@ -69,9 +70,6 @@ def learns_the_policy(model: LocalModel) -> tuple[float, float]:
     def length() -> float:
         groups = policy.generate([e.prompt for e in examples], 8, task.sampling)
         return fmean(len(c.text) for group in groups for c in group)
-
-    def none(groups: Sequence[Group]) -> list[Reference | None]:
-        return [None] * len(groups)
 
     def short(groups: Sequence[Group], _: Sequence[Reference | None]) -> list[list[float | None]]:
         return [[-float(len(c.text)) for c in group.rollouts] for group in groups]
