@@ -31,4 +31,4 @@ def tiny_policy() -> LocalModel:
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return add_lora(LocalModel(model, tokenizer, "tiny"), 4, 0)
+    return add_lora(LocalModel(model, tokenizer=tokenizer, name="tiny"), 4, 0)

@@ -82,7 +82,7 @@ def _local(name: str, engine: str, thinking: bool) -> LocalModel:
     from cat_lib.models.attention import register, unsuited
     from cat_lib.models.local import LocalModel
 
-    loaded = LocalModel(model, tokenizer, name, engine=engine, thinking=thinking)
+    loaded = LocalModel(model, engine, tokenizer=tokenizer, name=name, thinking=thinking)
     if wrong := unsuited(model.config, loaded.plainly):
         raise ModelError(
             f"model={name!r} ({model.config.get_text_config().model_type}) has {wrong}, or rollouts that share a "
@@ -121,7 +121,7 @@ def reader(name: str) -> Model:
     path = _path(name)
     with _reaching("tokenizer", name):
         config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    return LocalModel(SimpleNamespace(config=config.get_text_config()), tokenizer, name)
+    return LocalModel(SimpleNamespace(config=config.get_text_config()), tokenizer=tokenizer, name=name)
 
 
 def _path(name: str) -> str:

@@ -59,14 +59,15 @@ class Draft:
         return more is not None
 
 
+@dataclass(kw_only=True)
 class Speaker:
-    """What an engine in this process does with text, by its tokenizer; each keeps what stands here as it likes."""
+    """What an engine in this process does with text, by its tokenizer."""
 
     tokenizer: Any
     name: str
-    role: str
-    thinking: bool  # whether the chat template may let the model think first; the paper has it off
-    ledger: Ledger
+    role: str = "policy"
+    thinking: bool = False  # whether the chat template may let the model think first; the paper has it off
+    ledger: Ledger = field(default_factory=Ledger)
 
     if TYPE_CHECKING:
 
@@ -86,7 +87,7 @@ class Speaker:
 
         Raises ValueError if its chat template opens the thinking all the same.
         """
-        direct = replace(self, thinking=False)  # type: ignore[type-var]
+        direct = replace(self, thinking=False)
         if direct.render([{"role": "user", "content": "-"}]).rstrip().endswith("<think>"):
             raise ValueError(
                 f"{self.name!r} always thinks first, so no word can be read where the answer begins; as a judge ask it "

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cat_lib.ledger import Ledger, clock
+from cat_lib.ledger import clock
 from cat_lib.models import ADVICE, ModelError, passes
 from cat_lib.models.attention import fits_window
 from cat_lib.models.chat import Speaker
@@ -39,13 +39,8 @@ class LocalModel(Speaker):
     """
 
     model: Any
-    tokenizer: Any
-    name: str
-    role: str = "policy"
     engine: str = "transformers"  # "unsloth" or "unsloth_4bit" where Unsloth made the model
-    thinking: bool = False  # whether the chat template may let the model think first; the paper has it off
     batch_tokens: int = 16_384  # most key-value positions alive at once
-    ledger: Ledger = field(default_factory=Ledger)
     initial: Any = None
     policies: dict[str, Any] = field(default_factory=dict, repr=False)
     sampler: VLLMModel | None = None  # generates in its place

@@ -165,5 +165,6 @@ def load(url: str) -> ServedModel:
     listed = _said(url, client, "GET", "models")
     with suppress(LookupError, TypeError, ValueError):
         base = next(one for one in listed["data"] if one.get("parent") is None and one.get("max_model_len"))
-        return ServedModel(client, None, url, 0, served=str(base["id"]), longest=int(base["max_model_len"]))
+        most = int(base["max_model_len"])
+        return ServedModel(client, 0, tokenizer=None, name=url, served=str(base["id"]), longest=most)
     raise ModelError(f"{url} does not say how many tokens it takes: rollouts need vLLM's own server")

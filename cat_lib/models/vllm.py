@@ -24,7 +24,7 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cat_lib.ledger import Ledger, clock
+from cat_lib.ledger import clock
 from cat_lib.models import ModelError, memory
 from cat_lib.models.chat import Draft, Speaker
 from cat_lib.models.merging import merged, read_adapter, require_fit, shapes
@@ -47,12 +47,7 @@ class VLLMModel(Speaker):
     """
 
     llm: Any
-    tokenizer: Any
-    name: str
     parameters: int  # all that its files hold
-    role: str = "policy"
-    thinking: bool = False
-    ledger: Ledger = field(default_factory=Ledger)
     lora: Any = None
     policies: dict[str, Any] = field(default_factory=dict, repr=False)
     held: list[Any] = field(default_factory=lambda: [None], repr=False)
@@ -289,7 +284,8 @@ def load(name: str, thinking: bool = False, beside: bool = False) -> VLLMModel:
     except Exception as error:  # it raises what its parts raise
         said = " ".join(str(error).split())[:200]
         raise ModelError(f"vLLM can't open {name}: {type(error).__name__}: {said}") from error
-    return VLLMModel(llm, tokenizer, name, sum(map(math.prod, shapes(folder).values())), thinking=thinking)
+    size = sum(map(math.prod, shapes(folder).values()))
+    return VLLMModel(llm, size, tokenizer=tokenizer, name=name, thinking=thinking)
 
 
 def _drawn(output: Any) -> tuple[list[int], list[float]]:

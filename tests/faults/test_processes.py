@@ -69,7 +69,7 @@ def case(folder, prompts, micro, rule):
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id))
-    policy = add_lora(LocalModel(model, tokenizer, "tiny"), 4, 0)
+    policy = add_lora(LocalModel(model, tokenizer=tokenizer, name="tiny"), 4, 0)
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:  # at 0, the other half of the adapter would have no gradient
             torch.nn.init.normal_(parameter, std=0.05)

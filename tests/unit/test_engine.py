@@ -155,7 +155,8 @@ def test_a_stop_string_that_no_token_holds_is_refused(exact):
 def test_answers_of_vllm_are_not_kept_for_a_folder_whose_weights_have_changed(tmp_path):
     """A cache of verdicts is keyed by the model's identity; the engine itself is not needed to tell."""
     config = SimpleNamespace(model=str(tmp_path), dtype="float32", hf_config=SimpleNamespace())
-    model = VLLMModel(SimpleNamespace(llm_engine=SimpleNamespace(model_config=config)), None, "./mine", 0)
+    engine = SimpleNamespace(llm_engine=SimpleNamespace(model_config=config))
+    model = VLLMModel(engine, 0, tokenizer=None, name="./mine")
     (tmp_path / "model.safetensors").write_text("one")
     first = model.identity
     assert model.identity == model.anchor("judge").identity == first != replace(model, thinking=True).identity
