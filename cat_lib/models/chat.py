@@ -14,6 +14,9 @@ from cat_lib.ledger import Ledger, clock
 from cat_lib.prompts import ask, without_thinking
 from cat_lib.schema import Completion, Keep, Message, Model, Prompt, Sampling
 
+Rows = list[tuple[list[int], list[list[int]]]]  # token ids: heads, each with the tails that follow it
+Counted = tuple[list[list[float]], int]
+
 
 def render(tokenizer: Any, messages: Sequence[Message], thinking: bool) -> str:
     """The chat as the model reads it, up to where its answer begins.
@@ -81,6 +84,10 @@ class Speaker:
         def ends(self) -> set[int]: ...
 
         def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]: ...
+        # `logprobs` of token ids, and how many tokens went through the weights
+        def following(self, heads: Sequence[list[int]], tails: Sequence[list[int]]) -> Counted: ...
+        # the numbers that `score` gives each tail after its head, one after the other, and how many tokens as above
+        def scored(self, rows: Rows, words: list[int]) -> Counted: ...
 
     def direct(self) -> Self:
         """Itself with its thinking off: for who reads the likeliest next word, where a thought would be due.
@@ -151,14 +158,26 @@ class Speaker:
             )
         return ids
 
-    def scorable(
-        self, heads: Sequence[Sequence[int]], branches: Sequence[Sequence[str]], words: Sequence[str]
-    ) -> tuple[list[int], list[tuple[list[int], list[list[int]]]]]:
-        """What `score` is asked, as token ids: each word's first, and each head with its branches.
+    def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
+        """Log-probability in nats of each token of `texts[i]` given `prompts[i]`, at temperature 1.
 
+        Raises ValueError if the lists differ in length or a pair does not fit the context.
+        """
+        start, heads, tails = clock(), [self.encode(p) for p in prompts], [self._ids(t) for t in texts]
+        results, computed = self.following(heads, tails)
+        self.book(sum(map(len, heads)), sum(map(len, tails)), computed, start)
+        return results
+
+    def score(
+        self, heads: Sequence[Sequence[int]], branches: Sequence[Sequence[str]], words: Sequence[str] = ()
+    ) -> list[list[list[float]]]:
+        """Log-probabilities in nats of what follows `heads[i]` (token ids) and `branches[i][j]` (text).
+
+        With `words`, [i][j] holds the log-probability of each word, read by its first token, right after the branch.
+        Without, [i][j] holds one number: the mean log-probability of the branch's own tokens after the head.
         Raises ValueError if two words open with the same token, a head or branch is empty, or a row does not fit.
         """
-        first = [self._ids(word)[0] for word in words]
+        start, first = clock(), [self._ids(word)[0] for word in words]
         if len(set(first)) < len(words):
             raise ValueError(f"the words {', '.join(map(repr, words))} open with the same token; take others")
         rows = [(list(h), [self._ids(b) for b in own]) for h, own in zip(heads, branches, strict=True)]
@@ -167,7 +186,10 @@ class Speaker:
         longest = max((len(head) + max(map(len, tails)) for head, tails in rows), default=0)
         if longest > self.context:
             raise ValueError(f"head and branch take {longest} tokens; the context has {self.context}")
-        return first, rows
+        found, computed = self.scored(rows, first)
+        tokens, numbers = sum(len(head) + len(tail) for head, tails in rows for tail in tails), iter(found)
+        self.book(tokens, len(found), computed, start, calls=len(found))
+        return [[next(numbers) for _ in tails] for _, tails in rows]
 
     def attempt(self, prompts: Sequence[Prompt], sampling: Sampling, keep: Keep | None = None) -> list[Completion]:
         """One completion of each prompt: what fails here fails as a whole."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ import torch
 from cat_lib.ledger import clock
 from cat_lib.models import ADVICE, ModelError, passes
 from cat_lib.models.attention import fits_window
-from cat_lib.models.chat import Speaker
+from cat_lib.models.chat import Counted, Rows, Speaker
 from cat_lib.schema import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -141,52 +142,28 @@ class LocalModel(Speaker):
         self.book(n * sum(lengths) + sum(map(len, masks)) - answered, answered, computed, start)
         return results
 
-    def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
-        """Log-probability in nats of each token of `texts[i]` given `prompts[i]`, at temperature 1.
-
-        Raises ValueError if the lists differ in length or a pair does not fit the context.
-        """
-        start, heads, tails = clock(), [self.encode(p) for p in prompts], [self._ids(t) for t in texts]
-        results, computed = self.following(heads, tails)
-        self.book(sum(map(len, heads)), sum(map(len, tails)), computed, start)
-        return results
-
-    def score(
-        self, heads: Sequence[Sequence[int]], branches: Sequence[Sequence[str]], words: Sequence[str] = ()
-    ) -> list[list[list[float]]]:
-        """Log-probabilities in nats of what follows `heads[i]` (token ids) and `branches[i][j]` (text).
-
-        With `words`, [i][j] holds the log-probability of each word, read by its first token, right after the branch.
-        Without, [i][j] holds one number: the mean log-probability of the branch's own tokens after the head.
-        Raises ValueError if two words open with the same token, a head or branch is empty, or a row does not fit.
-        """
-        start = clock()
-        first, rows = self.scorable(heads, branches, words)
+    def scored(self, rows: Rows, words: list[int]) -> Counted:
+        """In one pass over trees, where no window is passed."""
         longest = max((len(head) + max(map(len, tails)) for head, tails in rows), default=0)
-        pairs = [(head, tail) for head, tails in rows for tail in tails]
         if not fits_window(self.model.config, longest):  # a tree's mask knows none: each branch is a row of its own
-            asked = [([*h, *t], [w]) for h, t in pairs for w in first] if words else pairs
+            pairs = [(head, tail) for head, tails in rows for tail in tails]
+            asked = [([*h, *t], [w]) for h, t in pairs for w in words] if words else pairs
             logps, computed = self.following([h for h, _ in asked], [t for _, t in asked])
             found = iter(logps)
-            results = [[[next(found)[0] for _ in first] if words else [fmean(next(found))] for _ in t] for _, t in rows]
-        else:
-            with self.working():
-                shared = passes.opening(self.model, [head for head, _ in rows], longest)
-                prefix, results = shared.get_seq_length(), [[] for _ in rows]
-                rows = [(head[prefix:], tails) for head, tails in rows]
-                lengths = [len(head) + sum(map(len, tails)) for head, tails in rows]
-                computed = prefix + sum(lengths)
-                # small batches: over rows this long, padding costs more than batching gains
-                for batch in passes.batches(lengths, 1, 0, self.batch_tokens // 16):
-                    numbers = passes.trees(self.model, [rows[i] for i in batch], shared, first)
-                    for i, own in zip(batch, numbers, strict=True):
-                        results[i] = own
-        self.book(sum(len(h) + len(t) for h, t in pairs), len(pairs), computed, start, calls=len(pairs))
-        return results
+            return [[next(found)[0] for _ in words] if words else [fmean(next(found))] for _ in pairs], computed
+        with self.working():
+            shared = passes.opening(self.model, [head for head, _ in rows], longest)
+            prefix, results = shared.get_seq_length(), [list[list[float]]() for _ in rows]
+            rows = [(head[prefix:], tails) for head, tails in rows]
+            lengths = [len(head) + sum(map(len, tails)) for head, tails in rows]
+            # small batches: over rows this long, padding costs more than batching gains
+            for batch in passes.batches(lengths, 1, 0, self.batch_tokens // 16):
+                numbers = passes.trees(self.model, [rows[i] for i in batch], shared, words)
+                for i, own in zip(batch, numbers, strict=True):
+                    results[i] = own
+        return list(chain.from_iterable(results)), prefix + sum(lengths)
 
-    def following(
-        self, heads: Sequence[list[int]], tails: Sequence[list[int]], temperature: float = 1.0
-    ) -> tuple[list[list[float]], int]:
+    def following(self, heads: Sequence[list[int]], tails: Sequence[list[int]], temperature: float = 1.0) -> Counted:
         """`logprobs` of token ids, and how many tokens went through the weights."""
         rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
         lengths, results = list(map(len, rows)), list[list[float]]([] for _ in rows)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from cat_lib.ledger import clock
 from cat_lib.models import ModelError, memory
-from cat_lib.models.chat import Draft, Speaker
+from cat_lib.models.chat import Counted, Draft, Rows, Speaker
 from cat_lib.models.merging import merged, read_adapter, require_fit, shapes
 from cat_lib.schema import Completion, Prompt, Sampling
 
@@ -156,37 +156,19 @@ class VLLMModel(Speaker):
         self.book(n * sum(map(len, ids)) + tokens - answered, answered, sum(map(len, ids)) + tokens, start)
         return results
 
-    def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
-        """Log-probability in nats of each token of `texts[i]` given `prompts[i]`, at temperature 1.
+    def scored(self, rows: Rows, words: list[int]) -> Counted:
+        """Words are read from the next token's distribution, which the prefix cache serves.
 
-        Raises ValueError if the lists differ in length or a pair does not fit the context.
+        A branch's own tokens need a pass over the whole row.
         """
-        start, heads, tails = clock(), [self.encode(p) for p in prompts], [self._ids(t) for t in texts]
-        results = self._following(heads, tails)
-        prompted, answered = sum(map(len, heads)), sum(map(len, tails))
-        self.book(prompted, answered, prompted + answered, start)
-        return results
-
-    def score(
-        self, heads: Sequence[Sequence[int]], branches: Sequence[Sequence[str]], words: Sequence[str] = ()
-    ) -> list[list[list[float]]]:
-        """Log-probabilities in nats of what follows `heads[i]` (token ids) and `branches[i][j]` (text), as `Model`'s.
-
-        Words are read from the next token's distribution, which the prefix cache serves; a branch's own tokens need a
-        pass over the whole row. Raises ValueError as the transformers engine does.
-        """
-        start = clock()
-        first, rows = self.scorable(heads, branches, words)
         pairs = [(head, tail) for head, tails in rows for tail in tails]
-        if words:
-            asked = [self._asked(temperature=1.0, max_tokens=1, logprob_token_ids=first)] * len(pairs)
-            answers = self._run([head + tail for head, tail in pairs], asked)
-            found = [[answer.outputs[0].logprobs[0][word].logprob for word in first] for answer in answers]
-        else:
-            found = [[fmean(own)] for own in self._following(*zip(*pairs, strict=True))] if pairs else []
-        numbers, tokens = iter(found), sum(len(h) + len(t) for h, t in pairs)
-        self.book(tokens, len(pairs), tokens, start, calls=len(pairs))
-        return [[next(numbers) for _ in tails] for _, tails in rows]
+        if not words:
+            own, computed = self.following(*zip(*pairs, strict=True)) if pairs else ([], 0)
+            return [[fmean(numbers)] for numbers in own], computed
+        asked = [self._asked(temperature=1.0, max_tokens=1, logprob_token_ids=words)] * len(pairs)
+        answers = self._run([head + tail for head, tail in pairs], asked)
+        found = [[answer.outputs[0].logprobs[0][word].logprob for word in words] for answer in answers]
+        return found, sum(len(head) + len(tail) for head, tail in pairs)
 
     def sleep(self) -> None:
         """Give a learner on the same GPU this engine's memory until it is asked again. Elsewhere nothing happens."""
@@ -208,7 +190,8 @@ class VLLMModel(Speaker):
         gc.collect()
         cleanup_dist_env_and_memory()
 
-    def _following(self, heads: Sequence[list[int]], tails: Sequence[list[int]]) -> list[list[float]]:
+    def following(self, heads: Sequence[list[int]], tails: Sequence[list[int]]) -> Counted:
+        """`logprobs` of token ids, and how many tokens went through the weights."""
         rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
         longest = max(map(len, rows), default=0)
         if longest > self.context:
@@ -218,7 +201,7 @@ class VLLMModel(Speaker):
         for row, tail, answer in zip(rows, tails, self._run(rows, asked), strict=True):
             places = list(zip(row, answer.prompt_logprobs, strict=True))[len(row) - len(tail) :]
             results.append([place[token].logprob for token, place in places])
-        return results
+        return results, sum(map(len, rows))
 
     def _held_to(self, form: str) -> dict[str, Any]:
         from vllm.sampling_params import StructuredOutputsParams
