@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from cat_lib.learning.grpo import add_lora
-from cat_lib.models.attention import register
+from cat_lib.models.attention import NAME
 from cat_lib.models.embedded import checkpoint
 from cat_lib.models.local import LocalModel
 
@@ -27,7 +27,7 @@ def tiny_policy() -> LocalModel:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=4096, attn_implementation=register(),
+        num_key_value_heads=2, max_position_embeddings=4096, attn_implementation=NAME,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id

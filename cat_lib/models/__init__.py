@@ -79,7 +79,7 @@ def _local(name: str, engine: str, thinking: bool) -> LocalModel:
     else:
         model, tokenizer = _unsloth(name, _path(name), engine == "unsloth_4bit")
     from cat_lib.models import memory
-    from cat_lib.models.attention import register, unsuited
+    from cat_lib.models.attention import NAME, unsuited
     from cat_lib.models.local import LocalModel
 
     loaded = LocalModel(model, engine, tokenizer=tokenizer, name=name, thinking=thinking)
@@ -89,7 +89,7 @@ def _local(name: str, engine: str, thinking: bool) -> LocalModel:
             "prompt would go wrong; take a Llama, Qwen 2.5 or 3, Mistral or Gemma 3 model"
         )
     if loaded.plainly:
-        model.set_attn_implementation(register())
+        model.set_attn_implementation(NAME)
     _ready(name, tokenizer)
     loaded.context  # noqa: B018  # it raises for a model of which nothing says what fits
     return replace(loaded, batch_tokens=max(loaded.batch_tokens, memory.batch_tokens(model)))

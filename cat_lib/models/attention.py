@@ -15,7 +15,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "sdpa_grouped_decode"
+NAME = "sdpa_grouped_decode"  # what to give as `attn_implementation`
 
 
 def _forward(
@@ -36,11 +36,8 @@ def _forward(
     return output.reshape(batch, 1, heads, value.shape[-1]), None
 
 
-def register() -> str:
-    """Make it known to transformers; returns the name to give as `attn_implementation`."""
-    AttentionInterface.register(NAME, _forward)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    return NAME
+AttentionInterface.register(NAME, _forward)
+AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def fits_window(config: Any, length: int) -> bool:
