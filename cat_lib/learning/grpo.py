@@ -23,7 +23,7 @@ import pandas as pd
 from cat_lib.learning.lora import add_lora as add_lora
 from cat_lib.learning.record import Record
 from cat_lib.learning.settings import GRPOSettings, grpo_arguments
-from cat_lib.learning.trl import FACTS, GroupReward, Signal
+from cat_lib.learning.trl import FACTS, Reward, Signal, group_reward
 from cat_lib.ledger import Cost
 from cat_lib.method.signals import GOLD_SIGNALS, RUBRIC_SIGNALS, SIGNALS
 from cat_lib.runs.tracking import Run
@@ -97,9 +97,8 @@ def train(
     run.tag("reward_rule", getattr(rule, "__name__", type(rule).__name__))
     signal = Signal(estimator, rule)
     record = Record(task, examples, run, signal, settings.group_size)
-    reward = GroupReward(
-        task, examples, signal, settings.group_size, partial(policy.read, sampling=task.sampling), record.on_step
-    )
+    read = partial(policy.read, sampling=task.sampling)
+    reward = group_reward(task, examples, signal, settings.group_size, read, record.on_step)
     trainer = _trainer(policy, task, examples, reward, settings, run)
     session = GRPOSession(trainer, policy, run, resume, signal)
     adapter = session.work(ended=trainer.state.global_step >= settings.steps)
@@ -141,7 +140,7 @@ def require_drawn(
 
 
 def _trainer(
-    policy: LocalModel, task: Task, examples: Sequence[Example], reward: GroupReward, settings: GRPOSettings, run: Run
+    policy: LocalModel, task: Task, examples: Sequence[Example], reward: Reward, settings: GRPOSettings, run: Run
 ) -> Any:
     """TRL's trainer with our rollouts and reward attached; Unsloth's patched one if the policy came from it."""
     import trl

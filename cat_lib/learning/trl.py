@@ -27,6 +27,7 @@ FACTS = ("mean_logprob", "mean_entropy", "self_certainty", "foreign")
 # example id, completion text, completion token ids, facts, and further rollouts that only vote
 Row = tuple[str, str, list[int], dict[str, Any], Sequence[Completion]]
 Read = Callable[[Prompt, str, list[int]], Completion]  # prompt, text and token ids to what the policy said
+Reward = Callable[..., list[float | None]]  # as TRL calls it
 OnStep = Callable[[int, list[Group], list[Reference | None], Rewards], dict[str, float]]
 
 
@@ -56,24 +57,25 @@ class Signal:
         self.flips.load(state.get("flips", {}))
 
 
-class GroupReward:
-    """A TRL reward function made of an estimator and a reward rule.
+def group_reward(
+    task: Task, examples: Sequence[Example], signal: Signal, group_size: int, read: Read, on_step: OnStep
+) -> Reward:
+    """A TRL reward function made of an estimator and a reward rule: one reward a row, None where unscorable.
 
-    `on_step(step, groups, references, rewards)` sees each finished batch, that of all processes on each of them, and
-    returns metrics to log; what it does with gold answers comes after the rewards are fixed.
+    It raises ValueError if a group cannot be made whole. `on_step(step, groups, references, rewards)` sees each
+    finished batch, that of all processes on each of them, and returns metrics to log; what it does with gold answers
+    comes after the rewards are fixed.
     """
+    asked = {e.id: (e.question, e.prompt) for e in examples}
 
-    __name__ = "reward"  # TRL's metric key
+    def group(chunk: Sequence[Row]) -> Group:
+        id = chunk[0][0]
+        question, prompt = asked[id]
+        rollouts = [replace(read(prompt, text, ids), **facts) for _, text, ids, facts, _ in chunk]
+        rollouts += [voter for *_, voters in chunk for voter in voters]
+        return group_of(task, id, question, rollouts, prompt)
 
-    def __init__(
-        self, task: Task, examples: Sequence[Example], signal: Signal, group_size: int, read: Read, on_step: OnStep
-    ) -> None:
-        self.asked: Mapping[str, tuple[str, Prompt]] = {e.id: (e.question, e.prompt) for e in examples}
-        self.task, self.signal, self.group_size, self.read, self.on_step = task, signal, group_size, read, on_step
-
-    def __call__(
-        self,
-        prompts: list[Any],
+    def reward(  # its name is TRL's metric key
         completions: list[Any],
         completion_ids: list[list[int]],
         example_id: list[str],
@@ -81,7 +83,6 @@ class GroupReward:
         log_metric: Callable[[str, float], None],
         **columns: Any,
     ) -> list[float | None]:
-        """One reward a row, None where unscorable. Raises ValueError if a group cannot be made whole."""
         from accelerate import PartialState
         from accelerate.utils import broadcast_object_list, gather_object
 
@@ -92,28 +93,21 @@ class GroupReward:
         others = columns.get("untrained", [()] * local)
         # each process holds one contiguous slice of the step's rows, in the order of their ranks, and scores one
         rows: list[Row] = gather_object(list(zip(example_id, texts, completion_ids, facts, others, strict=True)))
-        chunks = whole_groups(rows, self.group_size)
-        alone = processes > 1 and bool(self.signal.keepers)
+        chunks = whole_groups(rows, group_size)
+        alone = processes > 1 and bool(signal.keepers)
+        # the first process, which writes, has a group as long as there is one; where it is alone, all of them
+        ends = [len(chunks) if alone and r else -(-len(chunks) * r // processes) for r in range(processes + 1)]
+        own = [group(chunk) for chunk in chunks[ends[rank] : ends[rank + 1]]]
+        scored = gather_object(list(zip(own, *signal(own), strict=True)))
         if alone:
-            ends = [0, *[len(chunks)] * processes]
-        else:  # the first process, which writes, has a group as long as there is one
-            ends = [-(-len(chunks) * r // processes) for r in range(processes + 1)]
-        own = [self._group(chunk) for chunk in chunks[ends[rank] : ends[rank + 1]]]
-        scored = gather_object(list(zip(own, *self.signal(own), strict=True)))
-        if alone:
-            self.signal.load(broadcast_object_list([self.signal.state()])[0])
+            signal.load(broadcast_object_list([signal.state()])[0])
         groups, references, rewards = map(list, zip(*scored, strict=True))
-        for name, value in self.on_step(trainer_state.global_step + 1, groups, references, rewards).items():
+        for name, value in on_step(trainer_state.global_step + 1, groups, references, rewards).items():
             log_metric(name, value)
-        flat = [r for group in rewards for r in group[: self.group_size]]
+        flat = [r for scores in rewards for r in scores[:group_size]]
         return flat[rank * local :][:local]
 
-    def _group(self, chunk: Sequence[Row]) -> Group:
-        id = chunk[0][0]
-        question, prompt = self.asked[id]
-        rollouts = [replace(self.read(prompt, text, ids), **facts) for _, text, ids, facts, _ in chunk]
-        rollouts += [voter for *_, voters in chunk for voter in voters]
-        return group_of(self.task, id, question, rollouts, prompt)
+    return reward
 
 
 def whole_groups(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:

@@ -85,7 +85,7 @@ import json, os, sys
 from types import SimpleNamespace
 from accelerate import PartialState
 from cat_lib.method.estimators.voting import majority
-from cat_lib.learning.trl import GroupReward, Signal
+from cat_lib.learning.trl import Signal, group_reward
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.schema import Completion
 from cat_lib.tasks.arithmetic import Arithmetic
@@ -97,7 +97,7 @@ rows = [(e.id, f"{e.question[8:-1]} = {v}") for e, vs in zip(examples, [[1, 1, 2
         for v in vs]
 share = len(rows) // state.num_processes
 mine = rows[state.process_index * share :][:share]
-reward = GroupReward(task, examples, Signal(majority, verifiable), 4,
+reward = group_reward(task, examples, Signal(majority, verifiable), 4,
                      lambda _, text, ids: Completion(text, tuple(ids), "stop"),
                      lambda *a: {"groups": float(len(a[1])),
                                  "logprobs": [r.mean_logprob for g in a[1] for r in g.rollouts]})

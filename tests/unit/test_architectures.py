@@ -28,7 +28,7 @@ from transformers import (
 from cat_lib.learning import grpo as training
 from cat_lib.learning.grpo import add_lora, train
 from cat_lib.learning.settings import GRPOSettings
-from cat_lib.learning.trl import GroupReward, Signal
+from cat_lib.learning.trl import Signal, group_reward
 from cat_lib.method.estimators.voting import majority
 from cat_lib.method.rewards.verifiable import verifiable
 from cat_lib.models import ModelError, load_model
@@ -161,7 +161,7 @@ def trainer_of(model, prompts, folder, beta=0.0):
                 parameter.normal_(std=0.05)
     settings = GRPOSettings(1, 4, 3, 3, beta=beta, lora_rank=4)
     read = partial(policy.read, stop=task.sampling.stop)
-    reward = GroupReward(task, task.asked, Signal(majority, verifiable), 4, read, lambda *_: {})
+    reward = group_reward(task, task.asked, Signal(majority, verifiable), 4, read, lambda *_: {})
     trainer = training._trainer(policy, task, task.asked, reward, settings, Run(folder))
     groups = policy.generate(prompts, 4, Sampling(NEW, seed=2))
     rows = [(policy.encode(p), list(c.token_ids)) for p, g in zip(prompts, groups, strict=True) for c in g]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from jinja2 import UndefinedError
 
-from cat_lib.learning.trl import GroupReward, Signal, whole_groups
+from cat_lib.learning.trl import Signal, group_reward, whole_groups
 from cat_lib.method.estimators.synthesis import synthesis, synthesis_prompt
 from cat_lib.method.estimators.voting import agreement, majority
 from cat_lib.method.rewards.verifiable import verifiable
@@ -183,7 +183,7 @@ def adapter(examples, record=None, size=2):
     def read(prompt, text, ids):
         return Completion(text, tuple(ids), "stop" if ids[-1] == 9 else "length")
 
-    return GroupReward(TASK, examples, Signal(majority, verifiable), size, read, on_step)
+    return group_reward(TASK, examples, Signal(majority, verifiable), size, read, on_step)
 
 
 def call(reward, ids, texts, last=9):
