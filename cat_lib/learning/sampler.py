@@ -53,12 +53,10 @@ def rollouts(
         step_seed = (seed * 1_000_003 + trainer.state.global_step) * 64 + trainer.accelerator.process_index
         n = max(count for _, count in runs) * (1 + voters)
         groups = policy.generate([p for p, _ in runs], n, replace(sampling, seed=step_seed))
-        rows = [(p, c) for (p, count), group in zip(runs, groups, strict=True) for c in group[:count]]
-        untrained = [
-            group[count + i * voters : count + (i + 1) * voters]
-            for (_, count), group in zip(runs, groups, strict=True)
-            for i in range(count)
-        ]
+        rows, untrained = list[Row](), list[list[Completion]]()
+        for (prompt, count), group in zip(runs, groups, strict=True):
+            rows += [(prompt, c) for c in group[:count]]
+            untrained += [group[count + i * voters :][:voters] for i in range(count)]
         if policy.sampler:
             compare(policy, rows, sampling, trainer)
         return {
