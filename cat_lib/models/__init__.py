@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
@@ -178,33 +178,33 @@ def _transformers(name: str, path: str) -> tuple[Any, Any]:
 
 def _unsloth(name: str, path: str, four_bit: bool) -> tuple[Any, Any]:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # of kernels that it would download
-    try:
+    # it fails where there is a folder of that name, no driver, or another torch
+    with as_model_error("engine=unsloth: Unsloth can't be used here (", "); `make engines` adds it"):
         if four_bit:
             import_module("bitsandbytes")  # Unsloth goes on without it, in 16 bits
         from unsloth import FastLanguageModel  # must come before transformers, trl and peft
-    except Exception as error:  # a folder of it, no driver, another torch
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ModelError(f"engine=unsloth: Unsloth can't be used here ({said}); `make engines` adds it") from None
     with _reaching("weights", name):
         model, tokenizer = FastLanguageModel.from_pretrained(path, load_in_4bit=four_bit, load_in_16bit=not four_bit)
     for layer in model.modules():
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = (
-                False  # packed for inference, weights that policies share have no gradient
-            )
+        if hasattr(layer, "support_avx512bf16_for_cpu"):  # weights packed for inference have no gradient
+            layer.support_avx512bf16_for_cpu = False
     return model, tokenizer
 
 
+def _reaching(part: str, name: str) -> AbstractContextManager[None]:
+    missing = " (no model hub reached, no such model, or access not granted)"
+    place = f"folder {name}" if Path(name).is_dir() else f"hub id {name}{missing}"
+    return as_model_error(f"can't load the {part} of the {place}: ", f"; {ADVICE}")
+
+
 @contextmanager
-def _reaching(part: str, name: str) -> Iterator[None]:
-    """One error for what goes wrong inside: folders and the hub raise a dozen unrelated types."""
+def as_model_error(before: str, after: str = "") -> Iterator[None]:
+    """One error for what goes wrong inside: files, the hub and engines raise what their parts raise, a dozen types."""
     try:
         yield
     except Exception as error:
-        missing = " (no model hub reached, no such model, or access not granted)"
-        place = f"folder {name}" if Path(name).is_dir() else f"hub id {name}{missing}"
         said = " ".join(str(error).split())[:200]
-        raise ModelError(f"can't load the {part} of the {place}: {type(error).__name__}: {said}; {ADVICE}") from error
+        raise ModelError(f"{before}{type(error).__name__}: {said}{after}") from error
 
 
 def preferred_dtype() -> Any:

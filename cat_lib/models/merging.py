@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cat_lib.models import ModelError
+from cat_lib.models import ModelError, as_model_error
 
 Adapter = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name of a weight -> scaled B (out, r) and A (r, in), float32
 _PLAIN = {"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False}
@@ -24,13 +24,10 @@ _EMPTY = ("modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_i
 
 def read_adapter(folder: Path) -> Adapter:
     """The adapter in `folder`, as PEFT saves it. Raises ModelError if it is none, or more than plain LoRA."""
-    try:
+    with as_model_error(f"{folder} holds no LoRA adapter: "):
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
         scale = config["lora_alpha"] / config["r"]
-    except Exception as error:  # files of anything raise several kinds
-        said = " ".join(str(error).split())[:200]
-        raise ModelError(f"{folder} holds no LoRA adapter: {type(error).__name__}: {said}") from error
     odd = {key: config[key] for key, plain in _PLAIN.items() if config.get(key, plain) != plain}
     odd |= {key: config[key] for key in _EMPTY if config.get(key)}
     names = sorted({name.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for name in tensors})

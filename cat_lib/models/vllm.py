@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from cat_lib.ledger import clock
-from cat_lib.models import ModelError, memory
+from cat_lib.models import ModelError, as_model_error, memory
 from cat_lib.models.chat import Counted, Draft, Rows, Speaker
 from cat_lib.models.merging import merged, read_adapter, require_fit, shapes
 from cat_lib.schema import Completion, Prompt, Sampling
@@ -261,12 +261,9 @@ def load(name: str, thinking: bool = False, beside: bool = False) -> VLLMModel:
         own |= {"enable_lora": True, "max_lora_rank": MAX_RANK, "lora_target_modules": _ADAPTED}
         own |= {"max_loras": 2, "max_cpu_loras": 8}
         own |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.45} if beside else {}
-    try:
+    with as_model_error(f"vLLM can't open {name}: "):
         dtype = str(preferred_dtype()).removeprefix("torch.")
         llm = LLM(model=str(folder), dtype=dtype, logprobs_mode="processed_logprobs", **own)
-    except Exception as error:  # it raises what its parts raise
-        said = " ".join(str(error).split())[:200]
-        raise ModelError(f"vLLM can't open {name}: {type(error).__name__}: {said}") from error
     size = sum(map(math.prod, shapes(folder).values()))
     return VLLMModel(llm, size, tokenizer=tokenizer, name=name, thinking=thinking)
 
