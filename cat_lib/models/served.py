@@ -65,10 +65,9 @@ class ServedModel(VLLMModel):
         model.model.save_pretrained(folder.name, save_embedding_layers=False)
         weights = (Path(folder.name) / "adapter_model.safetensors").read_bytes()
         digest = hashlib.sha256(weights).hexdigest()[:16]
-        last = next(reversed(self.policies), "")
-        if last.endswith(digest):
+        drawing.lora = next(reversed(self.policies), "")
+        if drawing.lora.endswith(digest):
             folder.cleanup()
-            drawing.lora = last
             return drawing
         self.handed.append(digest)
         drawing.lora = f"{_launch()}-{len(self.handed)}-{digest}"
