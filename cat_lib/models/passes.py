@@ -22,8 +22,7 @@ from cat_lib.schema import Sampling
 MAX_ROWS = 256  # bounds the logits of one decoding step to rows x vocabulary
 _CHUNK = 256  # tokens
 _DRAWN = 8  # rows: what is made of their logits stays in a processor's cache, and malloc gives the same memory again
-Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-Pair = tuple[torch.Tensor, torch.Tensor]
+Tensors = tuple[torch.Tensor, ...]
 Drawn = tuple[list[int], list[float], list[tuple[int, int]]]
 
 
@@ -36,7 +35,7 @@ class _Roomy(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values, self.room = filled.keys, filled.values, room + filled.keys.shape[2]
         self.batch_select_indices(torch.arange(len(filled.keys)).repeat_interleave(n).to(self.device))
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Pair:
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Tensors:
         start = self.keys.shape[2]
         for wide, new in zip(self.wide, (key_states, value_states), strict=True):
             wide[:, :, start : start + new.shape[2]] = new
@@ -134,7 +133,7 @@ def decode(
     uniform: torch.Tensor,
     sampling: Sampling,
     stop_ids: frozenset[int],
-    after: Callable[[list[int]], list[int] | None] = lambda ids: None,
+    after: Callable[[list[int]], list[int] | None],
 ) -> tuple[list[Drawn], int]:
     """Draw n sequences from each of the rows that `prefill` gave; `uniform` (rows, n, tokens) says which.
 
@@ -182,7 +181,7 @@ def decode(
     return rows, computed
 
 
-def draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> Draw:
+def draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> Tensors:
     """Tokens (R,) from logits (R, V) and a uniform number each: what is drawn depends on nothing else.
 
     With them their log-probabilities, the entropies and the self-certainties (logsumexp minus the mean logit), of the
@@ -191,11 +190,10 @@ def draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> Dra
     rows = _DRAWN if logits.device.type == "cpu" else len(logits)
     parts = zip(torch.split(logits, rows), torch.split(uniform, rows), strict=True)
     drawn = zip(*(_draw(own.float(), sampling, numbers) for own, numbers in parts), strict=True)
-    tokens, logp, entropy, certainty = map(torch.cat, drawn)
-    return tokens, logp, entropy, certainty
+    return tuple(map(torch.cat, drawn))
 
 
-def _draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> Draw:
+def _draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> Tensors:
     scaled = logits if sampling.temperature in (0, 1) else logits / sampling.temperature
     scaled = scaled - scaled.amax(-1, keepdim=True)  # so that the sums below keep their digits
     whole = probs = scaled.softmax(-1)
