@@ -40,11 +40,6 @@ def render(tokenizer: Any, messages: Sequence[Message], thinking: bool) -> str:
     )
 
 
-def spoken(text: str, rendered: str) -> str:
-    """A completion's text less what the model thought; some chat templates open the thinking themselves."""
-    return without_thinking("<think>" * rendered.rstrip().endswith("<think>") + text)
-
-
 @dataclass
 class Draft:
     """A rollout while it is made: its prompt's ids, its own, their log-probabilities, and spans a tool put in."""
@@ -95,7 +90,7 @@ class Speaker:
         Raises ValueError if its chat template opens the thinking all the same.
         """
         direct = replace(self, thinking=False)
-        if direct.render([{"role": "user", "content": "-"}]).rstrip().endswith("<think>"):
+        if direct.opens_thinking([{"role": "user", "content": "-"}]):
             raise ValueError(
                 f"{self.name!r} always thinks first, so no word can be read where the answer begins; as a judge ask it "
                 "in the way judge_prompt='text'"
@@ -118,6 +113,10 @@ class Speaker:
     def render(self, prompt: Prompt) -> str:
         """What the model reads: plain text as it stands, messages through its chat template."""
         return prompt if isinstance(prompt, str) else render(self.tokenizer, prompt, self.thinking)
+
+    def opens_thinking(self, prompt: Prompt) -> bool:
+        """Whether the answer begins inside a thought: some chat templates open the thinking themselves."""
+        return self.render(prompt).rstrip().endswith("<think>")
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=special).input_ids)
@@ -145,7 +144,7 @@ class Speaker:
 
         Raises ValueError if one is empty or does not fit with `max_new_tokens`, or if a model that thinks has a tool.
         """
-        if sampling.tool and any(self.thinking or self.render(p).rstrip().endswith("<think>") for p in prompts):
+        if sampling.tool and any(self.thinking or self.opens_thinking(p) for p in prompts):
             raise ValueError(
                 f"{self.name!r} thinks first, and a tool can't be called from thoughts: take thinking=false"
             )
@@ -211,7 +210,7 @@ class Speaker:
         With a tool, which went on at those, before one in the last token.
         """
         last = len(text) - len(self.decode(ids[:-1])) if sampling.tool else len(text)
-        text = spoken(text, self.render(prompt))
+        text = without_thinking("<think>" * self.opens_thinking(prompt) + text)
         cuts = [at for at in (text.find(s, max(0, len(text) - last)) for s in sampling.stop) if at >= 0]
         ended = bool(ids) and ids[-1] in self.stop_ids(sampling.stop)
         if ended and sampling.tool and len(ids) >= sampling.max_new_tokens and ids[-1] not in self.ends:
