@@ -197,11 +197,10 @@ class EndpointModel:
             failed = replies.refused(error.status_code, replies.parsed(text), error.response.headers)
         if self.heard:
             self.heard(fields, replies.masked(text))
-        if failed is None and not isinstance(replies.parsed(text), dict):
-            failed = EndpointError("broken", "no chat completion; does the URL end in /v1?")
-        if failed:
-            raise failed
-        return replies.parsed(text)
+        body = replies.parsed(text)
+        if failed or not isinstance(body, dict):
+            raise failed or EndpointError("broken", "no chat completion; does the URL end in /v1?")
+        return body
 
     def _remember(self, without: Mapping[str, str]) -> None:
         """That the server answers without these fields, which is said once."""
