@@ -90,7 +90,6 @@ def _local(name: str, engine: str, thinking: bool) -> LocalModel:
         )
     if loaded.plainly:
         model.set_attn_implementation(NAME)
-    _ready(name, tokenizer)
     loaded.context  # noqa: B018  # it raises for a model of which nothing says what fits
     return replace(loaded, batch_tokens=max(loaded.batch_tokens, memory.batch_tokens(model)))
 
@@ -188,7 +187,7 @@ def _unsloth(name: str, path: str, four_bit: bool) -> tuple[Any, Any]:
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):  # weights packed for inference have no gradient
             layer.support_avx512bf16_for_cpu = False
-    return model, tokenizer
+    return model, _ready(name, tokenizer)
 
 
 def _reaching(part: str, name: str) -> AbstractContextManager[None]:
