@@ -84,11 +84,8 @@ class ServedModel(VLLMModel):
     def sleep(self) -> None:
         """Nothing: the server's memory is its own."""
 
-    def _held_to(self, form: str) -> dict[str, Any]:
-        return {"structured_outputs": {"regex": form}} if form else {}
-
-    def _asked(self, **settings: Any) -> Any:
-        return settings
+    def _asked(self, form: str = "", **settings: Any) -> Any:
+        return settings | ({"structured_outputs": {"regex": form}} if form else {})
 
     def _run(self, rows: Sequence[Sequence[int]], asked: Sequence[Any]) -> list[Any]:
         # what the model's own generation config would add is set to nothing

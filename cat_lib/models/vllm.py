@@ -132,8 +132,8 @@ class VLLMModel(Speaker):
             return []
         start, ids = clock(), self.fitting(prompts, sampling)
         whole = sampling.top_k == 0 and sampling.top_p == 1 and not sampling.form
-        same: dict[str, Any] = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
-        same |= {"logprobs": 0, "stop_token_ids": sorted(self.stop_ids(sampling.stop))} | self._held_to(sampling.form)
+        same: dict[str, Any] = {name: getattr(sampling, name) for name in ("form", "temperature", "top_k", "top_p")}
+        same |= {"logprobs": 0, "stop_token_ids": sorted(self.stop_ids(sampling.stop))}
 
         def asked(at: int, n: int, room: int) -> Any:
             return self._asked(n=n, max_tokens=room, seed=sampling.seed * 1_000_003 + at, **same)
@@ -203,15 +203,11 @@ class VLLMModel(Speaker):
             results.append([place[token].logprob for token, place in places])
         return results, sum(map(len, rows))
 
-    def _held_to(self, form: str) -> dict[str, Any]:
-        from vllm.sampling_params import StructuredOutputsParams
+    def _asked(self, form: str = "", **settings: Any) -> Any:
+        from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
-        return {"structured_outputs": StructuredOutputsParams(regex=form)} if form else {}
-
-    def _asked(self, **settings: Any) -> Any:
-        from vllm import SamplingParams
-
-        return SamplingParams(detokenize=False, **settings)
+        held = {"structured_outputs": StructuredOutputsParams(regex=form)} if form else {}
+        return SamplingParams(detokenize=False, **held, **settings)
 
     def _run(self, rows: Sequence[Sequence[int]], asked: Sequence[Any]) -> list[Any]:
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
