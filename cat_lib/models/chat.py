@@ -66,6 +66,8 @@ class Speaker:
     role: str = "policy"
     thinking: bool = False  # whether the chat template may let the model think first; the paper has it off
     ledger: Ledger = field(default_factory=Ledger)
+    policies: dict[str, Any] = field(default_factory=dict, repr=False)  # by name; all roles share them
+    scores = True
 
     if TYPE_CHECKING:
 

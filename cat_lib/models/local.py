@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from statistics import fmean
@@ -43,9 +43,7 @@ class LocalModel(Speaker):
     engine: str = "transformers"  # "unsloth" or "unsloth_4bit" where Unsloth made the model
     batch_tokens: int = 16_384  # most key-value positions alive at once
     initial: Any = None
-    policies: dict[str, Any] = field(default_factory=dict, repr=False)
     sampler: VLLMModel | None = None  # generates in its place
-    scores = True
 
     @property
     def plainly(self) -> bool:

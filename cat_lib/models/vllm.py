@@ -49,9 +49,7 @@ class VLLMModel(Speaker):
     llm: Any
     parameters: int  # all that its files hold
     lora: Any = None
-    policies: dict[str, Any] = field(default_factory=dict, repr=False)
     held: list[Any] = field(default_factory=lambda: [None], repr=False)
-    scores = True
 
     @property
     def context(self) -> int:
