@@ -54,7 +54,7 @@ def open_side(side: str) -> Callable[[list[str], int, int, int], int]:
 
     loaded = load_model("embedded")
     assert isinstance(loaded, LocalModel)
-    model = Endless(loaded.model, loaded.tokenizer, "embedded")
+    model = Endless(loaded.model, tokenizer=loaded.tokenizer, name="embedded")
 
     def ours(prompts: list[str], n: int, tokens: int, seed: int) -> int:
         return sum(len(c.token_ids) for g in model.generate(prompts, n, Sampling(tokens, seed=seed)) for c in g)
