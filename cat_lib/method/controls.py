@@ -8,10 +8,10 @@ far as right labels did. The plurality control is TTRL itself: `voting.majority`
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from cat_lib.method.estimators.voting import gold, pick
+from cat_lib.method.estimators.voting import gold, majority
 from cat_lib.schema import Estimator, Group, Reference
 
 
@@ -50,13 +50,10 @@ def gold_wrong_majority(golds: Mapping[str, str], correct: Callable[[str | None,
     """
     known = gold(golds)
 
-    def wrong(group: Group, right: Reference | None) -> Reference | None:
-        truth = right.text if right else ""
-        votes = Counter(a for a in group.answers if a is not None and not correct(a, truth))
-        found = votes.most_common(1)
-        return pick(group, group.answers.index(found[0][0]), "gold_wrong_majority") if found else None
-
     def estimate(groups: Sequence[Group]) -> list[Reference | None]:
-        return [wrong(group, right) for group, right in zip(groups, known(groups), strict=True)]
+        truths = [right.text if right else "" for right in known(groups)]
+        wrong = [[None if correct(a, t) else a for a in g.answers] for g, t in zip(groups, truths, strict=True)]
+        voting = [replace(group, answers=tuple(answers)) for group, answers in zip(groups, wrong, strict=True)]
+        return [vote and replace(vote, estimator="gold_wrong_majority") for vote in majority(voting)]
 
     return estimate
