@@ -87,15 +87,16 @@ def evaluate(
     with ledger.measure() as many:
         groups = sample_groups(policy, task, examples, group_size, sampling)
     scores = {
-        "single": Score(graded(task, examples, groups), _total(one)),
-        "greedy": Score(graded(task, examples, greedy)[:, 0], _total(once)),
+        "single": Score(graded(task, examples, groups), sum(one.values(), Cost())),
+        "greedy": Score(graded(task, examples, greedy)[:, 0], sum(once.values(), Cost())),
     }
     references = {}
     for name, estimator in estimators.items():
         with ledger.measure() as reading:
             references[name] = estimator(groups)
         drawn = one if isinstance(estimator, OfFirst) else many
-        scores[name] = Score(graded(task, examples, references[name])[:, 0], _total(drawn, reading))
+        cost = sum([*drawn.values(), *reading.values()], Cost())
+        scores[name] = Score(graded(task, examples, references[name])[:, 0], cost)
     return Evaluation(groups, scores, references, [e.level for e in examples], seed)
 
 
@@ -139,7 +140,3 @@ def preview(groups: Sequence[Group], rollouts: int = 4) -> pd.DataFrame:
     """One row a group: its question, its first rollouts as they are, and its agreement."""
     rows = [[g.question, *(r.text for r in g.rollouts[:rollouts]), round(agreement(g.answers), 2)] for g in groups]
     return pd.DataFrame(rows, columns=["question", *(f"rollout {i + 1}" for i in range(rollouts)), "agreement"])
-
-
-def _total(*spent: Mapping[str, Cost]) -> Cost:
-    return sum((cost for roles in spent for cost in roles.values()), Cost())
