@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from cat_lib.method.rewards.proposals import parse_rubric, same_words
+from cat_lib.method.rewards.proposals import NEAR, read_rubric, same_words
 from cat_lib.models.chat import fitted
 from cat_lib.prompts import ask
-from cat_lib.schema import AnswerError, Completion, Criterion, Group, Model, Prompt, Sampling
+from cat_lib.schema import Completion, Criterion, Group, Model, Prompt, Sampling
 
-_NEAR, _QUOTED, _WORD = 0.7, 8, re.compile(r"\w+")  # share of words that make two one; words that make a quotation
+_QUOTED, _WORD = 8, re.compile(r"\w+")  # words that make a quotation
 _TURN = re.compile(r"\b(?:not|never|without|avoids?|fails?|does|do|doesn't|don't|to|that|the)\b|s\b", re.IGNORECASE)
 
 
@@ -38,7 +38,7 @@ def new(found: Sequence[Criterion], known: Sequence[Criterion], rollouts: Sequen
     for criterion in found:
         bare, words = _TURN.sub(" ", criterion.text), _WORD.findall(criterion.text.casefold())
         runs = [" ".join(words[i : i + _QUOTED]) for i in range(len(words) - _QUOTED + 1)]
-        near = any(same_words(bare, _TURN.sub(" ", old.text)) >= _NEAR for old in (*known, *kept))
+        near = any(same_words(bare, _TURN.sub(" ", old.text)) >= NEAR for old in (*known, *kept))
         if not near and not any(run in text for run in runs for text in texts):
             kept.append(criterion)
     return Contrasted(tuple(kept), refused=len(found) - len(kept))
@@ -64,7 +64,10 @@ class Writer:
             sampling = replace(self.sampling, seed=self.attempts * seed + attempt, stop=stop)
             for i, prompt, reply in zip(pending, prompts, self.anchor.attempt(prompts, sampling), strict=True):
                 try:
-                    found[i] = new(self._read(prompt, reply), known[i], groups[i].rollouts)
+                    criteria = read_rubric(prompt, reply, points=True)
+                    if len(criteria) > self.most or any(abs(c.points) != 1 for c in criteria):
+                        raise ValueError(f"{len(criteria)} criteria; allowed are {self.most}, of points 1 and -1")
+                    found[i] = new(criteria, known[i], groups[i].rollouts)
                 except ValueError as error:
                     found[i] = Contrasted(None, str(error))
         return list(found.values())
@@ -75,13 +78,3 @@ class Writer:
         if not self.anchor.scores:
             return ask(name, rollouts=[text[:4_000] for text in texts], **about)  # it does not say what fits
         return fitted(self.anchor, self.sampling.max_new_tokens, name, texts, **about)
-
-    def _read(self, prompt: Prompt, reply: Completion | AnswerError) -> list[Criterion]:
-        """The criteria of a reply. Raises ValueError if it failed, was cut or is malformed, or has too many."""
-        if isinstance(reply, AnswerError) or not reply.ended:
-            raise ValueError(getattr(reply, "cause", "the reply was cut off"))
-        opened = prompt[prompt.rindex("<rubric>") :] if isinstance(prompt, str) else ""  # plain text ends inside it
-        criteria = parse_rubric(opened + reply.text, points=True)
-        if len(criteria) > self.most or any(abs(c.points) != 1 for c in criteria):
-            raise ValueError(f"{len(criteria)} criteria; allowed are {self.most}, of points 1 and -1")
-        return criteria

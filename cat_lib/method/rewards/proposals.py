@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Literal
@@ -17,14 +18,14 @@ from typing import Literal
 import pandas as pd
 
 from cat_lib.prompts import ask, plain
-from cat_lib.schema import Completion, Criterion, Judging, Model, Prompt, Rubric, Sampling
+from cat_lib.schema import AnswerError, Completion, Criterion, Judging, Model, Prompt, Rubric, Sampling
 
 _LONGEST = 20_000  # characters of a proposal that are parsed
 _BLOCK = re.compile(r"<rubric>.*?</rubric>", re.DOTALL)
 # models write these bare, as in "oxygen <92%"; read as themselves
 _AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos);)")
 _LESS = re.compile(r"<(?=[^\w/!?]|\d)")
-_NEAR = 0.7  # share of common words from which two criteria count as one
+NEAR = 0.7  # share of common words from which two criteria count as one
 
 
 def parse_rubric(text: str, points: bool = False) -> list[Criterion]:
@@ -53,6 +54,14 @@ def parse_rubric(text: str, points: bool = False) -> list[Criterion]:
             raise ValueError(f"points={child.get('points')!r}: allowed is a whole number that is not 0")
         criteria.append(Criterion(words, worth))
     return criteria
+
+
+def read_rubric(prompt: Prompt, reply: Completion | AnswerError, points: bool) -> list[Criterion]:
+    """The criteria of a reply. Raises ValueError, with the cause, if it failed or was cut, or as `parse_rubric`."""
+    if isinstance(reply, AnswerError) or not reply.ended:
+        raise ValueError(getattr(reply, "cause", "the reply was cut off"))
+    opened = prompt[prompt.rindex("<rubric>") :] if isinstance(prompt, str) else ""  # plain text ends inside it
+    return parse_rubric(opened + reply.text, points)
 
 
 @dataclass(frozen=True)
@@ -121,10 +130,13 @@ class Proposer:
             answers = self.anchor.generate(prompts, self.replies, sampling)
             fresh = list[tuple[_Draft, Criterion]]()
             for draft, prompt, replies in zip(pending, prompts, answers, strict=True):
-                for criteria in (self._parsed(prompt, reply) for reply in replies):
+                for reply in replies:
+                    criteria = list[Criterion]()  # none if it was cut or is malformed
+                    with suppress(ValueError):
+                        criteria = read_rubric(prompt, reply, self.points)
                     draft.malformed += not criteria
                     for criterion in criteria:
-                        known = any(same_words(criterion.text, old.text) >= _NEAR for old in draft.seen)
+                        known = any(same_words(criterion.text, old.text) >= NEAR for old in draft.seen)
                         draft.duplicates += known
                         if not known:
                             draft.seen.append(criterion)
@@ -139,14 +151,6 @@ class Proposer:
         """What is asked for and nothing else, as a regular expression."""
         points = ' points="-?(10|[1-9])"' if self.points else ""
         return rf"<rubric>\n(<criterion{points}>[^<>\n]{{1,200}}</criterion>\n){{{self.minimum},20}}</rubric>"
-
-    def _parsed(self, prompt: Prompt, reply: Completion) -> list[Criterion]:
-        """The criteria of one reply, none if it was cut or is malformed."""
-        opened = prompt[prompt.rindex("<rubric>") :] if isinstance(prompt, str) else ""  # plain text ends inside it
-        try:
-            return parse_rubric(opened + reply.text, self.points) if reply.ended else []
-        except ValueError:
-            return []
 
     def _proposal(self, draft: _Draft, kind: str) -> Proposal:
         rubric, unmet, cause = Rubric(tuple(draft.kept), kind), len(draft.seen) - len(draft.kept), None
