@@ -242,28 +242,28 @@ def test_the_paper_s_rubric_is_written_from_the_reference_without_the_question()
     assert "rollout text" not in anchor.asked[0]
 
 
-def test_the_controls_see_what_their_names_say():
+def test_the_controls_see_what_their_names_say(tmp_path):
     anchor = Anchor(WELL, WELL)
     proposer = Proposer(anchor)
     reference = [Reference("the reference text", None, "synthesis")]
-    rules.from_question(proposer)([group("rollout text")], reference)
+    rules.from_question(proposer, tmp_path / "rubrics.jsonl")([group("rollout text")], reference)
     rules.from_rollout(proposer)([group("rollout text")], reference)
     assert "What helps a cold?" in anchor.asked[0]
     assert "rollout text" in anchor.asked[1]
     assert not any("the reference text" in prompt for prompt in anchor.asked)
 
 
-def test_a_question_s_rubric_is_written_once():
+def test_a_question_s_rubric_is_written_once(tmp_path):
     anchor = Anchor(WELL)
-    rubrics = rules.from_question(Proposer(anchor))
+    rubrics = rules.from_question(Proposer(anchor), tmp_path / "rubrics.jsonl")
     first, again = (rubrics([group("a")], [None]) for _ in range(2))
     assert first == again
     assert len(anchor.asked) == 1
 
 
-def test_a_question_whose_rubric_failed_stays_without_and_is_counted_once():
+def test_a_question_whose_rubric_failed_stays_without_and_is_counted_once(tmp_path):
     anchor = Anchor("garbage")
-    rubrics = rules.from_question(Proposer(anchor, attempts=1))
+    rubrics = rules.from_question(Proposer(anchor, attempts=1), tmp_path / "rubrics.jsonl")
     first, second = (rubrics([group("a")], [None])[0] for _ in range(2))
     assert (first.rubric, first.malformed, second.rubric, second.malformed) == (None, 1, None, 0)
     assert second.cause == first.cause
@@ -286,15 +286,15 @@ def asked_in(order: str, rubrics):
     return {id: rubrics([group("a", id=id, question=f"What of {id}?")], [None])[0].rubric for id in order}
 
 
-def test_a_question_s_rubric_does_not_hang_on_its_place():
-    alone = asked_in("wxyz", rules.from_question(Proposer(Drawing())))
-    backwards = asked_in("zyxw", rules.from_question(Proposer(Drawing())))
+def test_a_question_s_rubric_does_not_hang_on_its_place(tmp_path):
+    alone = asked_in("wxyz", rules.from_question(Proposer(Drawing()), tmp_path / "alone"))
+    backwards = asked_in("zyxw", rules.from_question(Proposer(Drawing()), tmp_path / "backwards"))
     groups = [group("a", id=id, question=f"What of {id}?") for id in "yzwxy"]
-    together = rules.from_question(Proposer(Drawing()))(groups, [None] * 5)
+    together = rules.from_question(Proposer(Drawing()), tmp_path / "together")(groups, [None] * 5)
     assert alone == backwards == {g.id: p.rubric for g, p in zip(groups, together, strict=True)}
     assert len(set(alone.values())) == 4
     other = Proposer(Drawing(), sampling=replace(Proposer(Drawing()).sampling, seed=1))
-    assert asked_in("w", rules.from_question(other))["w"] != alone["w"]
+    assert asked_in("w", rules.from_question(other, tmp_path / "other"))["w"] != alone["w"]
 
 
 def test_rubrics_written_once_outlive_their_process_and_are_shared(tmp_path):
@@ -311,7 +311,7 @@ def test_rubrics_written_once_outlive_their_process_and_are_shared(tmp_path):
     assert failed == asked_in("v", rules.from_question(Proposer(Drawing()), path)) == {"v": None}
 
 
-def test_expert_criteria_reach_a_reward_only_through_the_rule_named_physician():
+def test_expert_criteria_reach_a_reward_only_through_the_rule_named_physician(tmp_path):
     secret = Example("q1", "What helps a cold?", "p", "", "t", Rubric((Criterion("EXPERT ONLY"),), "physician"))
     seen: list[str] = []
 
@@ -322,7 +322,8 @@ def test_expert_criteria_reach_a_reward_only_through_the_rule_named_physician():
     anchor = Anchor(*[WELL] * 3)
     proposer = Proposer(anchor, judge=says)
     reference = [Reference("the reference text", None, "synthesis")]
-    blind = (rules.from_reference(proposer), rules.from_question(proposer), rules.from_rollout(proposer))
+    asking = rules.from_question(proposer, tmp_path / "rubrics.jsonl")
+    blind = (rules.from_reference(proposer), asking, rules.from_rollout(proposer))
     for rubrics in (*blind, rules.equivalence()):
         RubricReward(says, rubrics)([group("a", "b")], reference)
     assert not any("EXPERT ONLY" in text for text in seen + anchor.asked)

@@ -188,13 +188,13 @@ def test_a_rubric_is_written_from_what_was_found_and_kept(corpus, tmp_path):
             rows = "".join(f"<criterion>Says thing number {w}.</criterion>" for w in "abcde")
             return [[Completion(f"<rubric>{rows}</rubric>", (), "stop")] for _ in prompts]
 
-    rubrics = from_search(Proposer(Anchor()), corpus, 2, tmp_path / "first.jsonl")
+    rubrics = from_search(Proposer(Anchor()), corpus, tmp_path / "first.jsonl", 2)
     asked = [group("a", question="drooping face, slurred speech: stroke?"), group("a", id="r", question="zzqq")]
     first, none = rubrics(asked, [None, None])
     assert (len(first.rubric.criteria), first.rubric.source, none.rubric) == (5, "reference", None)
     assert "slurred speech can be a stroke" in Anchor.asked[0]
     assert "drooping face, slurred speech: stroke?" not in Anchor.asked[0]
-    again = from_search(Proposer(Anchor()), corpus, 2, tmp_path / "first.jsonl")(asked, [None, None])
+    again = from_search(Proposer(Anchor()), corpus, tmp_path / "first.jsonl", 2)(asked, [None, None])
     assert (again[0].rubric, len(Anchor.asked)) == (first.rubric, 1)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
@@ -49,7 +49,7 @@ def from_rollout(proposer: Proposer) -> Rubrics:
     return lambda groups, references: proposer([g.rollouts[0].text for g in groups], "reference")
 
 
-def from_search(proposer: Proposer, search: Search, passages: int = 10, path: Path | None = None) -> Rubrics:
+def from_search(proposer: Proposer, search: Search, path: Path, passages: int = 10) -> Rubrics:
     """DR Tulu's persistent rubrics: criteria from the passages that search finds for the question; kept as the next."""
 
     def found(question: str) -> str | None:
@@ -58,15 +58,12 @@ def from_search(proposer: Proposer, search: Search, passages: int = 10, path: Pa
     return from_question(proposer, path, found)
 
 
-def from_question(
-    proposer: Proposer, path: Path | None = None, source: Callable[[str], str | None] | None = None
-) -> Rubrics:
+def from_question(proposer: Proposer, path: Path, source: Callable[[str], str | None] | None = None) -> Rubrics:
     """Control: criteria from the question alone (later version of the paper, A.2), or from what `source` makes of it.
 
     A question's rubric is written once, by a draw that hangs on the question's id and not on its place in a batch. It
     is kept in `path`, where a resume and other processes find it. One that failed stays failed: its draw is the same.
     """
-    written = list[dict[str, Any]]()  # the lines of a file, where there is none
 
     def write(group: Group) -> Proposal:
         digest = hashlib.sha256(f"{proposer.sampling.seed} {group.id}".encode("utf-8", "surrogatepass")).digest()
@@ -74,17 +71,13 @@ def from_question(
         text = source(group.question) if source else group.question
         (proposal,) = replace(proposer, sampling=drawn)([text], "reference" if source else "question")
         kept = [[c.text, c.points] for c in proposal.rubric.criteria] if proposal.rubric else []
-        line = {"example": group.id, "text": proposal.text, "criteria": kept, "cause": proposal.cause}
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            append_line(path, line)
-        else:
-            written.append(line)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        append_line(path, {"example": group.id, "text": proposal.text, "criteria": kept, "cause": proposal.cause})
         return proposal
 
     def rubrics(groups: Sequence[Group], references: Sequence[Reference | None]) -> list[Proposal]:
         known = dict[str, Proposal]()
-        for line in [line for _, line in read_lines(path)] if path else written:
+        for _, line in read_lines(path):
             criteria = tuple(Criterion(text, points) for text, points in line["criteria"])
             rubric = Rubric(criteria, "reference" if source else "question") if criteria else None
             known.setdefault(line["example"], Proposal(rubric, line["text"], cause=line["cause"]))
