@@ -49,10 +49,8 @@ class Evolving:
         self.buffer.meet(groups, references, self.first)
         known = [self.buffer.criteria(g.id) for g in groups]
         self.found = self.contrast(groups, known, self.seed + self.calls)
-        both = [
-            [*k, *(f.criteria or ())] if self.applies == "now" else k for k, f in zip(known, self.found, strict=True)
-        ]
-        self.shown = [self._shown(group, criteria) for group, criteria in zip(groups, both, strict=True)]
+        fresh = [(f.criteria or ()) if self.applies == "now" else () for f in self.found]
+        self.shown = [self._shown(g, [*old, *new]) for g, old, new in zip(groups, known, fresh, strict=True)]
         rewards = self.rule(groups, references)
         self.calls += 1
         for group, found in zip(groups, self.found, strict=True):
