@@ -87,11 +87,7 @@ def calibrate(judge: Judge, pairs: Sequence[Labelled]) -> Judge:
     if judge.worded:
         return judge
     verdicts = judge([(p.response, p.criterion) for p in pairs])
-    known = [
-        (pair.id, v.score, pair.met)
-        for pair, v in zip(pairs, verdicts, strict=True)
-        if v.score is not None and math.isfinite(v.score)
-    ]
+    known = [(pair.id, v.score, pair.met) for pair, v in zip(pairs, verdicts, strict=True) if v.met is not None]
     if len({met for _, _, met in known}) < 2:
         raise ValueError("calibration needs met and unmet pairs with scores")
     ids, scores, met = map(np.array, zip(*known, strict=True))
@@ -165,8 +161,8 @@ class Audit:
 
     def by(self, column: str) -> pd.DataFrame:
         """Share judged right for each value of `form`, `axis` or `sign` (as method); n counts pairs."""
-        parts = {str(value): part for value, part in self.table.groupby(column)}
-        known = {kind: part for kind, part in parts.items() if part.loc[~part["failed"], "id"].nunique() > 1}
+        parts = self.table[~self.table["failed"]].groupby(column)
+        known = {str(kind): part for kind, part in parts if part["id"].nunique() > 1}
         return table({kind: _estimate(part, lambda met, says: np.mean(met == says)) for kind, part in known.items()})
 
     @property
