@@ -21,7 +21,6 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -159,11 +158,10 @@ def intervals(
     if line is not None or "outcome" in table:
         axis.axvline(line or 0.0, color=GREY, linestyle="--", linewidth=1)
     if paper:
-        mark = Line2D([], [], marker="D", color="black", markerfacecolor="white", linestyle="")
         label = "the paper's value or range, for its own models and task"
-        figure.legend([mark], [label], frameon=False, loc="outside lower center")
+        axis.plot([], [], "D", color="black", markerfacecolor="white", label=label)
     axis.set_xlabel(plain(xlabel))
-    _done(figure, title)
+    _done(figure, title, legend=bool(paper))
     axis.grid(axis="x", alpha=0.25)
     return figure
 
