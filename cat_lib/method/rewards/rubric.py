@@ -156,12 +156,8 @@ class RubricReward:
     def __call__(self, groups: Sequence[Group], references: Sequence[Reference | None]) -> list[list[float | None]]:
         proposals = self.rubrics(groups, references)
         self.proposals = {g.id: p for g, p in zip(groups, proposals, strict=True)}
-        jobs = [
-            (group, i, criterion)
-            for group, proposal in zip(groups, proposals, strict=True)
-            for i in range(len(group.rollouts))
-            for criterion in (proposal.rubric.criteria if proposal.rubric else ())
-        ]
+        asked = [(g, p.rubric.criteria if p.rubric else ()) for g, p in zip(groups, proposals, strict=True)]
+        jobs = [(g, i, c) for g, criteria in asked for i in range(len(g.rollouts)) for c in criteria]
         verdicts = self.judge([(g.rollouts[i].text, c.text) for g, i, c in jobs])
         rows = [
             {"example": g.id, "rollout": i, "criterion": c.text, "points": c.points} | asdict(v)
@@ -213,9 +209,6 @@ class RubricReward:
             "verdict_agreement": shares.where(shares > 0.5, 1 - shares),
             "verdict_failed": self.table["met"].isna(),
         }
-        sums = {
-            "rubric_malformed": sum(p.malformed for p in proposals),
-            "rubric_duplicates": sum(p.duplicates for p in proposals),
-            "rubric_unmet": sum(p.unmet for p in proposals),
-        }
-        return {k: fmean(v) for k, v in means.items() if len(v)} | {k: float(n) for k, n in sums.items()}
+        dropped = ("malformed", "duplicates", "unmet")
+        sums = {f"rubric_{what}": float(sum(getattr(p, what) for p in proposals)) for what in dropped}
+        return {k: fmean(v) for k, v in means.items() if len(v)} | sums
