@@ -66,10 +66,9 @@ def gold_signals(
     binary = {r for group in rewards for r in group if r is not None} <= {0.0, 1.0}
     # as theirs: what has no reward counts as 0
     hits = [(r or 0.0) == g for own, known in zip(rewards, right, strict=True) for r, g in zip(own, known, strict=True)]
+    labelled = list(zip(references, golds, strict=True)) if any(references) else []
     shares: dict[str, Sequence[float]] = {
-        "label_accuracy": [correct(r.answer if r else None, g) for r, g in zip(references, golds, strict=True)]
-        if any(references)
-        else [],
+        "label_accuracy": [correct(r.answer if r else None, g) for r, g in labelled],
         "reward_accuracy": [] if ordered is None else [ordered],
         "rollout_accuracy": [g for group in right for g in group],
         "pass_at_n": [any(group) for group in right],
