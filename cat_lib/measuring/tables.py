@@ -9,7 +9,7 @@ below, undecided) is what `stats.decided` says of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,14 +24,7 @@ COLUMNS = ["method", "seed", "value", "low", "high", "n", "p"]
 
 def table(estimates: Mapping[str, Estimate], seed: object = "", **about: Any) -> pd.DataFrame:
     """One row an estimate by its method, with the columns of `about` after the convention's."""
-    return _table([_row(method, seed, e, **about) for method, e in estimates.items()], about)
-
-
-def _row(method: str, seed: object, e: Estimate, **about: Any) -> dict[str, Any]:
-    return {"method": method, "seed": str(seed), **asdict(e)} | about
-
-
-def _table(rows: Sequence[Mapping[str, Any]], about: Iterable[str]) -> pd.DataFrame:
+    rows = [{"method": method, "seed": str(seed), **asdict(e)} | about for method, e in estimates.items()]
     shown = pd.DataFrame(rows, columns=list(dict.fromkeys([*COLUMNS, *about])))
     return shown.astype(dict.fromkeys(("value", "low", "high", "p"), float))
 
@@ -61,13 +54,13 @@ def crossed(frame: pd.DataFrame) -> pd.DataFrame:
 
 def summary(frame: pd.DataFrame, by: Sequence[str] = ("method",)) -> pd.DataFrame:
     """One row for each value of the columns `by`: the mean of its outcomes, which are shares, with limits in [0, 1]."""
-    rows = []
+    found = [table({}, **dict.fromkeys(by))]
     for key, part in frame.groupby(list(by), sort=False):
         scores, method = crossed(part), part["method"].iloc[0]
         e = over_questions_and_seeds(scores)
         e = replace(e, low=max(0.0, e.low), high=min(1.0, e.high))
-        rows.append(_row(method, _seeds(scores), e) | dict(zip(by, key, strict=True)))
-    return _table(rows, by)
+        found.append(table({method: e}, _seeds(scores), **dict(zip(by, key, strict=True))))
+    return pd.concat(found[1:] or found, ignore_index=True)
 
 
 def compare(frame: pd.DataFrame, baseline: object, of: str = "method", within: Sequence[str] = ()) -> pd.DataFrame:
@@ -78,7 +71,7 @@ def compare(frame: pd.DataFrame, baseline: object, of: str = "method", within: S
     side could not score (NaN) are left out of that pair.
     Raises ValueError if the two sides of a pair have not the same questions and seeds.
     """
-    rows = []
+    found = [table({}, **dict.fromkeys([of, *within]))]
     for key, part in frame.groupby(list(within), sort=False) if within else [((), frame)]:
         scores = {value: crossed(own) for value, own in part.groupby(of, sort=False)}
         pairs = list(baseline.items()) if isinstance(baseline, Mapping) else baseline
@@ -88,8 +81,8 @@ def compare(frame: pd.DataFrame, baseline: object, of: str = "method", within: S
             method = value if of == "method" else part["method"].iloc[0]
             difference = _paired(scores[base], scores[value])
             about = {of: value} | dict(zip(within, key, strict=True))
-            rows.append(_row(method, _seeds(scores[base]), difference) | about)
-    return one_family(_table(rows, [of, *within]))
+            found.append(table({method: difference}, _seeds(scores[base]), **about))
+    return one_family(*found)
 
 
 def one_family(*tables: pd.DataFrame) -> pd.DataFrame:
