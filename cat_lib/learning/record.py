@@ -15,7 +15,7 @@ import pandas as pd
 
 from cat_lib.learning.trl import Signal
 from cat_lib.method.estimators.voting import first
-from cat_lib.method.signals import Rewards, gold_signals, signals
+from cat_lib.method.signals import Rewards, flip_rate, gold_signals, signals
 from cat_lib.prompts import valid
 from cat_lib.runs.tracking import Run
 from cat_lib.schema import Example, Group, Reference, Task
@@ -42,7 +42,7 @@ class Record:
         if self.signal.scored and hasattr(rule, "observe"):
             known |= rule.observe(step, self.run.dir)
         if self.task.verifiable:
-            known |= self.signal.flips(groups)
+            known |= flip_rate(groups, self.signal.majorities)
         if any(len(group.rollouts) > self.trained for group in groups):
             kept = self._signals(first(groups, self.trained), references, [own[: self.trained] for own in rewards])
             known |= {f"trained_{name}": value for name, value in kept.items()}

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cat_lib.method.signals import FlipRate, Rewards
+from cat_lib.method.signals import Rewards
 from cat_lib.schema import Completion, Estimator, Example, Group, Prompt, Reference, RewardRule, Task
 from cat_lib.tasks import group_of
 
@@ -38,7 +38,7 @@ class Signal:
         self.estimator, self.rule = estimator, rule
         parts: dict[str, Any] = {"estimator": estimator, "rule": rule}
         self.keepers = {name: part for name, part in parts.items() if hasattr(part, "state")}
-        self.flips = FlipRate()  # which each process shows all groups
+        self.majorities: dict[str, str | None] = {}  # of questions seen; each process is shown all groups
         self.scored = 0  # groups of the last call in this process; the rule has observed nothing where it is 0
 
     def __call__(self, groups: list[Group]) -> tuple[list[Reference | None], Rewards]:
@@ -48,13 +48,13 @@ class Signal:
 
     def state(self) -> dict[str, Any]:
         """What estimator and rule would need to go on from here."""
-        return {name: part.state() for name, part in self.keepers.items()} | {"flips": self.flips.state()}
+        return {name: part.state() for name, part in self.keepers.items()} | {"flips": dict(self.majorities)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         for name, part in self.keepers.items():
             part.load(state[name])
-        self.flips.load(state.get("flips", {}))
+        self.majorities = dict(state.get("flips", {}))
 
 
 def group_reward(

@@ -105,28 +105,17 @@ def answer_dependence(answers: Iterable[Sequence[str | None]]) -> float:
     return max(0.0, math.fsum(terms))
 
 
-class FlipRate:
+def flip_rate(groups: Sequence[Group], last: dict[str, str | None]) -> dict[str, float]:
     """How often the majority's answer is another one than at the question's last visit, which no label is needed for.
 
+    `last` are those answers by question, and this step's afterwards; nothing comes back where none was seen before.
     TTRL-Guard's leading signal (arXiv 2605.19444, `_get_fr`). Theirs counts a first visit as no flip; here it is left
     out, or the rate would only say how many questions are new.
     """
-
-    def __init__(self) -> None:
-        self.majorities: dict[str, str | None] = {}  # of each question's last visit, by id
-
-    def __call__(self, groups: Sequence[Group]) -> dict[str, float]:
-        """`flip_rate` of one step's groups, or nothing where no question was seen before."""
-        votes = {g.id: vote.answer if vote else None for g, vote in zip(groups, majority(groups), strict=True)}
-        flipped = [vote != self.majorities[id] for id, vote in votes.items() if id in self.majorities]
-        self.majorities |= votes
-        return {"flip_rate": fmean(flipped)} if flipped else {}
-
-    def state(self) -> dict[str, str | None]:
-        return dict(self.majorities)
-
-    def load(self, state: Mapping[str, str | None]) -> None:
-        self.majorities = dict(state)
+    votes = {g.id: vote.answer if vote else None for g, vote in zip(groups, majority(groups), strict=True)}
+    flipped = [vote != last[id] for id, vote in votes.items() if id in last]
+    last.update(votes)
+    return {"flip_rate": fmean(flipped)} if flipped else {}
 
 
 def collapse(history: Iterable[Mapping[str, float]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 import random
 from dataclasses import replace
@@ -14,12 +15,13 @@ import pytest
 import torch
 
 import cat_lib
+from cat_lib.learning.trl import Signal
 from cat_lib.method.controls import Random, format_only, gold_wrong_majority
 from cat_lib.method.estimators.voting import first, gold, majority, none
 from cat_lib.method.rewards import certainty
 from cat_lib.method.rewards.scrl import SCRL
 from cat_lib.method.rewards.verifiable import verifiable
-from cat_lib.method.signals import FlipRate, gold_signals, signals
+from cat_lib.method.signals import flip_rate, gold_signals, signals
 from cat_lib.models.passes import draw
 from cat_lib.schema import Completion, Group, Sampling
 from cat_lib.tasks import group_of
@@ -297,10 +299,11 @@ def test_no_function_of_the_method_names_a_gold_answer_without_saying_so():
 
 
 def test_the_flip_rate_is_of_questions_seen_before_and_reads_no_label():
-    flips = FlipRate()
-    assert flips([group(*"112", id="a"), group(*"333", id="b")]) == {}
-    assert flips([group(*"122", id="a"), group(*"33", id="b"), group("1", id="c")]) == {"flip_rate": 0.5}
-    later = FlipRate()
-    later.load(flips.state())
-    assert later([group(None, id="b")]) == {"flip_rate": 1.0}  # from an answer to none
-    assert later([group("1", id="d")]) == {}
+    signal = Signal(none, verifiable)
+    assert flip_rate([group(*"112", id="a"), group(*"333", id="b")], signal.majorities) == {}
+    seen = [group(*"122", id="a"), group(*"33", id="b"), group("1", id="c")]
+    assert flip_rate(seen, signal.majorities) == {"flip_rate": 0.5}
+    later = Signal(none, verifiable)
+    later.load(json.loads(json.dumps(signal.state())))
+    assert flip_rate([group(None, id="b")], later.majorities) == {"flip_rate": 1.0}  # from an answer to none
+    assert flip_rate([group("1", id="d")], later.majorities) == {}
