@@ -54,9 +54,7 @@ class Picker:
 
     def __call__(self, groups: Sequence[Group], known: Sequence[Sequence[Criterion]], seed: int) -> list[Contrasted]:
         """One finding a group, as `contrast.Writer`; nothing is drawn, so `seed` has no say."""
-        left = [
-            new(self.bank(g.question), own, g.rollouts).criteria or () for g, own in zip(groups, known, strict=True)
-        ]
+        left = [new(self.bank(g.question), own, g.rollouts) for g, own in zip(groups, known, strict=True)]
         pairs = [(r.text, c.text) for g, own in zip(groups, left, strict=True) for c in own for r in g.rollouts]
         verdicts, found = iter(self.judge(pairs)), list[Contrasted]()
         for group, own in zip(groups, left, strict=True):

@@ -22,17 +22,16 @@ _TURN = re.compile(r"\b(?:not|never|without|avoids?|fails?|does|do|doesn't|don't
 
 @dataclass(frozen=True)
 class Contrasted:
-    """What came of a group: its new criteria, perhaps none, or None and the cause; and how many were left out."""
+    """What came of a group: its new criteria, perhaps none, or None and the cause."""
 
     criteria: tuple[Criterion, ...] | None
     cause: str | None = None
-    refused: int = 0
 
 
 Contrast = Callable[[Sequence[Group], Sequence[Sequence[Criterion]], int], list[Contrasted]]
 
 
-def new(found: Sequence[Criterion], known: Sequence[Criterion], rollouts: Sequence[Completion]) -> Contrasted:
+def new(found: Sequence[Criterion], known: Sequence[Criterion], rollouts: Sequence[Completion]) -> list[Criterion]:
     """Of `found` what no known criterion says, or denies, and no rollout has word for word."""
     kept, texts = list[Criterion](), [" ".join(_WORD.findall(r.text.casefold())) for r in rollouts]
     for criterion in found:
@@ -41,7 +40,7 @@ def new(found: Sequence[Criterion], known: Sequence[Criterion], rollouts: Sequen
         near = any(same_words(bare, _TURN.sub(" ", old.text)) >= NEAR for old in (*known, *kept))
         if not near and not any(run in text for run in runs for text in texts):
             kept.append(criterion)
-    return Contrasted(tuple(kept), refused=len(found) - len(kept))
+    return kept
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Writer:
                     criteria = read_rubric(prompt, reply, points=True)
                     if len(criteria) > self.most or any(abs(c.points) != 1 for c in criteria):
                         raise ValueError(f"{len(criteria)} criteria; allowed are {self.most}, of points 1 and -1")
-                    found[i] = new(criteria, known[i], groups[i].rollouts)
+                    found[i] = Contrasted(tuple(new(criteria, known[i], groups[i].rollouts)))
                 except ValueError as error:
                     found[i] = Contrasted(None, str(error))
         return list(found.values())
