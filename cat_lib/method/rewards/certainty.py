@@ -25,28 +25,25 @@ from cat_lib.schema import Completion, Group, Reference
 class Certainty:
     """A reward rule of one fact that the rollout's own pass knows, which `needs` names."""
 
-    fact: str
+    needs: tuple[str]
     value: Callable[[float, int], float]  # of the fact and the number of tokens
-
-    @property
-    def needs(self) -> tuple[str]:
-        return (self.fact,)
 
     def __call__(self, groups: Sequence[Group], references: Sequence[Reference | None]) -> list[list[float | None]]:
         """One reward a rollout, in nats or, of `probability`, a share. Raises ValueError if the fact is not known."""
         return [[self._of(rollout, group.id) for rollout in group.rollouts] for group in groups]
 
     def _of(self, rollout: Completion, id: str) -> float:
-        known = getattr(rollout, self.fact)
+        (fact,) = self.needs
+        known = getattr(rollout, fact)
         if known is None:
             raise ValueError(
-                f"a rollout of question {id!r} comes without {self.fact}, which this reward is made of; draw with "
+                f"a rollout of question {id!r} comes without {fact}, which this reward is made of; draw with "
                 "engine=transformers and rollouts=engine"
             )
         return self.value(known, len(rollout.token_ids))
 
 
-self_certainty = Certainty("self_certainty", lambda x, _: x)
-token_entropy = Certainty("mean_entropy", lambda x, _: -x)
-trajectory_entropy = Certainty("mean_logprob", lambda x, _: x)
-probability = Certainty("mean_logprob", lambda x, tokens: math.exp(x * tokens))
+self_certainty = Certainty(("self_certainty",), lambda x, _: x)
+token_entropy = Certainty(("mean_entropy",), lambda x, _: -x)
+trajectory_entropy = Certainty(("mean_logprob",), lambda x, _: x)
+probability = Certainty(("mean_logprob",), lambda x, tokens: math.exp(x * tokens))
