@@ -195,8 +195,7 @@ def examples(kept: pd.DataFrame, n: int) -> pd.DataFrame:
         own = own[own["step"] == own.groupby("question")["step"].transform("max")].sort_values("reward", kind="stable")
         own["said"] = [f"[{r:.3g}] {str(text)[:_TEXT]}" for r, text in zip(own["reward"], own["text"], strict=True)]
         asked = own.assign(question=own["question"].astype(str).str[:_TEXT]).groupby("question")
-        found[run.group] = pd.DataFrame({"lowest": asked["said"].first(), "highest": asked["said"].last()})
-        found[run.group]["mean"] = asked["reward"].mean()
+        found[run.group] = asked.agg(lowest=("said", "first"), highest=("said", "last"), mean=("reward", "mean"))
     if not found:
         return pd.DataFrame(columns=["question", "reward"])
     every = pd.concat(dict(sorted(found.items())), axis=1)
