@@ -70,11 +70,9 @@ def by_arm(histories: Mapping[str, pd.DataFrame], keys: Mapping[str, str], title
     return _done(figure, title, legend=2)
 
 
-def answer_distribution(
-    question: str, gold: str, before: Sequence[str | None], after: Sequence[str | None], most: int = 8
-) -> Figure:
+def answer_distribution(question: str, gold: str, before: Sequence[str | None], after: Sequence[str | None]) -> Figure:
     """How one group's rollouts answer one question, before and after; the right answer is marked."""
-    frequent = {a for a, _ in (Counter(before) + Counter(after)).most_common(most)}
+    frequent = {a for a, _ in (Counter(before) + Counter(after)).most_common(8)}
     shown = sorted(frequent | {gold}, key=lambda a: (a is None, len(a or ""), a or ""))
     figure, (axis,) = _panels(3.4)
     for side, (name, answers, colour) in enumerate((("before", before, "#BBBBBB"), ("after", after, BLUE))):
