@@ -112,7 +112,7 @@ def test_majority_drops_missing_answers_and_breaks_ties_by_order():
 def test_the_anchor_does_not_see_the_question_unless_asked(embedded):
     group = Group("q", "Why is the sky blue?", (Completion("Rayleigh", (), "stop"),) * 2, (None, None))
     for kind in ("reasoning", "freeform", "few_shot"):
-        blind = str(synthesis_prompt(embedded, group, kind, 16))
+        blind = str(synthesis_prompt(embedded, group, kind, 16, include_question=False))
         told = str(synthesis_prompt(embedded, group, kind, 16, include_question=True))
         assert "sky" not in blind
         assert "Why is the sky blue?" in told
@@ -153,7 +153,7 @@ def test_long_groups_are_cut_to_the_room_and_keep_their_ends(embedded):
 
 def test_synthesis_of_a_huge_group_fits_the_context(embedded):
     group = Group("q", QUESTION, (Completion("word " * 50_000, (), "stop"),) * 8, (None,) * 8)
-    prompt = synthesis_prompt(embedded, group, "few_shot", 16)
+    prompt = synthesis_prompt(embedded, group, "few_shot", 16, include_question=False)
     assert len(embedded.encode(prompt)) + 16 <= embedded.context
 
 

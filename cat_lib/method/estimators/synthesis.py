@@ -58,9 +58,7 @@ class OfFirst:
         return self.estimator(first(groups, 1))
 
 
-def synthesis_prompt(
-    anchor: Model, group: Group, kind: str, max_new_tokens: int, include_question: bool = False
-) -> Prompt:
+def synthesis_prompt(anchor: Model, group: Group, kind: str, max_new_tokens: int, include_question: bool) -> Prompt:
     """What the anchor reads: the rollouts numbered and fenced, cut so that prompt and answer fit its context.
 
     A chat for `reasoning` and `freeform`; plain text, one line a rollout, for the `few_shot` kinds.
