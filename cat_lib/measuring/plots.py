@@ -31,6 +31,7 @@ COLOURS = {name: colour for colour, names in _USED.items() for name in names}
 GREY, BLUE = "#777777", "#0072B2"
 SPARE = (BLUE, "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#A6761D", GREY)  # kinds without an own colour
 _COSTS = {"tokens": "generated tokens a question", "gflops": "model GFLOP a question", "seconds": "seconds a question"}
+Published = Mapping[str, float | tuple[float, float] | None]  # by method a number, a range, or what nobody knows
 
 
 def accuracy(scores: pd.DataFrame, group_size: int) -> Figure:
@@ -129,11 +130,7 @@ def matrix(table: pd.DataFrame, title: str) -> Figure:
 
 
 def intervals(
-    table: pd.DataFrame,
-    xlabel: str = "",
-    title: str = "",
-    line: float | None = None,
-    paper: Mapping[str, float | tuple[float, float] | None] | None = None,
+    table: pd.DataFrame, xlabel: str = "", title: str = "", line: float | None = None, paper: Published | None = None
 ) -> Figure:
     """A number with its 95 % interval for each method. `line`: a dashed one; None: at 0 if the table is of differences.
 
