@@ -29,7 +29,8 @@ from cat_lib.shown import plain, visible
 _USED = yaml.safe_load(Path(__file__).with_name("colours.yaml").read_text("utf-8"))
 COLOURS = {name: colour for colour, names in _USED.items() for name in names}
 GREY, BLUE = "#777777", "#0072B2"
-SPARE = (BLUE, "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#A6761D", GREY)  # kinds without an own colour
+# of kinds without an own colour
+SPARE = (BLUE, "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#A6761D", "#44AA99", "#882255", GREY)
 _COSTS = {"tokens": "generated tokens a question", "gflops": "model GFLOP a question", "seconds": "seconds a question"}
 Published = Mapping[str, float | tuple[float, float] | None]  # by method a number, a range, or what nobody knows
 
