@@ -109,7 +109,7 @@ def _gpu() -> Check:
         dtype = "bfloat16" if arithmetic.machine()[2] == 2 else "float32: slower, about half the speed"
         advice = "preset=paper needs a GPU of 80 GB (4B models) and requirements-gpu.txt"
         return Check("gpu", False, f"none; CPU in {dtype}", advice)
-    missing = [p for p in ("unsloth", "vllm") if util.find_spec(p) is None]
+    missing = [p for p in ("unsloth", "vllm", "bitsandbytes") if util.find_spec(p) is None]
     fix = f"pip install -r requirements-gpu.txt ({', '.join(missing)} missing)" if missing else ""
     fix = fix or "one notebook uses one GPU: set CUDA_VISIBLE_DEVICES"
     return Check("gpu", not missing and len(names) == 1, ", ".join(names), fix)

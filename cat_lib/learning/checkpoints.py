@@ -25,6 +25,13 @@ class Exact(Trainer):  # type: ignore[misc]
 
     signal_state: str | None = None
 
+    def __init__(self, *args: Any, **given: Any) -> None:
+        """As TRL's, which would round an adapter on 4-bit weights to bfloat16: the steps of small rates were lost."""
+        own = [(weight, weight.data) for weight in given["model"].parameters() if weight.requires_grad]
+        super().__init__(*args, **given)
+        for weight, data in own:
+            weight.data = data
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As Trainer's, but never over one that is whole: Ctrl-C after a scheduled save, then a kill, would tear it."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"

@@ -124,10 +124,11 @@ def require_drawn(
     elif not policy.plainly and settings.drawn > settings.group_size:
         raise ValueError(
             f"votes={settings.drawn}: on a GPU {engine} draws the group_size={settings.group_size} rollouts that it "
-            "trains on and no more; take rollouts=vllm, engine=transformers or votes=None"
+            "trains on and no more; take engine=transformers, votes=None, or rollouts=vllm with engine=unsloth"
         )
     if sampling.tool and not policy.sampler and not policy.plainly:
-        raise ValueError(f"on a GPU {engine} draws no rollouts that call a tool; take rollouts=vllm")
+        fit = "take engine=transformers, or rollouts=vllm with engine=unsloth"
+        raise ValueError(f"on a GPU {engine} draws no rollouts that call a tool; {fit}")
     for part in (estimator, rule):
         if hasattr(part, "require"):
             part.require(settings.drawn)

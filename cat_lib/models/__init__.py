@@ -42,10 +42,7 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False, 
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r}: allowed are {', '.join(ENGINES)}")
-    if engine == "unsloth_4bit" and rollouts != "engine":
-        learnt = "learns on 4-bit weights, and vLLM would draw from 16-bit ones"
-        raise ValueError(f"engine={engine!r} {learnt}: take rollouts='engine', or engine='unsloth'")
-    if require_sampler(rollouts):
+    if require_sampler(rollouts, engine):
         from cat_lib.models import served
 
         server = served.load(rollouts)
@@ -59,8 +56,14 @@ def load_model(name: str, engine: str = "transformers", thinking: bool = False, 
     return replace(model, sampler=sampler) if model else sampler
 
 
-def require_sampler(rollouts: str) -> bool:
-    """Whether `rollouts` is the URL of a server. Raises ValueError for what says no sampler, or holds a secret."""
+def require_sampler(rollouts: str, engine: str = "transformers") -> bool:
+    """Whether `rollouts` is the URL of a server.
+
+    Raises ValueError for what says no sampler, holds a secret, or has other weights than those that `engine` learns on.
+    """
+    if engine == "unsloth_4bit" and rollouts != "engine":
+        learnt = "learns on 4-bit weights, and vLLM would draw from 16-bit ones"
+        raise ValueError(f"engine={engine!r} {learnt}: take rollouts='engine', or engine='unsloth'")
     if rollouts in ("engine", "vllm"):
         return False
     if "@" in rollouts or "?" in rollouts:  # not shown: it may hold the key
@@ -178,12 +181,17 @@ def _transformers(name: str, path: str) -> tuple[Any, Any]:
 def _unsloth(name: str, path: str, four_bit: bool) -> tuple[Any, Any]:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # of kernels that it would download
     # it fails where there is a folder of that name, no driver, or another torch
-    with as_model_error("engine=unsloth: Unsloth can't be used here (", "); `make engines` adds it"):
+    with as_model_error(
+        f"engine=unsloth{'_4bit' * four_bit}: Unsloth can't be used here (", "); `make engines` adds it"
+    ):
         if four_bit:
             import_module("bitsandbytes")  # Unsloth goes on without it, in 16 bits
         from unsloth import FastLanguageModel  # must come before transformers, trl and peft
     with _reaching("weights", name):
-        model, tokenizer = FastLanguageModel.from_pretrained(path, load_in_4bit=four_bit, load_in_16bit=not four_bit)
+        bits = {"load_in_4bit": four_bit, "load_in_16bit": not four_bit}
+        model, tokenizer = FastLanguageModel.from_pretrained(path, **bits, use_exact_model_name=four_bit)
+    if four_bit and not any(hasattr(weight, "quant_state") for weight in model.parameters()):
+        raise ModelError(f"engine=unsloth_4bit: Unsloth left the weights of {name} in 16 bits; take engine=unsloth")
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):  # weights packed for inference have no gradient
             layer.support_avx512bf16_for_cpu = False

@@ -76,8 +76,7 @@ def _convert(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    shown = str(target.parent.parent / NAME).replace(str(Path.home()), "~", 1)  # a run's page shows no home
-    print(f"converting the embedded model into {shown} (once, about 20 s)", flush=True)
+    print("converting the embedded model into the cache (once, about 20 s)", flush=True)
     place = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     quantized = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
     config = AutoConfig.from_pretrained(**place)

@@ -34,11 +34,12 @@ def require(p: Parameters, here: bool = True) -> float | None:
     largest = max((n for n in counts if isinstance(n, int)), default=1)
     drawn = "vllm" in (v.get("engine"), v.get("rollouts"))
     if searches and p.engine.startswith("unsloth") and p.rollouts == "engine" and machine()[1] == "cuda":
-        raise ValueError("on a GPU unsloth draws no rollouts that search (the arm dr_tulu); take rollouts=vllm")
+        fit = "take engine=transformers, or rollouts=vllm with engine=unsloth"
+        raise ValueError(f"on a GPU {p.engine} draws no rollouts that search (the arm dr_tulu); {fit}")
     answer = Work(False, 1, largest, _PROMPT_TOKENS, new_tokens, vllm=drawn, four_bit=v.get("engine") == "unsloth_4bit")
     most = [(p.model, answer)]
     if other := v.get("other_model"):
-        most.append((other, replace(answer, vllm=False)))
+        most.append((other, replace(answer, vllm=False, four_bit=False)))
     if "steps" in v:
         gpu = machine()[1] == "cuda"
         step = replace(answer, train=True, group_size=p.group_size, checkpointing=gpu, lora_rank=p.lora_rank)
@@ -51,7 +52,7 @@ def check(p: Parameters) -> None:
     """Raises ValueError for parameters that can't work together; a notebook has some of these."""
     v = p.values
     if isinstance(draws := v.get("rollouts"), str):
-        require_sampler(draws)
+        require_sampler(draws, v.get("engine", ""))
     check_source(p.task, v.get("data"), v.get("split") == "transductive")
     seeds = v.get("seeds", [v.get("seed", 0)])
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int and s >= 0 for s in seeds):

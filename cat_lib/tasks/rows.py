@@ -149,6 +149,7 @@ def local_file(source: str | Path, hub: Mapping[str, str] | None = None) -> Path
                 with urllib.request.urlopen(source, timeout=60) as reply:
                     partial.write_bytes(reply.read())
             except (OSError, HTTPException) as error:
+                partial.unlink(missing_ok=True)
                 raise DataError(f"{masked(source)} can't be fetched ({masked(error)}); give a local file") from None
             partial.replace(path)
         return path

@@ -51,7 +51,8 @@ def test_text_and_log_probabilities_are_those_of_the_transformers_engine():
 
 
 FOUR_BIT = """
-import json, sys
+import json, sys, tempfile
+from pathlib import Path
 import torch
 from cat_lib.learning.grpo import add_lora
 from cat_lib.models import load_model
@@ -72,17 +73,27 @@ texts = [[c.text for group in groups for c in group] for groups in drawn]
 loss = -sum(policy.model(**policy.tokenizer(["2 + 2 = 4"], return_tensors="pt")).logits[0, -1].log_softmax(-1)[:4])
 loss.backward()
 learns = {name.split(".")[-3] for name, p in policy.model.named_parameters() if p.grad is not None}
+from cat_lib.learning.grpo import train
+from cat_lib.learning.settings import GRPOSettings
+from cat_lib.method.estimators.voting import none
+from cat_lib.runs.folder import Run
+rule = lambda groups, _: [[float(len(c.text)) for c in group.rollouts] for group in groups]
+settings = GRPOSettings(1, 4, 4, 4, 1e-7, beta=0.0, lora_rank=8)
+with tempfile.TemporaryDirectory() as folder:
+    train(policy, task, task.examples("train", 4, 0), none, rule, settings, Run(Path(folder)))
+exact = {p.dtype for p in policy.model.parameters() if p.requires_grad} == {torch.float32}
 known = [model.parameters == plain.parameters, model.identity == plain.identity]
-print(json.dumps([texts, len(packed), shared, sorted(learns), known]))
+print(json.dumps([texts, len(packed), shared, sorted(learns), known, exact]))
 """
 
 
 def test_four_bits_are_the_weights_that_both_the_anchor_and_the_policy_are_made_of(two_layers):
     """Rollouts of 4-bit weights are, seed for seed, those of transformers' model with the same weights unpacked."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: make engines")
-    texts, packed, shared, learns, known = said(two_layers, FOUR_BIT)
+    texts, packed, shared, learns, known, exact = said(two_layers, FOUR_BIT)
     assert texts[0] == texts[1] == texts[2]
     assert (packed, shared, learns) == (14, True, ["lora_A", "lora_B"])
+    assert exact  # after training: of bfloat16's numbers most stay at a small rate
     assert known == [True, False]  # parameters, and what a cache of verdicts goes by
 
 

@@ -17,8 +17,9 @@ from cat_lib.models import ModelError, load_model, memory
 from cat_lib.models.memory import Work, estimate
 from cat_lib.runs import places
 from cat_lib.runs.folder import read_config
-from cat_lib.runs.parameters import Parameters
+from cat_lib.runs.parameters import Parameters, effective, resolve
 from cat_lib.runs.tracking import Run
+from cat_lib.suites import preflight
 from cat_lib.train_entry import main
 
 
@@ -66,7 +67,7 @@ def test_what_is_unknown_or_not_installed_is_refused(monkeypatch):
     with pytest.raises(ModelError, match=r"engine=unsloth: Unsloth can't be used here .*`make engines` adds it"):
         load_model("embedded", "unsloth")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ModelError, match=r"engine=unsloth: .*bitsandbytes.*`make engines` adds it"):
+    with pytest.raises(ModelError, match=r"engine=unsloth_4bit: .*bitsandbytes.*`make engines` adds it"):
         load_model("embedded", "unsloth_4bit")
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ModelError, match=r"engine=vllm: vLLM is not installed here .*`make engines` adds it"):
@@ -87,6 +88,16 @@ def test_four_bits_are_little_more_than_a_third_of_sixteen(monkeypatch):
     assert 5.3 < packed.weights < 5.7  # by its name alone, with a larger vocabulary's embeddings
     assert packed.weights < 0.4 * whole.weights
     assert packed[1:] == whole[1:]
+
+
+def test_before_a_kernel_starts_it_is_known_what_four_bits_go_with(monkeypatch):
+    notebook, asked = places.NOTEBOOKS / "07_ablations.ipynb", []
+    monkeypatch.setattr(preflight, "require_memory", lambda model, work: asked.append((model, work.four_bit)))
+    given = {"engine": "unsloth_4bit", "other_model": "Qwen/Qwen3-8B"}
+    preflight.require(effective(notebook.stem, resolve(notebook, given)))
+    assert set(asked) == {("embedded", True), ("Qwen/Qwen3-8B", False)}  # transformers loads the other
+    with pytest.raises(ValueError, match="vLLM would draw from 16-bit ones"):
+        preflight.check(effective(notebook.stem, resolve(notebook, given | {"rollouts": "vllm"})))
 
 
 def test_several_processes_do_not_draw_by_one_engine(monkeypatch, capsys):

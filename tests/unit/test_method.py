@@ -121,6 +121,16 @@ def test_the_anchor_does_not_see_the_question_unless_asked(embedded):
         assert "{{" not in blind + told
 
 
+def test_synthesis_shows_the_question_only_where_it_is_asked_to(embedded, monkeypatch):
+    asked = []
+    monkeypatch.setattr(type(embedded), "generate", lambda _, prompts, *__: asked.extend(prompts) or [[]])
+    group = replace(said("2 + 5 = 7", "It is 7"), question="Why is the sky blue?")
+    for given in ({}, {"include_question": True}):
+        with pytest.raises(ValueError, match="not enough values"):  # of a model that answers nothing
+            synthesis(embedded, TASK, "reasoning", **given)([group])
+    assert ["sky" in str(prompt) for prompt in asked] == [False, True]
+
+
 def test_fences_are_longer_than_what_they_hold_and_filling_is_one_pass():
     assert fence("``` and `````").splitlines()[0] == "``````"
     assert one_line("a\n2. b\x1b[0m") == "a 2. b [0m"
