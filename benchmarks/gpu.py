@@ -34,14 +34,15 @@ from cat_lib.schema import Estimator
 from cat_lib.tasks.arithmetic import Arithmetic
 
 Found = Iterator[dict[str, Any]]
-WAYS = [("transformers", "engine"), ("unsloth", "engine"), ("transformers", "vllm"), ("unsloth", "vllm")]
+WAYS = [(engine, rollouts) for rollouts in ("engine", "vllm") for engine in ("transformers", "unsloth")]
+WAYS += [("unsloth_4bit", "engine")]
 TASK = Arithmetic()
 NAME = (sys.argv[1:] or ["embedded"])[0]
 
 
 def opened(engine: str, rollouts: str) -> Any:
     """The model in these engines. Raises ImportError for one that is not installed."""
-    for needed in {engine, rollouts} - {"transformers", "engine"}:
+    for needed in {engine.removesuffix("_4bit"), rollouts} - {"transformers", "engine"}:
         if util.find_spec(needed) is None:
             raise ImportError(f"{needed} is not installed")
     return load_model(NAME, engine, rollouts=rollouts)
@@ -56,7 +57,7 @@ def trained(model: Any, steps: int, estimator: Estimator, folder: Path, save: in
 def machine() -> Found:
     """Card and versions, and how they differ from the lock."""
     have = {d.name: d.version.split("+")[0] for d in metadata.distributions()}
-    names = ("torch", "transformers", "trl", "peft", "unsloth", "vllm")
+    names = ("torch", "transformers", "trl", "peft", "unsloth", "vllm", "bitsandbytes")
     lock = locked("gpu")
     yield {name: f"{have.get(name, 'none')} (lock: {lock.get(name)})" for name in names} | {"card": gpus()}
 

@@ -18,10 +18,12 @@ from cat_lib.tasks.arithmetic import Arithmetic
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-@pytest.mark.parametrize("rollouts", ["engine", "vllm"])
-@pytest.mark.parametrize("engine", ["transformers", "unsloth"])
+WAYS = [(engine, rollouts) for engine in ("transformers", "unsloth") for rollouts in ("engine", "vllm")]
+
+
+@pytest.mark.parametrize(("engine", "rollouts"), [*WAYS, ("unsloth_4bit", "engine")])
 def test_two_steps(engine, rollouts, tmp_path):  # the second draws from a policy that has learnt, asleep in between
-    for needed in {engine, rollouts} - {"transformers", "engine"}:
+    for needed in {engine.removesuffix("_4bit"), rollouts} - {"transformers", "engine"}:
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"{needed} is not installed")
     task = Arithmetic()
