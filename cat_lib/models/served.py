@@ -12,6 +12,7 @@ Left out: retries. A server that is gone ends the run as failed, and a checkpoin
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
 
 from cat_lib.models import ModelError, replies
 from cat_lib.models.vllm import VLLMModel
@@ -60,6 +64,10 @@ class ServedModel(VLLMModel):
         mine = {"role": model.role, "ledger": model.ledger, "thinking": model.thinking, "tokenizer": model.tokenizer}
         drawing = replace(self, lora=None, answer_ends=frozenset(model.ends), parameters=model.parameters, **mine)
         if model.initial is None:
+            if model.plain.device.type == "cpu":
+                layer, sizes = next((n, m.weight.shape) for n, m in model.plain.named_modules() if n.endswith("q_proj"))
+                drawing.lora = f"{_launch()}-nothing"
+                self._post("load_lora_adapter", {"lora_name": drawing.lora, "lora_path": _nothing(layer, *sizes).name})
             return drawing
         folder = TemporaryDirectory(prefix="cat_lib_adapter_")
         model.model.save_pretrained(folder.name, save_embedding_layers=False)
@@ -104,6 +112,21 @@ class ServedModel(VLLMModel):
 
     def _post(self, path: str, fields: dict[str, Any]) -> Any:
         return _said(self.name, self.llm, "POST", path, json=fields)
+
+
+@cache
+def _nothing(layer: str, size_out: int, size_in: int) -> TemporaryDirectory[str]:
+    """The folder of an adapter that adds zero, under which the base model is drawn from on a CPU.
+
+    There vLLM 0.30 looks up the adapter of a row without one by the index -1, which is the last adapter that it has, as
+    long as a row with one is in the same batch.
+    """
+    folder, zero = TemporaryDirectory(prefix="cat_lib_adapter_"), f"base_model.model.{layer}"
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    (Path(folder.name) / "adapter_config.json").write_text(json.dumps(config))
+    weights = {f"{zero}.lora_A.weight": torch.zeros(1, size_in), f"{zero}.lora_B.weight": torch.zeros(size_out, 1)}
+    save_file(weights, Path(folder.name) / "adapter_model.safetensors")
+    return folder
 
 
 @cache
