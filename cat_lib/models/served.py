@@ -65,9 +65,10 @@ class ServedModel(VLLMModel):
         drawing = replace(self, lora=None, answer_ends=frozenset(model.ends), parameters=model.parameters, **mine)
         if model.initial is None:
             if model.plain.device.type == "cpu":
-                layer, sizes = next((n, m.weight.shape) for n, m in model.plain.named_modules() if n.endswith("q_proj"))
-                drawing.lora = f"{_launch()}-nothing"
-                self._post("load_lora_adapter", {"lora_name": drawing.lora, "lora_path": _nothing(layer, *sizes).name})
+                query = next(m for n, m in model.plain.get_decoder().named_modules() if n.endswith("q_proj"))
+                name = next(n for n, m in model.plain.named_modules() if m is query)
+                drawing.lora, folder = f"{_launch()}-nothing", _nothing(name, *query.weight.shape)
+                self._post("load_lora_adapter", {"lora_name": drawing.lora, "lora_path": folder.name})
             return drawing
         folder = TemporaryDirectory(prefix="cat_lib_adapter_")
         model.model.save_pretrained(folder.name, save_embedding_layers=False)
