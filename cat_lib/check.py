@@ -97,9 +97,7 @@ def judge(
 
 @app.command()
 def engine(
-    name: Annotated[
-        str, typer.Argument(metavar="ENGINE", help="What learns and samples: transformers, unsloth or unsloth_4bit.")
-    ],
+    name: Annotated[str, typer.Argument(metavar="ENGINE", help=f"What learns and samples: {', '.join(LEARNERS)}.")],
     model: Annotated[str, typer.Option(help="As `model` of a notebook.")] = "embedded",
     rollouts: Annotated[str, typer.Option(help="What samples in its place: vllm, or a server's URL.")] = "engine",
 ) -> None:

@@ -181,9 +181,8 @@ def _transformers(name: str, path: str) -> tuple[Any, Any]:
 def _unsloth(name: str, path: str, four_bit: bool) -> tuple[Any, Any]:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # of kernels that it would download
     # it fails where there is a folder of that name, no driver, or another torch
-    with as_model_error(
-        f"engine=unsloth{'_4bit' * four_bit}: Unsloth can't be used here (", "); `make engines` adds it"
-    ):
+    engine = f"engine=unsloth{'_4bit' * four_bit}"
+    with as_model_error(f"{engine}: Unsloth can't be used here (", "); `make engines` adds it"):
         if four_bit:
             import_module("bitsandbytes")  # Unsloth goes on without it, in 16 bits
         from unsloth import FastLanguageModel  # must come before transformers, trl and peft
@@ -191,7 +190,7 @@ def _unsloth(name: str, path: str, four_bit: bool) -> tuple[Any, Any]:
         bits = {"load_in_4bit": four_bit, "load_in_16bit": not four_bit}
         model, tokenizer = FastLanguageModel.from_pretrained(path, **bits, use_exact_model_name=four_bit)
     if four_bit and not any(hasattr(weight, "quant_state") for weight in model.parameters()):
-        raise ModelError(f"engine=unsloth_4bit: Unsloth left the weights of {name} in 16 bits; take engine=unsloth")
+        raise ModelError(f"{engine}: Unsloth left the weights of {name} in 16 bits; take engine=unsloth")
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):  # weights packed for inference have no gradient
             layer.support_avx512bf16_for_cpu = False

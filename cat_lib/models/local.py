@@ -63,9 +63,8 @@ class LocalModel(Speaker):
         """Parameters that a token of text passes through; the LoRA adapter, below a percent, is not counted."""
         parts = self.plain.get_decoder(), self.plain.get_output_embeddings()
         each = {id(p): p for part in parts for p in part.parameters()}.values()
-        return sum(
-            math.prod(getattr(p, "quant_state", p).shape) for p in each
-        )  # of two 4-bit weights in one byte, both
+        # of two 4-bit weights in one byte, both
+        return sum(math.prod(getattr(p, "quant_state", p).shape) for p in each)
 
     @property
     def context(self) -> int:
