@@ -88,12 +88,15 @@ def test_a_server_draws_for_two_processes_and_its_end_fails_the_run(two_layers, 
             assert gap(policy, rows, 1.0)[0] < MOST_GAP
             assert not strength or gap(policy.anchor(), rows, 1.0)[0] > 2 * MOST_GAP
         with ThreadPoolExecutor(2) as pool:  # in one batch with a policy the base model stays the base model
-            busy = pool.submit(policy.generate, prompts * 4, 2, Sampling(48, seed=4))
+            busy, rounds = pool.submit(policy.generate, prompts * 4, 2, Sampling(48, seed=4)), 0
             while not busy.done():
+                rounds += 1
                 rows = [
                     (p, c) for p, (c,) in zip(prompts, policy.anchor().generate(prompts, 1, Sampling(8)), strict=True)
                 ]
                 assert gap(policy.anchor(), rows, 1.0)[0] < MOST_GAP
+            assert rounds
+            assert len(busy.result()) == 16
         again = [c for g in policy.generate(prompts, 2, Sampling(8, seed=3)) for c in g]
         assert [c.token_ids for c in again] == [c.token_ids for c in drawn]
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / train_entry.DDP)]
