@@ -7,6 +7,7 @@ used, is imported before the libraries that it patches.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
@@ -185,7 +186,8 @@ def _unsloth(name: str, path: str, four_bit: bool) -> tuple[Any, Any]:
     with as_model_error(f"{engine}: Unsloth can't be used here (", "); `make engines` adds it"):
         if four_bit:
             import_module("bitsandbytes")  # Unsloth goes on without it, in 16 bits
-        from unsloth import FastLanguageModel  # must come before transformers, trl and peft
+        with _unprobed():
+            from unsloth import FastLanguageModel  # must come before transformers, trl and peft
     with _reaching("weights", name):
         bits = {"load_in_4bit": four_bit, "load_in_16bit": not four_bit}
         model, tokenizer = FastLanguageModel.from_pretrained(path, **bits, use_exact_model_name=four_bit)
@@ -195,6 +197,21 @@ def _unsloth(name: str, path: str, four_bit: bool) -> tuple[Any, Any]:
         if hasattr(layer, "support_avx512bf16_for_cpu"):  # weights packed for inference have no gradient
             layer.support_avx512bf16_for_cpu = False
     return model, _ready(name, tokenizer)
+
+
+@contextmanager
+def _unprobed() -> Iterator[None]:
+    """Meanwhile there is no `vllm._C` where it is made for another processor: Unsloth, which probes it, would crash."""
+    import torch
+
+    known = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+    if other := not known and torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        sys.modules["vllm._C"] = None  # type: ignore[assignment]  # no such module
+    try:
+        yield
+    finally:
+        if other:
+            del sys.modules["vllm._C"]
 
 
 def _reaching(part: str, name: str) -> AbstractContextManager[None]:

@@ -153,7 +153,7 @@ def _papermill(notebook: Path, parameters: dict[str, Any], run: Run) -> tuple[st
         if stops:
             return "KILLED", "terminated"
         if isinstance(error, DeadKernelError):
-            return "FAILED", "the kernel died (out of memory, or killed from outside); what it had logged is kept"
+            return "FAILED", "the kernel died (out of memory, a crash, or an outside kill); what it had logged is kept"
         return "FAILED", f"the kernel did not start: {error}"
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from types import SimpleNamespace
 
 import nbformat
 import pytest
+import torch
 
+from cat_lib import models
 from cat_lib.doctor import checks
 from cat_lib.learning import canary, sampler
 from cat_lib.learning.canary import learner
@@ -26,6 +29,20 @@ from cat_lib.train_entry import main
 def parameters(**given) -> Parameters:
     values = {"model": "embedded", "engine": "auto", "thinking": False, "rollouts": "engine"} | given
     return Parameters(values, values)
+
+
+@pytest.mark.parametrize(("kind", "bf16", "hidden"), [("AVX2", 0, True), ("AVX512", 1, False), ("DEFAULT", 0, False)])
+def test_vllm_s_kernels_for_another_processor_are_hidden_from_unsloth_s_probe(monkeypatch, kind, bf16, hidden):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(bf16))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kind)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delitem(sys.modules, "vllm._C", raising=False)
+    with models._unprobed():
+        assert ("vllm._C" in sys.modules) == hidden
+        if hidden:
+            with pytest.raises(ModuleNotFoundError, match="halted"):
+                import_module("vllm._C")
+    assert "vllm._C" not in sys.modules
 
 
 def test_auto_is_transformers_where_there_is_no_gpu(tmp_path, capsys):
