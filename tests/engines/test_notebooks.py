@@ -18,7 +18,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        ("02_rubrics_and_judge", {"engine": "vllm"}),
+        pytest.param("02_rubrics_and_judge", {"engine": "vllm"}, marks=pytest.mark.slow),
         ("00_quickstart", {"rollouts": "vllm"}),
         ("00_quickstart", {"engine": "unsloth"}),
         ("00_quickstart", {"engine": "unsloth_4bit"}),

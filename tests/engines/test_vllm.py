@@ -99,8 +99,8 @@ def test_samples_repeat_with_their_seed_and_their_log_probabilities_are_the_mode
 def test_a_tool_s_words_go_into_rollouts_as_in_the_transformers_engine(ours, theirs):
     tool = lambda text: " So what is 2 + 3?\nAnswer:" if text.count("So") < 2 else None  # noqa: E731
     how = replace(GREEDY, tool=tool, max_new_tokens=48)
-    one, other = (m.generate(PROMPTS[:8], 1, how) for m in (ours, theirs))
-    assert same(ours, PROMPTS[:8], one, other) >= 7
+    one, other = (m.generate(PROMPTS[:4], 1, how) for m in (ours, theirs))
+    assert same(ours, PROMPTS[:4], one, other) >= 3
     assert all(len(c.foreign) == 2 for (c,) in other)
     for (a,), (b,), prompt in zip(one, other, PROMPTS, strict=False):
         if a.token_ids == b.token_ids:
@@ -110,7 +110,7 @@ def test_a_tool_s_words_go_into_rollouts_as_in_the_transformers_engine(ours, the
             apart = [x - y for x, y, own in zip(learnt[0], b.logprobs, b.mask, strict=True) if own]
             assert apart == pytest.approx([0.0] * sum(b.mask), abs=1e-3)
     drawn = replace(TASK.sampling, tool=tool, max_new_tokens=48, seed=3)
-    first, again = (theirs.generate(PROMPTS[:4], 4, drawn) for _ in "12")
+    first, again = (theirs.generate(PROMPTS[:2], 4, drawn) for _ in "12")
     assert [[c.token_ids for c in g] for g in first] == [[c.token_ids for c in g] for g in again]
     assert len({c.token_ids for c in first[0]}) > 1
     ((cut,),) = theirs.generate(PROMPTS[:1], 1, replace(how, tool=lambda text: "word " * 60))

