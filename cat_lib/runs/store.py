@@ -147,7 +147,7 @@ def tags_of(config: Mapping[str, Any], folder: Path, run_id: str = "") -> dict[s
     """Words to filter by: what ran, on what, in which state of the code, and how it failed; and what pages show."""
     about = config.get("parameters", {})
     chosen = {tag: about[name] for name, tag in _TAGGED.items() if about.get(name) is not None}
-    chosen |= {k: config.get(k) for k in ("notebook", "commit", "dirty", "code", "error")}
+    chosen |= {k: config.get(k) for k in ("notebook", "commit", "dirty", "code", "machine", "error")}
     chosen |= config.get("tags", {}) | {"run_dir": folder, "mlflow.runName": title(config, folder)}
     chosen["mlflow.note.content"] = pages.description(folder, config, run_id)
     if config["notebook"] != SUITE:

@@ -17,6 +17,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import torch
 
 from cat_lib.doctor import checks, locked
 from cat_lib.ledger import Ledger, cost_metrics
@@ -316,6 +317,8 @@ def test_a_run_is_a_folder_and_the_same_in_mlflow(store):
     assert config["versions"]["torch"].startswith("2.13.0")
     assert json.loads((folder / "metrics.json").read_text()) == {"score": 0.75}
     run = store_.connect().get_run(run_id_of(folder))
+    assert ("avx512_bf16" in config["machine"]) == torch.cpu._is_avx512_bf16_supported()
+    assert run.data.tags["machine"] == config["machine"]
     assert (run.info.status, run.data.params, run.data.metrics["1_results/score"]) == ("FINISHED", {"x": "3"}, 0.75)
     assert {a.path for a in store_.connect().list_artifacts(run.info.run_id)} >= {"executed.ipynb", "config.json"}
     with pytest.raises(ParameterError, match="x: 3 there, 4 now"):
