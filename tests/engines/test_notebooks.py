@@ -13,17 +13,19 @@ from cat_lib.runs.runner import run_notebook
 pytest.importorskip("vllm", reason="vLLM is not installed: make engines")
 pytestmark = pytest.mark.notebook
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        pytest.param("02_rubrics_and_judge", {"engine": "vllm"}, marks=pytest.mark.slow),
         ("00_quickstart", {"rollouts": "vllm"}),
-        ("00_quickstart", {"engine": "unsloth"}),
-        ("00_quickstart", {"engine": "unsloth_4bit"}),
-        ("06_training_signals", {"rollouts": "vllm"}),
-        ("06_training_signals", {"engine": "unsloth"}),
+        ("06_training_signals", {"engine": "unsloth", "rollouts": "vllm"}),
+        pytest.param("00_quickstart", {"engine": "unsloth"}, marks=SLOW),
+        pytest.param("00_quickstart", {"engine": "unsloth_4bit"}, marks=SLOW),
+        pytest.param("02_rubrics_and_judge", {"engine": "vllm"}, marks=SLOW),
+        pytest.param("06_training_signals", {"engine": "unsloth"}, marks=SLOW),
+        pytest.param("06_training_signals", {"rollouts": "vllm"}, marks=SLOW),
     ],
 )
 def test_a_notebook_runs_whole(name, given, store, untracked, monkeypatch, two_layers):
