@@ -73,7 +73,7 @@ debian:  ## PostgreSQL and Chromium from Debian's packages, for the tests that u
 	  echo "PostgreSQL and Chromium could not be installed: their tests are skipped"
 
 lab: setup  ## JupyterLab on the notebooks
-	$(PY) -m jupyterlab notebooks
+	$(PY) -m jupyterlab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 ui: setup  ## MLflow UI on 127.0.0.1:5000 over all runs
 	$(PY) -m cat_lib ui

@@ -124,8 +124,8 @@ def _sizes() -> Check:
         for name in ("embedded", "0.6B", "1.7B", "4B", "8B", "14B", "32B", "70B"):
             need = arithmetic.estimate(name, work)
             if need is not None and need.total <= there:
-                fits[train] = name
-    found = f"answering: up to {fits[False]}; training: up to {fits[True]}"
+                fits[train] = f"up to {name}"
+    found = f"answering: {fits[False]}; training: {fits[True]}"
     advice = "for one prompt with 8 rollouts of 512 + 1024 tokens at once; shorter ones need less"
     return Check("model sizes", fits[True].endswith("B"), found, advice)
 

@@ -160,6 +160,6 @@ def test_doctor_names_the_sizes_that_fit(machine):
         return check.state, check.found
 
     machine(1.0)
-    assert found() == ("note", "answering: up to none; training: up to none")
+    assert found() == ("note", "answering: none; training: none")
     machine(79.2, "cuda")
     assert found() == ("ok", "answering: up to 32B; training: up to 14B")
