@@ -214,7 +214,7 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> 
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--uvicorn-opts", "--log-level warning"]
     # not among the words of the command: whoever lists processes sees those
-    raise typer.Exit(serve(command, os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}))
+    raise typer.Exit(serve(command, os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "PYTHONWARNINGS": "ignore"}))
 
 
 def _pair(entry: str, option: str) -> tuple[str, str]:
